@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.api.project import Project
     from adapterhub.core.disk.claims import Claim
     from adapterhub.core.errors import AmbiguousSpec
-    from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
+    from adapterhub.formats.base.fingerprint import BaseComparison, BaseVerdict
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.bases.requested import Family
     from adapterhub.library.store.origins import Origin
@@ -77,7 +77,7 @@ class ComparedBases(Documented, keys="verdict allows_attach=verdict.allows_attac
 
     verdict: BaseVerdict
     differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
-    parts: Annotated[Mapping[str, Comparison] | None, "of two pipelines"] = field(default=None, hash=False)
+    parts: Annotated[Mapping[str, BaseComparison] | None, "of two pipelines"] = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from adapterhub.core.errors import NoCompatibleRelease, NotAllowed
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
-from adapterhub.formats.base.fingerprint import BaseVerdict, Comparison
+from adapterhub.formats.base.fingerprint import BaseComparison, BaseVerdict
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.formats.release import Release
 from adapterhub.library.admission import Admission, strangers
@@ -33,12 +33,12 @@ def candidates_of(
 ) -> list[Candidate]:
     """The releases as the resolver sees them; an installed build counts as made for the base that it is pinned to."""
     strange = strangers(library, releases)
-    judged: dict[BaseRef, tuple[Comparison, str]] = {}  # a name may have thousands of builds, for few bases
+    judged: dict[BaseRef, tuple[BaseComparison, str]] = {}  # a name may have thousands of builds, for few bases
     found = []
     for release in releases:
         base = release.build.base if isinstance(release, InstalledRelease) else release.facts.base
         if base not in judged:
-            verdict = wanted.judge(base) if wanted else Comparison(verdict=BaseVerdict.UNKNOWN)
+            verdict = wanted.judge(base) if wanted else BaseComparison(verdict=BaseVerdict.UNKNOWN)
             judged[base] = verdict, library.base_label(base)
         reason = strange.get((release.digest, release.repository), "")
         found.append(_candidate(release, base, *judged[base], source, reason))
@@ -46,7 +46,7 @@ def candidates_of(
 
 
 def _candidate(
-    release: Release, base: BaseRef, comparison: Comparison, base_label: str, source: str, strange: str
+    release: Release, base: BaseRef, comparison: BaseComparison, base_label: str, source: str, strange: str
 ) -> Candidate:
     facts = release.facts
     return Candidate(

@@ -46,9 +46,9 @@ def bench_command(dtype: str, repeat: int) -> None:
 def bench_dense(size: int) -> None:
     import torch
 
-    from adapterhub.formats.derived.algebra import Update
+    from adapterhub.formats.derived.algebra import ArrayUpdate
     from adapterhub.formats.derived.comparison import compare_module
-    from adapterhub.formats.peft.pairs import Layout
+    from adapterhub.formats.peft.pairs import FactorLayout
     from adapterhub.weights.lowrank.algebra import LowRank
 
     generator = torch.Generator().manual_seed(0)
@@ -68,8 +68,8 @@ def bench_dense(size: int) -> None:
     overlap = float((left[:, :RANK].T @ others[:, :RANK]).square().sum() / RANK)
     dense_s = time.process_time() - begun
 
-    layout = Layout(kind="linear", out=size, a_shape=(size,))
-    updates = [[Update(a=d.a.double().numpy(), b=d.b.double().numpy(), scale=d.scale)] for d in deltas]
+    layout = FactorLayout(kind="linear", out=size, a_shape=(size,))
+    updates = [[ArrayUpdate(a=d.a.double().numpy(), b=d.b.double().numpy(), scale=d.scale)] for d in deltas]
     compare_module("q", layout, updates, [0.5, 0.5], 256)  # LAPACK is set up on first use
     begun = time.process_time()
     ours = compare_module("q", layout, updates, [0.5, 0.5], 256)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ArrayUpdate
 from adapterhub.formats.derived.likeness import NUMBERS, SAME, Sketch, Sketches, alike, explain, gram, pursue, sketch_of
 from adapterhub.formats.derived.reading import AdapterUpdates
 from adapterhub.library.store.index import Index
@@ -57,7 +57,7 @@ def cpu_ms(work: Callable[[], object], repeats: int = 5) -> float:
     return min(times)
 
 
-def modules_of(hidden: int, keys: int, inner: int, layers: int, rank: int = 16) -> list[tuple[str, Update]]:
+def modules_of(hidden: int, keys: int, inner: int, layers: int, rank: int = 16) -> list[tuple[str, ArrayUpdate]]:
     """Random updates of every linear module of a model."""
     chance = np.random.default_rng(0)
     sizes = {"q": (hidden, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, hidden)}
@@ -65,7 +65,9 @@ def modules_of(hidden: int, keys: int, inner: int, layers: int, rank: int = 16) 
     return [
         (
             f"model.layers.{layer}.{name}_proj",
-            Update(a=chance.standard_normal((rank, i), "f4"), b=chance.standard_normal((o, rank), "f4"), scale=2.0),
+            ArrayUpdate(
+                a=chance.standard_normal((rank, i), "f4"), b=chance.standard_normal((o, rank), "f4"), scale=2.0
+            ),
         )
         for layer in range(layers)
         for name, (o, i) in sizes.items()
@@ -77,7 +79,7 @@ def speed(strangers: int) -> Iterator[Row]:
     for name, sizes in MODELS.items():
         modules = modules_of(*sizes)
 
-        def sketch(modules: list[tuple[str, Update]] = modules) -> bytes:
+        def sketch(modules: list[tuple[str, ArrayUpdate]] = modules) -> bytes:
             made = Sketch()
             for module, update in modules:
                 made.add(module, [update])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapterhub.formats.derived.algebra import Sample, Update
+from adapterhub.formats.derived.algebra import ArrayUpdate, Sample
 from adapterhub.formats.derived.deriving import derive
 from adapterhub.formats.derived.likeness import Sketch, cosines, placed, sketch_of
 from adapterhub.formats.derived.record import DerivedRecord
@@ -132,7 +132,7 @@ def test_products_count_as_the_update_that_peft_multiplies_out(
     assert module.norm == pytest.approx(float(dense.norm()), rel=1e-5)
     assert module.effective_rank == pytest.approx(float(torch.exp(-(shares * shares.log()).sum())), rel=1e-5)
     whole = Sketch()
-    whole.add(Q, [Update(a=dense.numpy(), b=np.eye(len(dense)))])
+    whole.add(Q, [ArrayUpdate(a=dense.numpy(), b=np.eye(len(dense)))])
     assert cosines([sketch.packed(), whole.packed()])[0, 1] > 0.999
 
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import GPT2Model, LlamaForCausalLM
 
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, compare, fingerprint_tensors
+from adapterhub.formats.base.fingerprint import (
+    BaseComparison,
+    BaseFingerprint,
+    BaseVerdict,
+    compare,
+    fingerprint_tensors,
+)
 from adapterhub.formats.base.folders import files_digest, fingerprint_folder
 from adapterhub.formats.base.hints import BaseHints
 from adapterhub.formats.safetensors.facts import TensorFacts
@@ -32,7 +38,7 @@ def gpt2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compared(a: Path, b: Path) -> Comparison:
+def compared(a: Path, b: Path) -> BaseComparison:
     """The comparison of two folders, after a check that the verdict is the same the other way round."""
     (first, first_hints, _), (second, second_hints, _) = (fingerprint_folder(f, cache_folder=None) for f in (a, b))
     comparison = compare(first, second, hints=(first_hints, second_hints))
@@ -46,7 +52,7 @@ def test_a_resharded_model_has_the_same_weights(base: Path, tmp_path: Path) -> N
 
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert fingerprint(base) == fingerprint(tmp_path)
-    assert compared(base, tmp_path) == Comparison(verdict=BaseVerdict.SAME_WEIGHTS)
+    assert compared(base, tmp_path) == BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS)
 
 
 def test_a_saved_again_model_has_the_same_weights(base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ArrayUpdate
 from adapterhub.formats.derived.likeness import (
     NUMBERS,
     Sketch,
@@ -44,7 +44,7 @@ def test_a_sketch_is_the_same_on_every_machine() -> None:
     steps = np.arange(64, dtype="f4")
     sketch = Sketch()
     for module in ("model.layers.0.q", "model.layers.1.q"):
-        sketch.add(module, [Update(a=np.sin(steps).reshape(2, 32), b=np.cos(steps).reshape(32, 2), scale=2.0)] * 2)
+        sketch.add(module, [ArrayUpdate(a=np.sin(steps).reshape(2, 32), b=np.cos(steps).reshape(32, 2), scale=2.0)] * 2)
 
     found = np.frombuffer(sketch.packed(), "i1").astype(int)
     golden = np.frombuffer(base64.b64decode(GOLDEN), "i1")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from sqlalchemy import delete, insert, select
 
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ArrayUpdate
 from adapterhub.formats.derived.likeness import NUMBERS, Sketch, cosines
 from tests.registry.pushing import Push
 from tests.registry.running import Running, running
@@ -155,7 +155,7 @@ def test_sketches_have_secret_signs_and_are_never_sent(server: Running) -> None:
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
         tensors = {key: value.numpy() for key, value in load(weights()).items()}
         a, b = tensors[f"{name}A.weight"], tensors[f"{name}B.weight"]
-        public.add(f"model.layers.{layer}.self_attn.q_proj", [Update(a=a, b=b)])
+        public.add(f"model.layers.{layer}.self_attn.q_proj", [ArrayUpdate(a=a, b=b)])
 
     assert abs(cosines([kept, public.packed()])[0, 1]) < 0.5
     for path in ("/acme/a/1.0.0", "/lineage/acme/a", "/base/nothing"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, safe_open, save_file
 
 from adapterhub.core.errors import DigestMismatch, MalformedConfig, MalformedTensorFile, RefusedAdapter
-from adapterhub.formats.peft.pairs import Layout
+from adapterhub.formats.peft.pairs import FactorLayout
 from adapterhub.formats.safetensors.file import read_header
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import AdapterFactors, TensorFileWriter
@@ -56,7 +56,7 @@ def test_layout_tells_names_and_shapes(tmp_path: Path) -> None:
         "model.layers.0.conv": "conv",
         "model.layers.0.conv1d": "conv",
     }
-    assert str(Layout(kind="conv", out=5, a_shape=(3, 2, 2))) == "conv 5 x 3 x 2 x 2"
+    assert str(FactorLayout(kind="conv", out=5, a_shape=(3, 2, 2))) == "conv 5 x 3 x 2 x 2"
 
 
 def test_tensors_that_are_no_factor_are_kept_apart(tmp_path: Path) -> None:

@@ -8,27 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.peft.pairs import Layout, plain_name
+from adapterhub.formats.peft.pairs import FactorLayout, plain_name
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import is_finite, join
 from tests.support.adapter_folders import random_delta
 
 layouts = st.one_of(
-    st.builds(Layout, kind=st.just("linear"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5))),
-    st.builds(Layout, kind=st.just("embedding"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5))),
+    st.builds(FactorLayout, kind=st.just("linear"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5))),
+    st.builds(FactorLayout, kind=st.just("embedding"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5))),
     st.builds(
-        Layout, kind=st.just("experts"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5)),
+        FactorLayout, kind=st.just("experts"), out=st.integers(1, 5), a_shape=st.tuples(st.integers(1, 5)),
         parts=st.integers(1, 4),
     ),
     st.tuples(st.integers(1, 3), st.integers(1, 3), st.lists(st.integers(1, 3), min_size=2, max_size=4)).map(
-        lambda drawn: Layout(kind="conv", out=drawn[0] * drawn[1], a_shape=tuple(drawn[2]), parts=drawn[1])
+        lambda drawn: FactorLayout(kind="conv", out=drawn[0] * drawn[1], a_shape=tuple(drawn[2]), parts=drawn[1])
     ),
 )  # fmt: skip
 
 
 @settings(max_examples=100)
 @given(layout=layouts, ranks=st.lists(st.integers(0, 4), min_size=4, max_size=4), spare=st.integers(0, 2))
-def test_what_is_joined_is_split_into_the_same_updates(layout: Layout, ranks: list[int], spare: int) -> None:
+def test_what_is_joined_is_split_into_the_same_updates(layout: FactorLayout, ranks: list[int], spare: int) -> None:
     ranks = ranks[: layout.parts]
     rank = max(1, *ranks) + spare
     parts = [random_delta(i, out=layout.part_out, width=layout.width, rank=r, scale=1.0) for i, r in enumerate(ranks)]
@@ -46,7 +46,7 @@ def test_what_is_joined_is_split_into_the_same_updates(layout: Layout, ranks: li
 
 
 def test_experts_lie_as_peft_has_them() -> None:
-    layout = Layout(kind="experts", out=2, a_shape=(3,), parts=2)
+    layout = FactorLayout(kind="experts", out=2, a_shape=(3,), parts=2)
     a = torch.arange(12.0).reshape(4, 3)  # expert 0 at ranks 0 and 1, then expert 1
     b = torch.arange(8.0).reshape(2, 4)  # rank 0 of both experts, then rank 1
 
@@ -62,12 +62,12 @@ def test_experts_lie_as_peft_has_them() -> None:
 @pytest.mark.parametrize(
     ("layout", "in_config", "text"),
     [
-        (Layout(kind="linear", out=4, a_shape=(3,)), 2, "linear 4 x 3"),
-        (Layout(kind="experts", out=4, a_shape=(3,), parts=8), 2, "experts 4 x 3, 8 parts"),
-        (Layout(kind="conv", out=4, a_shape=(3, 2, 2), parts=2), 4, "conv 4 x 3 x 2 x 2, 2 parts"),
+        (FactorLayout(kind="linear", out=4, a_shape=(3,)), 2, "linear 4 x 3"),
+        (FactorLayout(kind="experts", out=4, a_shape=(3,), parts=8), 2, "experts 4 x 3, 8 parts"),
+        (FactorLayout(kind="conv", out=4, a_shape=(3, 2, 2), parts=2), 4, "conv 4 x 3 x 2 x 2, 2 parts"),
     ],
 )
-def test_a_layout_tells_its_rank_in_a_config_and_itself(layout: Layout, in_config: int, text: str) -> None:
+def test_a_layout_tells_its_rank_in_a_config_and_itself(layout: FactorLayout, in_config: int, text: str) -> None:
     assert layout.config_rank(2) == in_config
     assert str(layout) == text
 
@@ -99,6 +99,6 @@ def test_numbers_that_are_not_finite_are_seen_in_every_dtype(dtype: torch.dtype)
 def test_the_parts_of_a_module_of_one_part_are_its_factors() -> None:
     a, b = torch.randn(2, 3, 2), torch.randn(4, 2, 1)
 
-    ((of_a, of_b),) = Layout(kind="conv", out=4, a_shape=(3, 2)).split(a, b)
+    ((of_a, of_b),) = FactorLayout(kind="conv", out=4, a_shape=(3, 2)).split(a, b)
 
     assert (of_a.data_ptr(), of_b.data_ptr()) == (a.data_ptr(), b.data_ptr())

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ArrayUpdate
 from adapterhub.formats.derived.comparison import ModuleComparison, compare_module
 from adapterhub.formats.peft.methods import VARIANTS
-from adapterhub.formats.peft.pairs import Layout
+from adapterhub.formats.peft.pairs import FactorLayout
 from adapterhub.weights.compare.similarity import ComparedPair, Comparison, Energies, compare_adapters
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
@@ -41,8 +41,8 @@ def compared(*folders: Path, weights: Sequence[float] | None = None, **options: 
         return compare_adapters(sides, **options)
 
 
-def array(delta: LowRank) -> Update:
-    return Update(a=delta.a.double().numpy(), b=delta.b.double().numpy(), scale=delta.scale)
+def array(delta: LowRank) -> ArrayUpdate:
+    return ArrayUpdate(a=delta.a.double().numpy(), b=delta.b.double().numpy(), scale=delta.scale)
 
 
 def numerical_rank_of(matrix: Tensor) -> int:
@@ -118,7 +118,7 @@ def test_every_figure_is_that_of_the_dense_updates(
 
 def of_module(*deltas: LowRank | None, weights: Sequence[float] | None = None, sampled: int = 256) -> ModuleComparison:
     out, width = next(d.shape for d in deltas if d is not None)
-    layout = Layout(kind="linear", out=out, a_shape=(width,))
+    layout = FactorLayout(kind="linear", out=out, a_shape=(width,))
     updates = [None if delta is None else [array(delta)] for delta in deltas]
     return compare_module("layers.0.q", layout, updates, weights or [1.0] * len(deltas), sampled)
 
@@ -327,7 +327,7 @@ def test_the_sample_is_the_same_each_time_and_within_its_error() -> None:
 def test_the_standard_error_is_the_spread_over_samples() -> None:
     # cosine 0.7: then the shares differ between rows and columns, where independent entries would say far too little
     first, noise = (random_delta(i, out=400, width=300, rank=2) for i in (1, 2))
-    layout = Layout(kind="linear", out=400, a_shape=(300,))
+    layout = FactorLayout(kind="linear", out=400, a_shape=(300,))
     second = LowRank(a=torch.cat([first.a, noise.a]), b=torch.cat([first.b, noise.b], dim=1), scale=2.0)
 
     drawn = [

@@ -28,10 +28,10 @@ from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
 
 __all__ = [
+    "BaseComparison",
     "BaseFingerprint",
     "BaseHints",
     "BaseVerdict",
-    "Comparison",
     "TensorFacts",
     "compare",
     "fingerprint_tensors",
@@ -194,7 +194,9 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
 
 # ---------------------------------------------------------------- compare
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Documented, keys="verdict allows_attach=verdict.allows_attach differences", title="BaseComparison"):
+class BaseComparison(
+    Documented, keys="verdict allows_attach=verdict.allows_attach differences", title="BaseComparison"
+):
     """A verdict, and the differences between the first and the second base as sentences."""
 
     verdict: BaseVerdict
@@ -207,7 +209,7 @@ def compare(
     b: BaseFingerprint | None,
     *,
     hints: tuple[BaseHints, BaseHints] | None = None,
-) -> Comparison:
+) -> BaseComparison:
     """How base `a` relates to base `b`; `hints` only add detail to the sentences.
 
     Equal digests are proof. Two precisions are compared by samples, so between them a change goes unnoticed that is
@@ -217,13 +219,13 @@ def compare(
         both = "neither base has a known fingerprint"
         if a is not b:
             both = f"the {'second' if b is None else 'first'} base has no known fingerprint"
-        return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(both,))
+        return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(both,))
     if a.weights == b.weights:
-        return Comparison(verdict=BaseVerdict.SAME_WEIGHTS)
+        return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS)
     naming = _naming_differences(a.samples, b.samples)
     if a.tensors == b.tensors:
         if not _is_rearranged(a.samples, b.samples):
-            return Comparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=naming)
+            return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=naming)
         naming += ("every tensor occurs on both sides, but under other names or another number of times",)
     same_structure = a.structure == b.structure
     pairs = _pairs(a.samples, b.samples) if same_structure or a.samples.keys() != b.samples.keys() else None
@@ -231,15 +233,15 @@ def compare(
     values, is_apart = _value_differences(a.samples, b.samples, pairs or {})
     if dtypes and not is_apart:
         verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
-        return Comparison(verdict=verdict, differences=(*dtypes, *naming))
+        return BaseComparison(verdict=verdict, differences=(*dtypes, *naming))
     if same_structure:
-        return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(*values, *dtypes))
+        return BaseComparison(verdict=BaseVerdict.SAME_SHAPES, differences=(*values, *dtypes))
     resized = _resized_vocabulary(a.samples, b.samples)
     if resized is not None:
         return resized
     shapes = () if naming else ("the tensors have the same names, but not all have the same shape",)
     facts = _hint_differences(*hints) if hints else ()
-    return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
+    return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
 
 
 def samples_agree(a: BaseFingerprint, b: BaseFingerprint, names: Mapping[str, str]) -> bool:
@@ -247,7 +249,7 @@ def samples_agree(a: BaseFingerprint, b: BaseFingerprint, names: Mapping[str, st
     return not _value_differences(a.samples, b.samples, names)[1]
 
 
-def _resized_vocabulary(a: Samples, b: Samples) -> Comparison | None:
+def _resized_vocabulary(a: Samples, b: Samples) -> BaseComparison | None:
     """The comparison of two models of different structure if only the number of their tokens differs.
 
     Another shape moves the sampled places of a tensor, so the embeddings themselves are not compared.
@@ -256,7 +258,7 @@ def _resized_vocabulary(a: Samples, b: Samples) -> Comparison | None:
     if a.keys() != b.keys() or len(others) == len(a) or _value_differences(a, b, others)[1]:
         return None
     differences = (resized_text(a.keys() - others.keys(), len(others)), *_dtype_differences(a, b, others))
-    return Comparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
+    return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
 
 
 def resized_text(vocabulary: Iterable[str], others: int) -> str:

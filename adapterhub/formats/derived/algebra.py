@@ -127,7 +127,7 @@ ROUNDING: Final = 2.0**-44
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Update:
+class ArrayUpdate:
     """The update `scale * b @ a` of one weight: `a` is [rank, in], `b` is [out, rank], of any floating dtype."""
 
     a: Floats
@@ -185,13 +185,13 @@ def kronecker(first: Energies, second: Energies) -> Energies:
     return Energies(values=tuple(values[: _held(values)].tolist()) if values.size else ())
 
 
-def stack(deltas: Sequence[Update], weights: Sequence[float]) -> Update:
+def stack(deltas: Sequence[ArrayUpdate], weights: Sequence[float]) -> ArrayUpdate:
     """The sum of weight * delta as one update of the summed rank and scale 1, in float64."""
     b = [np.multiply(d.b, weight * d.scale, dtype=np.float64) for d, weight in zip(deltas, weights, strict=True)]
-    return Update(a=np.concatenate([d.a for d in deltas], dtype=np.float64), b=np.concatenate(b, axis=1))
+    return ArrayUpdate(a=np.concatenate([d.a for d in deltas], dtype=np.float64), b=np.concatenate(b, axis=1))
 
 
-def spectrum(delta: Update) -> ArraySpectrum:
+def spectrum(delta: ArrayUpdate) -> ArraySpectrum:
     """The spectrum of `delta`; time O((in + out) R² + R³) for rank R.
 
     Raises:

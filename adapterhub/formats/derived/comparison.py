@@ -27,11 +27,11 @@ from adapterhub.formats.derived.algebra import (
     ENERGIES,
     SAMPLED,
     ArraySpectrum,
+    ArrayUpdate,
     Energies,
     Floats,
     Sample,
     Share,
-    Update,
     spectrum,
     stack,
 )
@@ -39,7 +39,7 @@ from adapterhub.formats.derived.reading import MOST_RANK, AdapterUpdates
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.methods import VARIANTS
-from adapterhub.formats.peft.pairs import Factors, Layout
+from adapterhub.formats.peft.pairs import FactorLayout, Factors
 from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
 from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import header_bytes
@@ -84,7 +84,7 @@ class ModuleComparison(
     """
 
     module: str
-    layout: Layout
+    layout: FactorLayout
     updates: Annotated[tuple[Energies | None, ...], "one per adapter; null if it lacks the module"]
     pairs: tuple[ComparedPair, ...]
     total: tuple[Energies, ...]
@@ -130,8 +130,8 @@ class _ModulePart:
 
 def compare_module(
     module: str,
-    layout: Layout,
-    updates: Sequence[Sequence[Update] | None],
+    layout: FactorLayout,
+    updates: Sequence[Sequence[ArrayUpdate] | None],
     weights: Sequence[float],
     sampled: int,
 ) -> ModuleComparison:
@@ -189,7 +189,7 @@ def _pair(
     )
 
 
-def _compare_part(name: str, deltas: Sequence[Update], weights: Sequence[float], size: int) -> _ModulePart:
+def _compare_part(name: str, deltas: Sequence[ArrayUpdate], weights: Sequence[float], size: int) -> _ModulePart:
     out, width = deltas[0].shape
     blocks = _blocks([delta.rank for delta in deltas])
     stacked = stack(deltas, [1.0] * len(deltas))
@@ -229,7 +229,7 @@ def _blocks(ranks: Sequence[int]) -> list[slice]:
     return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
 
 
-def _in_common_space(stacked: Update, blocks: Sequence[slice]) -> list[Update]:
+def _in_common_space(stacked: ArrayUpdate, blocks: Sequence[slice]) -> list[ArrayUpdate]:
     """The updates in coordinates of the spaces that they span together, at most [R, R].
 
     With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
@@ -237,16 +237,16 @@ def _in_common_space(stacked: Update, blocks: Sequence[slice]) -> list[Update]:
     """
     triangle_a: Any = np.linalg.qr(stacked.a.T, mode="r")
     triangle_b: Any = np.linalg.qr(stacked.b, mode="r")
-    return [Update(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
+    return [ArrayUpdate(a=triangle_a[:, block].T, b=triangle_b[:, block]) for block in blocks]
 
 
-def _entries(stacked: Update, blocks: Sequence[slice], sample: Sample) -> list[Floats]:
+def _entries(stacked: ArrayUpdate, blocks: Sequence[slice], sample: Sample) -> list[Floats]:
     """The sampled entries of each update, [rows, columns]."""
     a, b = stacked.a[:, sample.columns], stacked.b[sample.rows]
     return [b[:, block] @ a[block] for block in blocks]
 
 
-def _dot(first: Update, second: Update) -> float:
+def _dot(first: ArrayUpdate, second: ArrayUpdate) -> float:
     """<b1 a1, b2 a2>."""
     return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
@@ -271,7 +271,7 @@ class Sum:
     """The weighted sum of the updates of one module: a spectrum for each part of the layout."""
 
     module: str
-    layout: Layout
+    layout: FactorLayout
     parts: tuple[Energies, ...]
 
 
@@ -398,7 +398,7 @@ class Side:
     label: str
     weight: float
     modules: Mapping[str, Factors]
-    parts: Callable[[str], Sequence[Update]]
+    parts: Callable[[str], Sequence[ArrayUpdate]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -506,9 +506,9 @@ def compare_sides(
     )
 
 
-def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
+def _layouts(sides: Sequence[Side]) -> tuple[dict[str, FactorLayout], dict[str, str]]:
     """The layouts of the modules in which the adapters agree, and the differences in the other modules."""
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, FactorLayout] = {}
     unlike: dict[str, str] = {}
     pairs = [Counter(owner(module) for module in side.modules) for side in sides]
     for module in sorted({module for side in sides for module in side.modules}):
@@ -535,7 +535,7 @@ def _layouts(sides: Sequence[Side]) -> tuple[dict[str, Layout], dict[str, str]]:
     return layouts, unlike
 
 
-def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[Update] | None]) -> list[str]:
+def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[ArrayUpdate] | None]) -> list[str]:
     """A reason for each update with numbers that cannot be measured."""
     reasons = []
     for side, parts in zip(sides, updates, strict=True):
@@ -547,7 +547,7 @@ def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[Update] | No
     return reasons
 
 
-def unmeasurable(part: Update, weight: float = 1.0) -> str:
+def unmeasurable(part: ArrayUpdate, weight: float = 1.0) -> str:
     """Why the numbers of an update cannot be measured; empty for most."""
     largest = [max(-float(factor.min()), float(factor.max())) for factor in (part.a, part.b)]
     if not all(map(math.isfinite, [*largest, part.scale])):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from adapterhub.formats.derived.algebra import Floats, PackedRows, Update
+from adapterhub.formats.derived.algebra import ArrayUpdate, Floats, PackedRows
 from adapterhub.formats.derived.reading import AdapterUpdates
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Sketch:
         self._begin = b"\0".join([_METHOD, *([key.encode()] if key else [])])
         self._sum = np.zeros((_SIDE, _SIDE))
 
-    def add(self, module: str, parts: Sequence[Update]) -> None:
+    def add(self, module: str, parts: Sequence[ArrayUpdate]) -> None:
         """Add the update of a module, which has one part or more."""
         for at, part in enumerate(parts):
             name = f"{module}#{at}" if len(parts) > 1 else module
@@ -320,11 +320,11 @@ def _of_one_shape(adapters: Sequence[AdapterUpdates], module: str) -> Iterator[l
     yield from found.values()
 
 
-def _wide(parts: Sequence[Update]) -> list[Update]:
-    return [Update(a=part.a.astype("f8"), b=part.b.astype("f8"), scale=part.scale) for part in parts]
+def _wide(parts: Sequence[ArrayUpdate]) -> list[ArrayUpdate]:
+    return [ArrayUpdate(a=part.a.astype("f8"), b=part.b.astype("f8"), scale=part.scale) for part in parts]
 
 
-def _product(first: Sequence[Update], second: Sequence[Update]) -> float:
+def _product(first: Sequence[ArrayUpdate], second: Sequence[ArrayUpdate]) -> float:
     return float(
         sum(
             one.scale * other.scale * np.sum((one.b.T @ other.b) * (one.a @ other.a.T))

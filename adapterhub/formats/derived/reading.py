@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import numpy as np
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.derived.algebra import Update
+from adapterhub.formats.derived.algebra import ArrayUpdate
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.pairs import (
     PRODUCTS,
@@ -104,7 +104,7 @@ class AdapterUpdates:
         else:
             yield factors.rank, factors.layout.parts, factors.a.elements + factors.b.elements
 
-    def parts(self, module: str) -> tuple[Update, ...]:
+    def parts(self, module: str) -> tuple[ArrayUpdate, ...]:
         """The updates of the module's parts (see `Layout`), one for most modules.
 
         Raises:
@@ -115,11 +115,11 @@ class AdapterUpdates:
         factors = self.modules[module]
         if factors.tensors:
             a, b = multiplied(np, self._arrays(module))
-            return (Update(a=a, b=b, scale=factors.scale),)
+            return (ArrayUpdate(a=a, b=b, scale=factors.scale),)
         pairs = factors.layout.split(self._array(factors.a), self._array(factors.b))
-        return tuple(Update(a=a, b=b, scale=factors.scale) for a, b in pairs)
+        return tuple(ArrayUpdate(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
-    def sides(self, module: str) -> tuple[Update, Update] | None:
+    def sides(self, module: str) -> tuple[ArrayUpdate, ArrayUpdate] | None:
         """The two updates whose Kronecker product is that of a LoKr module; None for all others.
 
         Raises:
@@ -131,7 +131,7 @@ class AdapterUpdates:
         found = kronecker_sides(np, self._arrays(module))
         assert found is not None
         (a, b), (inner_a, inner_b) = found
-        return Update(a=a, b=b, scale=self.modules[module].scale), Update(a=inner_a, b=inner_b)
+        return ArrayUpdate(a=a, b=b, scale=self.modules[module].scale), ArrayUpdate(a=inner_a, b=inner_b)
 
     def _sides(self, module: str) -> tuple[tuple[int, int, int], ...]:
         return kronecker_sizes({name: spec.shape for name, spec in self.modules[module].tensors.items()})

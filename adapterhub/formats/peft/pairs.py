@@ -38,7 +38,7 @@ class PairNames(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class FactorLayout:
     """The layout of a module's update in a file; updates with equal layouts can be added up.
 
     `linear`: A [r, in], B [out, r]; `embedding`: A [r, entries], B [width, r]; `conv`: A [r, in, *kernel], B [out, r,
@@ -139,7 +139,7 @@ class Factors:
     update is a product of more than two (`products`); `a` and `b` are then the first of them.
     """
 
-    layout: Layout
+    layout: FactorLayout
     rank: int
     scale: float
     a: TensorSpec
@@ -259,7 +259,7 @@ class _Settings:
                 return "has block-diagonal factors (BD-LoRA)"
             return "E_RANK", f"{shapes}, expected rank {rank} from {CONFIG_FILE}"
         return Factors(
-            layout=Layout(kind=kind, out=b.shape[0], a_shape=a.shape[1:], parts=parts),
+            layout=FactorLayout(kind=kind, out=b.shape[0], a_shape=a.shape[1:], parts=parts),
             rank=a.shape[0] // parts,
             scale=scale,
             a=a,
@@ -441,7 +441,7 @@ def _factors(module: str, own: Mapping[str, TensorSpec], config: AdapterConfig) 
     first, second, *_ = (own[name] for name in sorted(own))
     scale = config.adalora_scaling(rank) if config.peft_type == "ADALORA" else config.scaling_of(module)
     kind: Kind = "adalora" if config.peft_type == "ADALORA" else "loha"
-    layout = Layout(kind=kind, out=out, a_shape=(width,))
+    layout = FactorLayout(kind=kind, out=out, a_shape=(width,))
     return Factors(layout=layout, rank=rank, scale=scale, a=first, b=second, tensors=MappingProxyType(dict(own)))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import FoundAdapter
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, is_buffer, resized_text
+from adapterhub.formats.base.fingerprint import BaseComparison, BaseFingerprint, BaseVerdict, is_buffer, resized_text
 from adapterhub.formats.base.precision import Interval, interval, may_be_same, number_text, stored_bytes
 from adapterhub.formats.base.vocabulary import is_vocabulary
 from adapterhub.formats.modules.key_maps import OtherNames, other_names
@@ -101,7 +101,7 @@ def _numbers_at_samples(tensor: Tensor, spec: TensorSpec) -> bytes:
     return numbers.view(torch.uint8).numpy().tobytes() if len(numbers) else b""
 
 
-def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
+def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> BaseComparison:
     """How the base `declared` relates to the model in memory.
 
     Skips heads that only one side has (a new classifier, an omitted language-model head) and tensors inside a layer
@@ -112,36 +112,38 @@ def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> Comparison:
         renamed = {name: other.here[found] for name, found in _pairs(declared.samples, other.here).items()}
         pairs = max(pairs, renamed, key=len)
     if not pairs:
-        return Comparison(
+        return BaseComparison(
             verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has the name of one in its base",)
         )
     lone = _lone_layers(declared.samples, pairs.keys(), "its base")
     lone += _lone_layers(loaded.samples, set(pairs.values()), "this model")
     values = _compare_values(declared, loaded, pairs)
     if lone:
-        return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(*lone, values.sentence))
+        return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(*lone, values.sentence))
     if not values.seen:
-        return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(*values.precision, values.sentence))
+        return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(*values.precision, values.sentence))
     if values.apart:
         if _has_same_shapes(declared, loaded, pairs) is False:
             resized = _resized_vocabulary(declared, loaded, pairs)
             if resized is not None:
                 return resized
             shapes = "the tensors have the same names, but not all have the same shape"
-            return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, values.sentence))
-        return Comparison(verdict=BaseVerdict.SAME_SHAPES, differences=(values.sentence,))
+            return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, values.sentence))
+        return BaseComparison(verdict=BaseVerdict.SAME_SHAPES, differences=(values.sentence,))
     verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION if values.precision else BaseVerdict.SAME_WEIGHTS
-    return Comparison(verdict=verdict, differences=(*values.precision, values.sentence))
+    return BaseComparison(verdict=verdict, differences=(*values.precision, values.sentence))
 
 
-def _resized_vocabulary(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> Comparison | None:
+def _resized_vocabulary(
+    declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]
+) -> BaseComparison | None:
     """The comparison if only tensors with a row for each token have other shapes and values than in the base."""
     others = {name: here for name, here in pairs.items() if not is_vocabulary(name)}
     values = _compare_values(declared, loaded, others)
     if len(others) == len(pairs) or values.apart or not values.seen:
         return None
     differences = (resized_text(pairs.keys() - others.keys(), len(others)), *values.precision)
-    return Comparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
+    return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
 
 
 def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
@@ -296,7 +298,7 @@ def _has_same_shapes(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mappi
 class BaseCheckResult:
     """How the model compares with the base of one adapter, and the warnings that follow."""
 
-    comparison: Comparison
+    comparison: BaseComparison
     warnings: tuple[str, ...] = ()
 
 
@@ -317,7 +319,7 @@ class BaseCheck:
         self.loaded = loaded
         self.known_base = known_base
         self.allow_base_mismatch = allow_base_mismatch
-        self._comparisons: list[tuple[BaseFingerprint, Comparison]] = []
+        self._comparisons: list[tuple[BaseFingerprint, BaseComparison]] = []
 
     def run(self, found: FoundAdapter) -> BaseCheckResult:
         """Compare one adapter's base.
@@ -336,7 +338,7 @@ class BaseCheck:
             hub_id = found.base.hints.hub_id
             config_names = f"; its config names `{shown(hub_id)}`" if hub_id else ""
             warnings.append(f"declares no base fingerprint{config_names}")
-            unknown = Comparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
+            unknown = BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
             return BaseCheckResult(comparison=with_named or unknown, warnings=tuple(warnings))
         comparison = self._compare(found.base.fingerprint)
         weights = found.base.fingerprint.weights[7:19]
@@ -358,7 +360,7 @@ class BaseCheck:
         """Whether the model may be the base that the adapter declares; true when it declares none."""
         return found.base.fingerprint is None or self._compare(found.base.fingerprint).verdict.allows_attach
 
-    def _compare(self, fingerprint: BaseFingerprint) -> Comparison:
+    def _compare(self, fingerprint: BaseFingerprint) -> BaseComparison:
         """`compare_base`, run once for each fingerprint."""
         # The whole fingerprint is the key: a manifest with false samples must not answer for another one.
         for known, comparison in self._comparisons:
@@ -371,7 +373,7 @@ class BaseCheck:
         self._comparisons.append((fingerprint, comparison))
         return comparison
 
-    def _check(self, found: FoundAdapter, comparison: Comparison, describe: Callable[[], str]) -> list[str]:
+    def _check(self, found: FoundAdapter, comparison: BaseComparison, describe: Callable[[], str]) -> list[str]:
         """Raise unless the verdict permits the attach; a warning if only the caller permits it.
 
         `describe` gives the adapter's claim, for the message.

@@ -13,7 +13,7 @@ from adapterhub.core.disk.files import read_plain
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import BaseMismatch, BaseNotFound, Malformed, NotFound, SpecError, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, Comparison, compare
+from adapterhub.formats.base.fingerprint import BaseComparison, BaseFingerprint, BaseVerdict, compare
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import BaseRef
 from adapterhub.library.bases.records import BaseRecord, Bases
@@ -32,38 +32,38 @@ class RequestedBase:
     digest_prefix: str | None = None
     families: Families | None = field(default=None, repr=False, compare=False)
 
-    def _nearest(self, record: BaseRecord, base: BaseRef) -> Comparison:
+    def _nearest(self, record: BaseRecord, base: BaseRef) -> BaseComparison:
         """The comparison with the base, or with that component of a pipeline which fits."""
         compared = [self._compared(base.fingerprint, each.fingerprint) for each in (record, *record.parts())]
         return next((c for c in compared if c.verdict.allows_attach), min(compared, key=_closeness))
 
-    def _compared(self, declared: BaseFingerprint | None, here: BaseFingerprint) -> Comparison:
+    def _compared(self, declared: BaseFingerprint | None, here: BaseFingerprint) -> BaseComparison:
         found = compare(declared, here)
         return self.families.judged(found, declared, here) if self.families else found
 
-    def judge(self, base: BaseRef) -> Comparison:
+    def judge(self, base: BaseRef) -> BaseComparison:
         """Compare the base that a build declares with this one."""
         if self.record is not None:
             verdict = self._nearest(self.record, base)
             if verdict.verdict is BaseVerdict.UNKNOWN and base.hints.hub_id:
                 named = f"it declares no fingerprint; its config names `{base.hints.hub_id}`"
-                return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(named,))
+                return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(named,))
             return verdict
         if self.digest_prefix is not None:
             if base.fingerprint is None:
-                return Comparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
+                return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=("it declares no fingerprint",))
             if base.fingerprint.weights.startswith(self.digest_prefix):
-                return Comparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=())
-            return Comparison(
+                return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=())
+            return BaseComparison(
                 verdict=BaseVerdict.DIFFERENT, differences=(f"base weights {base.fingerprint.weights[:19]}",)
             )
         if base.hints.hub_id == self.hub_id:
             only_named = f"the base is known by name only; `adapt base add {self.hub_id}` compares by content"
-            return Comparison(verdict=BaseVerdict.UNKNOWN, differences=(only_named,))
-        return Comparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
+            return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(only_named,))
+        return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(f"its config names `{base.label}`",))
 
 
-def _closeness(comparison: Comparison) -> bool:
+def _closeness(comparison: BaseComparison) -> bool:
     return comparison.verdict is not BaseVerdict.SAME_SHAPES
 
 
@@ -173,7 +173,9 @@ class Families:
             raise self._root.explain(error) from error
         return family
 
-    def judged(self, comparison: Comparison, one: BaseFingerprint | None, other: BaseFingerprint | None) -> Comparison:
+    def judged(
+        self, comparison: BaseComparison, one: BaseFingerprint | None, other: BaseFingerprint | None
+    ) -> BaseComparison:
         """The comparison of two bases; SAME_FAMILY in place of SAME_SHAPES where both belong to one family."""
         if comparison.verdict is not BaseVerdict.SAME_SHAPES or one is None or other is None:
             return comparison
@@ -186,7 +188,7 @@ class Families:
         if family is None:
             return comparison
         said = f"`{a.alias}` and `{b.alias}` are of the family `{family.name}`, which you declared"
-        return Comparison(verdict=BaseVerdict.SAME_FAMILY, differences=(said, *comparison.differences))
+        return BaseComparison(verdict=BaseVerdict.SAME_FAMILY, differences=(said, *comparison.differences))
 
 
 def _read(path: Path) -> Family:

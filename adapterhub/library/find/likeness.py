@@ -111,7 +111,7 @@ class Likeness(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group(Documented):
+class LikeGroup(Documented, title="Group"):
     """Builds of one update or nearly so; each cosine is that with the first of them."""
 
     members: tuple[Similar, ...]
@@ -122,7 +122,7 @@ class LikenessGroups(Documented, title="SimilarGroups"):
     """The installed adapters that have another one with a cosine of at least `above`."""
 
     above: Annotated[float, "the least cosine with another of the group"]
-    groups: Annotated[tuple[Group, ...], "each cosine is that with the first of the group"]
+    groups: Annotated[tuple[LikeGroup, ...], "each cosine is that with the first of the group"]
 
 
 def similar_to(
@@ -334,12 +334,12 @@ def similar_groups(
     return LikenessGroups(above=above, groups=tuple(found))
 
 
-def _group(library: InstalledBuilds, rows: Mapping[str, Sequence[BuildRow]], digests: Sequence[str]) -> Group:
+def _group(library: InstalledBuilds, rows: Mapping[str, Sequence[BuildRow]], digests: Sequence[str]) -> LikeGroup:
     first = rows[digests[0]][0]
     build = library.read_build(library.root / first.folder)
     with updates_of(build.folder, build.manifest.digests) as updates:
         seeker = _Seeker(library, updates, build, rows)
-        return Group(members=tuple(seeker.beside(rows[digest][0], 0.0) for digest in digests))
+        return LikeGroup(members=tuple(seeker.beside(rows[digest][0], 0.0) for digest in digests))
 
 
 def _cosine(library: InstalledBuilds, first: BuildRow, second: BuildRow) -> float:

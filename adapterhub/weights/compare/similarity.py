@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub.core.errors import MergeRefused
-from adapterhub.formats.derived.algebra import ENERGIES, SAMPLED, Energies, Estimate, Share, Update
+from adapterhub.formats.derived.algebra import ENERGIES, SAMPLED, ArrayUpdate, Energies, Estimate, Share
 from adapterhub.formats.derived.comparison import (
     AdapterFigures,
     ComparedPair,
@@ -71,9 +71,9 @@ def compare_adapters(
 def _side(adapter: WeightedAdapter) -> Side:
     factors = adapter.factors
 
-    def parts(module: str) -> list[Update]:
+    def parts(module: str) -> list[ArrayUpdate]:
         return [
-            Update(a=part.a.double().numpy(), b=part.b.double().numpy(), scale=part.scale)
+            ArrayUpdate(a=part.a.double().numpy(), b=part.b.double().numpy(), scale=part.scale)
             for part in factors.parts(module)
         ]
 

@@ -20,7 +20,7 @@ from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
 from adapterhub.formats.base.fingerprint import is_buffer
 from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.peft.pairs import Layout
+from adapterhub.formats.peft.pairs import FactorLayout
 from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.library.bases.records import BaseRecord
@@ -329,7 +329,7 @@ class Site:
     """A module that gets factors; if turned, its B A is the transpose of the stored matrix (Conv1D, embeddings)."""
 
     module: str
-    layout: Layout
+    layout: FactorLayout
     is_turned: bool
 
 
@@ -471,7 +471,9 @@ class _Pairing:
         if reason is not None:
             return reason
         if len(shape) > MATRIX_NDIM:
-            return (Site(module=module, layout=Layout(kind="conv", out=shape[0], a_shape=shape[1:]), is_turned=False),)
+            return (
+                Site(module=module, layout=FactorLayout(kind="conv", out=shape[0], a_shape=shape[1:]), is_turned=False),
+            )
         if _EMBEDDING.fullmatch(leaf):
             return self._embedding_sites(name, module, shape)
         is_turned = leaf in _CONV1D and self.base.model_type in _CONV1D_TYPES
@@ -497,7 +499,7 @@ class _Pairing:
 
     def _embedding_sites(self, name: str, module: str, shape: tuple[int, ...]) -> tuple[Site, ...] | str:
         """The sites of an embedding: itself, and the output head if that has no weight of its own."""
-        layout = Layout(kind="embedding", out=shape[1], a_shape=(shape[0],))
+        layout = FactorLayout(kind="embedding", out=shape[1], a_shape=(shape[0],))
         own = Site(module=module, layout=layout, is_turned=True)
         if module.rpartition(".")[2] == "shared":
             return "an embedding that the encoder and the decoder share under other names"
@@ -577,5 +579,5 @@ def _paths_above(name: str) -> Iterator[str]:
         yield name
 
 
-def _linear(out: int, width: int) -> Layout:
-    return Layout(kind="linear", out=out, a_shape=(width,))
+def _linear(out: int, width: int) -> FactorLayout:
+    return FactorLayout(kind="linear", out=out, a_shape=(width,))

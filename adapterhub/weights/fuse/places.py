@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
 from adapterhub.formats.modules.base_names import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig, owner
-from adapterhub.formats.peft.pairs import NESTED, Factors, Layout
+from adapterhub.formats.peft.pairs import NESTED, FactorLayout, Factors
 from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject
@@ -88,7 +88,9 @@ class OtherShape(Unclear):
     """A pair was made for a weight of another shape."""
 
 
-def is_turned(module: str, layout: Layout, shape: tuple[int, ...], config: AdapterConfig, model_type: str) -> bool:
+def is_turned(
+    module: str, layout: FactorLayout, shape: tuple[int, ...], config: AdapterConfig, model_type: str
+) -> bool:
     """Whether a weight of that shape holds the transpose of `B @ A`: an embedding, or a Conv1D as GPT-2 has them.
 
     Raises:

@@ -25,9 +25,9 @@ from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.pairs import (
     PEFT_PREFIX,
     PRODUCTS,
+    FactorLayout,
     Factors,
     Kind,
-    Layout,
     PairNames,
     multiplied,
     pair_up,
@@ -40,7 +40,7 @@ from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 
 
-def constants(layout: Layout, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
+def constants(layout: FactorLayout, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
     """The float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
     if layout.kind == "adalora":
         return {f"{PEFT_PREFIX}{module}.lora_E": torch.ones(rank, 1, device=device)}
@@ -51,7 +51,7 @@ def constants(layout: Layout, module: str, rank: int, *, device: str = "cpu") ->
     return {f"{PEFT_PREFIX}{module}.hada_w2_a": left, f"{PEFT_PREFIX}{module}.hada_w2_b": right}
 
 
-def join(layout: Layout, parts: Sequence[LowRank], rank: int) -> tuple[Tensor, Tensor]:
+def join(layout: FactorLayout, parts: Sequence[LowRank], rank: int) -> tuple[Tensor, Tensor]:
     """A and B as in the file, from parts of scale 1 and one dtype; zeros fill parts of a lower rank than `rank`."""
     shape_a, shape_b = layout.shapes(rank)
     if layout.parts == 1 and parts[0].rank == rank:
@@ -78,9 +78,9 @@ def is_finite(tensor: Tensor) -> bool:
 __all__ = [
     "PEFT_PREFIX",
     "AdapterFactors",
+    "FactorLayout",
     "Factors",
     "Kind",
-    "Layout",
     "PairNames",
     "TensorFileWriter",
     "WeightedAdapter",
@@ -161,7 +161,7 @@ class AdapterFactors:
         return parts[0]
 
     def parts(self, module: str) -> tuple[LowRank, ...]:
-        """The updates of the module's parts (see `Layout`), one for most modules, read as by `read`.
+        """The updates of the module's parts (see `FactorLayout`), one for most modules, read as by `read`.
 
         Raises:
             KeyError: the adapter has no such module.

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from adapterhub.core.errors import MergeRefused, shown
 from adapterhub.formats.peft.config import AdapterConfig, owner, saved_name
 from adapterhub.formats.peft.methods import ADALORA_MARGIN, CONVERTIBLE_STARTS, METHODS, VARIANTS
-from adapterhub.formats.peft.pairs import NESTED, PEFT_PREFIX, ROWS, Layout, plain_name
+from adapterhub.formats.peft.pairs import NESTED, PEFT_PREFIX, ROWS, FactorLayout, plain_name
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
@@ -328,7 +328,7 @@ class MergePlan:
     result's config. `has_bias` gives every module of the result a bias of B.
     """
 
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FactorLayout]
     units: tuple[tuple[str, ...], ...]
     parameters: Mapping[str, tuple[str, ...]]
     carried: Mapping[str, Carried]
@@ -378,8 +378,8 @@ def _types(adapters: Sequence[WeightedAdapter]) -> Iterator[str]:
         yield f"the adapters are of {len(types)} types, {', '.join(types)}; LoHa and LoKr alone merge with each other"
 
 
-def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, Layout], list[str]]:
-    layouts: dict[str, Layout] = {}
+def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, FactorLayout], list[str]]:
+    layouts: dict[str, FactorLayout] = {}
     reasons = []
     for module in sorted({module for s in adapters for module in s.factors.modules}):
         holders = [(s, s.factors.modules[module].layout) for s in adapters if module in s.factors.modules]
@@ -423,7 +423,7 @@ def _leaves(names: Sequence[str]) -> str:
     return ", ".join(shown(name.rpartition(".")[2]) for name in names)
 
 
-def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
+def _without_bias(layouts: Mapping[str, FactorLayout]) -> Iterator[str]:
     """A reason for each module whose bias PEFT could not load."""
     for module, layout in layouts.items():
         if layout.kind in ("embedding", "experts"):
@@ -432,7 +432,7 @@ def _without_bias(layouts: Mapping[str, Layout]) -> Iterator[str]:
 
 
 def _method_reasons(
-    adapters: Sequence[WeightedAdapter], layouts: Mapping[str, Layout], refusal: Refusal
+    adapters: Sequence[WeightedAdapter], layouts: Mapping[str, FactorLayout], refusal: Refusal
 ) -> Iterator[str]:
     """The method's own reasons, from the ranks of every module."""
     for module in layouts:
@@ -441,7 +441,7 @@ def _method_reasons(
             yield f"`{shown(module)}` {reason}"
 
 
-def _units(layouts: Mapping[str, Layout]) -> tuple[tuple[str, ...], ...]:
+def _units(layouts: Mapping[str, FactorLayout]) -> tuple[tuple[str, ...], ...]:
     units: dict[str, list[str]] = {}
     for module in layouts:
         units.setdefault(owner(module), []).append(module)
