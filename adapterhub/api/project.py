@@ -70,8 +70,7 @@ from adapterhub.projects.values import Lock, LockedMerge, LockedSource
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import ContractGate
-    from adapterhub.api.steps.contracts.syncing import DropIns
+    from adapterhub.api.steps.contracts.gating import ContractGate, DropIns
     from adapterhub.api.upkeep import Removed
     from adapterhub.distribution.install import Install
     from adapterhub.distribution.outdated import Offer
@@ -374,7 +373,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         _ensure_groups(project, groups)
         gate = self._gate(test)
         if gate is not None:
-            from adapterhub.api.steps.contracts.syncing import admit_locked
+            from adapterhub.api.steps.contracts.gating import admit_locked
 
         def delete(plan: SyncPlan) -> Sequence[Path]:
             foreign = [*(step.folder for step in plan.blocked), *plan.foreign]
@@ -595,7 +594,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     ) -> DropIns | None:
         if (gate := self._gate(test)) is None:
             return None
-        from adapterhub.api.steps.contracts.syncing import DropIns
+        from adapterhub.api.steps.contracts.gating import DropIns
 
         def bring(lock: Lock, entries: Sequence[Locked]) -> None:
             bring_locked(gate.library, lock, entries, build_sources(self._session, lock, sources, signatures))

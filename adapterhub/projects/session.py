@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote, Remotes
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.trust import Servers
-    from adapterhub.projects.values import Project
+    from adapterhub.projects.values import Project, Servers
 
 _DAY_S: Final = 86_400.0
 HUB_NAME, HUB_URL = "hub", "https://huggingface.co"

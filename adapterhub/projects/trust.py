@@ -16,41 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_json
+from adapterhub.core.digests import Digest, canonical_json, strict_json
 from adapterhub.core.disk.files import write_durably
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.disk.nearest import ensure_there
 from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, NotFound, ProjectNotTrusted, shown
-from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
+from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.formats.documented import Documented
 
 if TYPE_CHECKING:
     from adapterhub.library.admission import Admission
     from adapterhub.library.remotes import Remote
     from adapterhub.projects.session import Session
-    from adapterhub.projects.values import Lock, Project, ProjectRemote
+    from adapterhub.projects.values import Lock, Project, ProjectRemote, Servers
 
 _LIMIT_BYTES: Final = 16 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Servers:
-    """The servers that a project adds.
-
-    `remotes` are those of the project file, in order. `needed` are the URLs that need trust: remotes that the user
-    does not have with the same namespaces, and servers that only the lock file names.
-    """
-
-    remotes: tuple[ProjectRemote, ...]
-    sources: tuple[str, ...]
-    needed: tuple[str, ...]
-
-    @property
-    def remotes_digest(self) -> Digest:
-        """Changes with everything in the project file that decides which server is contacted for what."""
-        return digest_of(canonical_json([_remote_value(remote) for remote in self.remotes]))
 
 
 def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Servers:
@@ -61,6 +43,8 @@ def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Se
     servers = {source.address for source in locked if kind_named(source.kind).is_server}
     sources = tuple(sorted(servers - known))
     strange = [remote.address for remote in remotes if not _is_own(remote, own)]
+    from adapterhub.projects.values import Servers
+
     return Servers(remotes=remotes, sources=sources, needed=tuple(dict.fromkeys([*strange, *sources])))
 
 
@@ -144,7 +128,7 @@ class TrustedProjects:
         made = TrustedProject(
             folder=os.path.realpath(folder),
             digest=servers.remotes_digest,
-            remotes=tuple(_remote_value(remote) for remote in servers.remotes),
+            remotes=tuple(remote.written for remote in servers.remotes),
             sources=servers.sources,
         )
         with self._changing() as known:
@@ -171,16 +155,6 @@ class TrustedProjects:
             write_durably(self.path, canonical_json(value) + b"\n", mode=0o600)
         except OSError as error:
             raise Root(self._root).explain(error) from error
-
-
-def _remote_value(remote: ProjectRemote) -> dict[str, Any]:
-    return {
-        "name": remote.name,
-        "url": remote.address,
-        "namespaces": list(remote.namespaces),
-        "signatures": remote.signatures,
-        **({"kind": kind} if (kind := kind_to_write(kind_named(remote.kind))) else {}),
-    }
 
 
 def _project(item: Any) -> TrustedProject:  # noqa: ANN401 - any JSON value

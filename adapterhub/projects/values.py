@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from adapterhub.core.arguments import TestsPolicy
-from adapterhub.core.digests import Digest
+from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.contract.standards import Standards, parse_bound
@@ -30,6 +30,37 @@ class ProjectRemote:
     address: str
     namespaces: tuple[str, ...] = ()
     signatures: SignaturePolicy | None = None
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The server as a list of trusted projects has it: all that decides what is asked of it."""
+        from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
+
+        return {
+            "name": self.name,
+            "url": self.address,
+            "namespaces": list(self.namespaces),
+            "signatures": self.signatures,
+            **({"kind": kind} if (kind := kind_to_write(kind_named(self.kind))) else {}),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """The servers that a project adds.
+
+    `remotes` are those of the project file, in order. `needed` are the URLs that need trust: remotes that the user
+    does not have with the same namespaces, and servers that only the lock file names.
+    """
+
+    remotes: tuple[ProjectRemote, ...]
+    sources: tuple[str, ...]
+    needed: tuple[str, ...]
+
+    @property
+    def remotes_digest(self) -> Digest:
+        """Changes with everything in the project file that decides which server is contacted for what."""
+        return digest_of(canonical_json([remote.written for remote in self.remotes]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

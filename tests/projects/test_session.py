@@ -17,9 +17,8 @@ from adapterhub.projects.places import ProjectSources, Where, build_sources, loc
 from adapterhub.projects.reporting import LogReporter
 from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
-from adapterhub.projects.trust import Servers
 from adapterhub.projects.upgrades import project_requests
-from adapterhub.projects.values import Project
+from adapterhub.projects.values import Project, Servers
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 

@@ -9,8 +9,7 @@ import click
 from adapterhub.cli.output import Output
 
 if TYPE_CHECKING:
-    from adapterhub.projects.trust import Servers
-    from adapterhub.projects.values import Project
+    from adapterhub.projects.values import Project, Servers
 
 
 def agree_on_terminal(out: Output, project: Project, servers: Servers) -> bool:

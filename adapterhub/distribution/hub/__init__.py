@@ -33,7 +33,6 @@ from adapterhub.core.hub_ids import COUNTED, COUNTER
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.http.stream import Contents, RemoteFile, read_contents
 from adapterhub.distribution.http.wire import Wire, bound_client, bounded_client, file_path, is_missing
-from adapterhub.distribution.hub._parts import HubCommit, HubNamespace
 from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._search import FEATURE as RESULTS
 from adapterhub.distribution.hub._search import (
@@ -514,3 +513,77 @@ class Hub:
 
 def _origin(place: PublishedVersion) -> str:
     return f"{place.repo} at {place.commit[:12]}"
+
+
+class _PartOfHub:
+    """What every part of a server does as the server does; see `transfer.Source`."""
+
+    hub: Hub
+
+    @property
+    def place(self) -> str:
+        """Where it can be found again."""
+        return self.hub.endpoint
+
+    def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
+        """See `transfer.Source`."""
+        return self.hub.open(release, entry)
+
+    def provenance(self, release: Release) -> Provenance:
+        """See `transfer.Source`."""
+        return self.hub.provenance(release)
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether the server keeps signed results of tests."""
+        return self.hub.keeps_results
+
+    def results(self, release: Release) -> list[bytes]:
+        """The signed results on a build, unverified."""
+        return self.hub.results(release)
+
+
+class HubNamespace(_PartOfHub):
+    """One namespace of a server as a source: it looks up bare names in that namespace only."""
+
+    def __init__(self, hub: Hub, namespace: str) -> None:
+        self.hub, self._namespace = hub, namespace
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"`{self._namespace}` of {self.hub.label}"
+
+    def look_ahead(self, specs: Sequence[AdapterSpec]) -> None:
+        """See `Hub.look_ahead`."""
+        asked = [spec for spec in specs if spec.namespace in (None, self._namespace)]
+        self.hub.look_ahead([replace(spec, namespace=self._namespace) for spec in asked])
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """See `transfer.Source`."""
+        if spec.namespace not in (None, self._namespace):
+            return []
+        return self.hub.releases(replace(spec, namespace=self._namespace))
+
+    def alias(self, spec: AdapterSpec) -> Alias | None:
+        """See `moving.HasAliases`."""
+        if spec.namespace not in (None, self._namespace):
+            return None
+        return self.hub.alias(replace(spec, namespace=self._namespace))
+
+
+class HubCommit(_PartOfHub):
+    """The build of `repo` at `commit`; see `transfer.Source`."""
+
+    def __init__(self, hub: Hub, repo: str, commit: str) -> None:
+        self.hub, self.repo, self.commit = hub, repo, commit
+
+    @property
+    def label(self) -> str:
+        """The place in words."""
+        return f"`{self.repo}` at {self.commit[:12]} of {self.hub.label}"
+
+    def releases(self, spec: AdapterSpec) -> list[Release]:
+        """The one build, when it has the name in `spec`."""
+        release = self.hub.release_at(self.repo, self.commit, spec)
+        return [] if release is None else [release]
