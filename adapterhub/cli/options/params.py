@@ -130,7 +130,7 @@ def common(command: F) -> F:
         if verbose or before.get("verbose", False):
             from adapterhub.cli.options.verbose import report_steps
 
-            report_steps(session)
+            report_steps(out, session.root, session.project_folder)
         return command(session, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from adapterhub.cli.options.params import Session
+    from pathlib import Path
+
+    from adapterhub.cli.output import Output
 
 _CLIENTS = ("httpx", "httpx2")
 """The loggers of the Hub's client in its versions."""
@@ -18,23 +20,23 @@ _CLIENTS = ("httpx", "httpx2")
 class _Requests(logging.Handler):
     """Prints each request without its query, which may hold a signature."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, out: Output) -> None:
         super().__init__(logging.INFO)
-        self.session = session
+        self.out = out
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one request with the status of its response."""
         if isinstance(record.args, tuple) and len(record.args) == 5:  # noqa: PLR2004 - method, URL, protocol, status, reason
             method, url, _, status, reason = record.args
-            self.session.out.detail(f"{method} {str(url).partition('?')[0]}: {status} {reason}")
+            self.out.detail(f"{method} {str(url).partition('?')[0]}: {status} {reason}")
 
 
-def report_steps(session: Session) -> None:
+def report_steps(out: Output, library: Path, project: Path | None) -> None:
     """Name the library and the project, and print each request until the command ends."""
-    session.out.detail(f"library: {session.root}")
-    if folder := session.project_folder:
-        session.out.detail(f"project: {folder}")
-    handler = _Requests(session)
+    out.detail(f"library: {library}")
+    if project is not None:
+        out.detail(f"project: {project}")
+    handler = _Requests(out)
     for logger in map(logging.getLogger, _CLIENTS):
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
