@@ -33,7 +33,7 @@ class ProjectRemote:
 
     @property
     def written(self) -> dict[str, Any]:
-        """The server as a list of trusted projects has it: all that decides what is asked of it."""
+        """The server as a list of trusted projects has it: all that decides which requests it gets."""
         from adapterhub.distribution.remote_kinds import kind_named, kind_to_write
 
         return {

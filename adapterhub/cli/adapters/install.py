@@ -14,6 +14,7 @@ from adapterhub.cli.options.params import (
     SPEC,
     Session,
     common,
+    exclude_newer_option,
     places_option,
     project_option,
     rank_option,
@@ -21,7 +22,6 @@ from adapterhub.cli.options.params import (
     signatures_option,
     trust_option,
 )
-from adapterhub.cli.options.project_policy import exclude_newer_option
 from adapterhub.cli.options.testing import install_test_options
 from adapterhub.cli.output import size_text
 from adapterhub.core.errors import UsageProblem

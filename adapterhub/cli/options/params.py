@@ -29,6 +29,14 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
+    from adapterhub.projects import values
+
+
+def exclude_newer_option(command: F) -> F:
+    """Add `--exclude-newer`."""
+    text = "Ignore releases newer than a date (2026-01-31), time or age (7d, 2w, 12h) [default: the project's setting]."
+    return click.option("--exclude-newer", metavar="DATE|AGE", help=text)(command)
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,8 +123,6 @@ def common(command: F) -> F:
         agree = None
         is_typed_at = sys.stdin is not None and sys.stdin.isatty()
         if is_typed_at:
-            from adapterhub.cli.options.project_trust import agree_on_terminal
-
             agree = functools.partial(agree_on_terminal, out)
         session = Session(
             root=root or default_root(os.environ),
@@ -134,6 +140,16 @@ def common(command: F) -> F:
         return command(session, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]  # `wraps` keeps the shape that click reads
+
+
+def agree_on_terminal(out: Output, project: values.Project, servers: values.Servers) -> bool:
+    """List the servers on stderr and return the user's answer."""
+    from adapterhub.projects.trust import lines_of
+
+    out.warn(f"`{project.folder}` names servers that you do not trust yet:")
+    for line in lines_of(servers):
+        out.note(f"  {line}")
+    return click.confirm("Trust these servers now and in later runs?", err=True)
 
 
 def ask_password(name: str) -> str:

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.params import BASE, SPEC, Session, common, rank_option, remote_options, signatures_option
-from adapterhub.cli.options.project_policy import exclude_newer_option
+from adapterhub.cli.options.params import (
+    BASE,
+    SPEC,
+    Session,
+    common,
+    exclude_newer_option,
+    rank_option,
+    remote_options,
+    signatures_option,
+)
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
