@@ -5,24 +5,30 @@ It was measured in this library, or a tester whom the user trusts signed it. Not
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from adapterhub.core.dates import parse_newest_allowed, time_text
-from adapterhub.core.digests import Digest
-from adapterhub.core.errors import BaseMismatch, CouldNotTell, Malformed, shown
+from adapterhub.core.digests import Digest, canonical_json, hex_of
+from adapterhub.core.disk.files import read_json
+from adapterhub.core.errors import BaseMismatch, CouldNotTell, Malformed, NotAllowed, shown
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import Rules, contract_in
 from adapterhub.formats.contract.standards import Standards, looser_than
-from adapterhub.formats.manifest import CONTRACT_FILE
+from adapterhub.formats.derived.record import DerivedRecord
+from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
 from adapterhub.library.merged import binding_lines, is_bare_merge
 from adapterhub.library.results import KeptResults, results_of
+from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.results import SignedResult
+from adapterhub.trust.verify import open_files
 
 LOCAL: Final = "local"
 _REASONS_SHOWN: Final = 3
@@ -219,3 +225,27 @@ def _against(one: SignedResult, asked: _Asked) -> str | None:
         if result.time < oldest:
             return f"is of {time_text(result.time)}, and `tests-max-age` is {standards.max_age}"
     return None if result.verdict == "PASS" else _CHANGED
+
+
+_LIMIT_BYTES: Final = 16 << 20
+
+
+def derived_record(store: Store, folder: Path, manifest: Manifest) -> DerivedRecord:
+    """The record of a build in `folder`; computing one takes a few seconds and numpy.
+
+    Raises:
+        DigestMismatch: a file is not what the manifest says.
+        MalformedConfig, MalformedTensorFile: a file cannot be read.
+    """
+    weights, config = manifest.digests[WEIGHTS_FILE], manifest.digests[CONFIG_FILE]
+    path = store.root / "cache" / "derived" / f"{hex_of(weights)}-{hex_of(config)[:12]}.json"
+    with contextlib.suppress(OSError, ValueError):  # absent, damaged, or of an older schema: it is made again
+        return DerivedRecord.from_json(read_json(path, _LIMIT_BYTES))
+    from adapterhub.formats.derived.deriving import derive
+
+    subject = open_files(folder, manifest.digests)
+    with contextlib.closing(subject.held) as held:
+        record = derive(subject.config, subject.weights, held.read, weights_digest=weights, config_digest=config)
+    with contextlib.suppress(NotAllowed):  # a library that cannot be written keeps none
+        store.write(path, canonical_json(record.to_json()), sync=False)
+    return record

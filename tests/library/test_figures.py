@@ -8,9 +8,9 @@ import pytest
 
 from adapterhub.core.errors import DigestMismatch
 from adapterhub.core.specs import parse_name
-from adapterhub.library.figures import derived_record
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.library.passed import derived_record
 from tests.support.tiny import make_adapter
 
 

@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from adapterhub.core.digests import canonical_json
-from adapterhub.pages.cards import MAX_MARKS, card_html
-from adapterhub.pages.visible import visible
+from adapterhub.pages.rendering import MAX_MARKS, card_html, visible
 from tests.pages.conftest import World
 from tests.registry.running import Running, running
 from tests.support.browser import PHONE, overflow, quiet

@@ -25,7 +25,7 @@ from adapterhub.core.extras import extra_named
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.inference.engine_bases import base_facts
-from adapterhub.library.figures import derived_record
+from adapterhub.library.passed import derived_record
 from adapterhub.pages.changes import changed
 from adapterhub.pages.figures import (
     compared,

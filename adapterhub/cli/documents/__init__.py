@@ -9,19 +9,550 @@ may add fields. Only a new major version may rename or drop one, or change its t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Union
 
-from adapterhub.cli.documents._contracts import CONTRACTS
-from adapterhub.cli.documents._engines import ENGINES
-from adapterhub.cli.documents._keys import KEYS
-from adapterhub.cli.documents._library import ADAPTERS, BASES, Listed
-from adapterhub.cli.documents._parts import Added, FailureFacts, Finding, Manifest, TypedDict
-from adapterhub.cli.documents._projects import PROJECTS
-from adapterhub.cli.documents._servers import REGISTRY, SERVERS
+from adapterhub.api import checking, describing, health, installing, listed, project, publishing, upkeep, weights
+from adapterhub.api.steps import exporting, keys, routing, trying
+from adapterhub.api.steps import publishing as steps
+from adapterhub.api.steps.contracts import recording, running
+from adapterhub.cli.documents._typed import Digest, NotRequired, Path, TypedDict, Verdict
 from adapterhub.cli.documents._values import document_of
-from adapterhub.cli.documents._verbs import VERBS
-from adapterhub.cli.documents._weights import ANSWERS, WEIGHTS
+from adapterhub.distribution import hub, install, outdated, withdrawal
+from adapterhub.formats import administration, manifest
 from adapterhub.formats.alias import Alias, AliasMove
+from adapterhub.formats.contract import results, standards
+from adapterhub.formats.modules import groups
+from adapterhub.inference import export
+from adapterhub.library import audit, identify, library
+from adapterhub.library.bases import records, requested
+from adapterhub.library.find import likeness
+from adapterhub.library.upkeep import lineage, space
+from adapterhub.projects import locking, sync, syncing, tree
+from adapterhub.projects.trust import RevokedProject, TrustedProject
+from adapterhub.trust.explaining import Explanation
+from adapterhub.trust.signing import trust
+from adapterhub.trust.verify import report
+from adapterhub.weights import catalogue, fuse
+from adapterhub.weights.compare import difference, similarity
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+Base = document_of(records.BaseRecord)
+Added = document_of(library.Added)
+File = document_of(manifest.FileEntry)
+Finding = document_of(report.Finding)
+ModuleGroup = document_of(groups.ModuleGroup)
+Node = document_of(lineage.Node)
+Use = document_of(tree.Use)
+
+
+class ManifestFile(File):
+    """A file of a manifest."""
+
+    media_type: Annotated[str, "such as `application/vnd.safetensors`"]
+
+
+class Parent(TypedDict):
+    """An adapter that was merged into this one."""
+
+    digest: NotRequired[Digest]
+    spec: Annotated[str, "as given"]
+    weight: float
+
+
+class Manifest(TypedDict):
+    """The [manifest](manifest.md) of a build without the samples of its base; unknown fields are left out."""
+
+    schema: Annotated[str, "`adapterhub/1`"]
+    name: str
+    version: Annotated[str, "PEP 440"]
+    base: Annotated[dict[str, Any], "[fingerprint](fingerprint.md) and `hints`"]
+    method: Annotated[list[str], "PEFT type, then variants"]
+    files: list[ManifestFile]
+    task: NotRequired[str]
+    description: NotRequired[str]
+    license: NotRequired[Annotated[str, "SPDX"]]
+    rank: NotRequired[Annotated[int, "the largest"]]
+    alpha: NotRequired[float]
+    target_modules: NotRequired[list[str]]
+    dtype: NotRequired[str]
+    parameters: NotRequired[int]
+    parents: NotRequired[list[Parent]]
+    recipe: NotRequired[Annotated[dict[str, Any], "the [recipe](recipe.md) that made it"]]
+    behaviour: NotRequired[Annotated[dict[str, Any], "with `prompt`, the [prompt form](manifest.md#the-prompt-form)"]]
+    metrics: NotRequired[dict[str, Any]]
+    annotations: NotRequired[dict[str, Any]]
+    card: NotRequired[Annotated[Any, "digest or text of the card"]]
+    digest: Digest
+
+
+class FailureFacts(TypedDict):
+    """Facts about a refusal; each list is present if the error has it."""
+
+    type: Annotated[str, "the [error class](exit-codes.md#errors-in-python)"]
+    message: Annotated[str, "what was wrong, where, and what was expected"]
+    exit_code: int
+    hint: NotRequired[Annotated[str, "what to type next"]]
+    refusals: NotRequired[Annotated[list[Any], "releases that do not fit, each with a reason"]]
+    reasons: NotRequired[Annotated[list[Any], "modules, features or places that prevent it"]]
+    findings: NotRequired[Annotated[list[Any], "findings of `verify`"]]
+    problems: NotRequired[Annotated[list[Any], "one sentence per problem"]]
+
+
+class Skipped(TypedDict):
+    """A path that holds no adapter."""
+
+    path: Path
+    reason: str
+
+
+class Refused(TypedDict):
+    """A folder that was refused."""
+
+    path: Path
+    error: FailureFacts
+
+
+class AddedSeveral(TypedDict):
+    """What became of each folder; the exit code is 3 if one was refused."""
+
+    added: list[Added]
+    skipped: list[Skipped]
+    failed: list[Refused]
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+Tested = document_of(results.Tested)
+
+CONTRACTS = {
+    "test": list[Tested],
+    "contract-record": document_of(recording.RecordedContract),
+    "contract-results": list[document_of(recording.SignedResults)],
+    "contract-export": document_of(running.EmittedTask),
+    "contract-policy": document_of(standards.Standards),
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+# ---------------------------------------------------------------- in another form
+class Calling(TypedDict):
+    """How clients ask an adapter; engines apply no prompt form."""
+
+    route: Annotated[str, "`/v1/completions` or `/v1/chat/completions`"]
+    how: Annotated[str, "what to send there, as text"]
+    prompt_form: Annotated[dict[str, Any] | None, "the build's [prompt form](manifest.md#the-prompt-form)"]
+
+
+class ServedAdapter(TypedDict):
+    """An adapter of a server, given at its start."""
+
+    model: Annotated[str, "its name in requests"]
+    adapter: Annotated[str, "name and version"]
+    digest: Digest
+    rank: int | None
+    calling: Calling
+
+
+class ServePlan(TypedDict):
+    """A server that would be started."""
+
+    url: Annotated[str, "without `/v1`"]
+    base: Annotated[str, "alias, else Hub id, else 12 hex digits"]
+    model: Annotated[str, "name of the plain base in requests"]
+    adapters: Annotated[list[ServedAdapter], "the adapters given, in their order"]
+    command: Annotated[list[str], "the engine's command line, as words"]
+    engine: Annotated[str, "`vllm` and its version, or `llama.cpp`"]
+    max_rank: NotRequired[Annotated[int, "vLLM: largest rank that can be requested later"]]
+    slots: NotRequired[Annotated[int, "vLLM: how many adapters fit in one batch"]]
+    cpu_slots: NotRequired[Annotated[int, "vLLM: how many adapters stay in memory"]]
+    tests: NotRequired[Annotated[list[Tested], "with --test: how each adapter does by its contract"]]
+
+
+class Served(ServePlan):
+    """A running server, printed as soon as it answers requests."""
+
+    pid: Annotated[int, "process id of the engine"]
+
+
+class Ui(TypedDict):
+    """The pages of a library, printed as soon as they are served."""
+
+    url: Annotated[str, "with the token that lets its reader in"]
+
+
+ENGINES = {
+    "explain": list[document_of(Explanation)],
+    "export.format": document_of(export.Exported),
+    "export.router": document_of(exporting.ExportedRouter),
+    "serve": Served,
+    "serve.dry-run": ServePlan,
+    "ui": Ui,
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+_LISTED = Union[tuple(document_of(one) for one in (keys.OwnKey, trust.TrustedKey, trust.RevokedKey))]  # noqa: UP007 - of a tuple
+_REMOTE = document_of(keys.KnownRemote)
+
+KEYS: dict[str, Any] = {
+    "key-new": document_of(keys.NewKey),
+    "key-list": list[_LISTED],
+    "key-show": document_of(keys.NamedKey),
+    "key-trust": document_of(trust.TrustedKey),
+    "key-untrust": document_of(trust.TrustedKey),
+    "key-revoke": document_of(trust.RevokedKey),
+    "key-rotate": document_of(keys.Rotated),
+    "key-policy": list[document_of(keys.PlacePolicy)],
+    "sign": document_of(publishing.Signed),
+}
+REMOTES: dict[str, Any] = {
+    "remote-add": _REMOTE,
+    "remote-set": _REMOTE,
+    "remote-list": list[_REMOTE],
+    "remote-remove": _REMOTE,
+    "remote-login": document_of(keys.LoggedIn),
+    "remote-logout": document_of(keys.LoggedOut),
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+class FolderOf(TypedDict):
+    """An adapter and its plain PEFT folder, for an inference server."""
+
+    name: Annotated[str, "its name in the project, else its own name"]
+    path: Path
+    version: str
+    digest: Digest
+    rank: int | None
+
+
+PROJECTS = {
+    "init": document_of(project.Project),
+    "lock": document_of(locking.LockReport),
+    "lock.check": document_of(locking.LockReport),
+    "sync": document_of(sync.Synced),
+    "remote-trust": document_of(TrustedProject),
+    "remote-trust.list": list[document_of(TrustedProject)],
+    "remote-trust.revoke": document_of(RevokedProject),
+    "upgrade": document_of(syncing.LockMoved),
+    "upgrade.dry-run": document_of(syncing.LockPlan),
+    "upgrade.library": list[document_of(outdated.Upgraded)],
+    "rollback": document_of(syncing.LockMoved),
+    "rollback.dry-run": document_of(syncing.LockPlan),
+    "outdated": list[document_of(outdated.Offer)],
+    "export": document_of(installing.Requirements),
+    "list.format": list[FolderOf],
+    "tree": document_of(lineage.Tree),
+    "tree.project": document_of(tree.ProjectTree),
+    "tree.holders": document_of(tree.Holders),
+    "tree.invert": list[document_of(tree.Why)],
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+# ---------------------------------------------------------------- identify, cache
+VERBS: dict[str, Any] = {
+    "identify": document_of(identify.Identity),
+    "identify.files": document_of(identify.LoraFiles),
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+# ---------------------------------------------------------------- run
+class UsedAdapter(TypedDict):
+    """An adapter in use; `base` compares its base with the one it ran on."""
+
+    adapter: str
+    weight: float
+    base: Verdict
+
+
+class Drawing(TypedDict):
+    """How tokens were sampled and whether the base was proved unchanged; left out otherwise."""
+
+    temperature: NotRequired[float]
+    top_p: NotRequired[float | None]
+    seed: NotRequired[int | None]
+    base_digest: NotRequired[Annotated[str, "with --prove-base: digest of every parameter, before the run"]]
+    base_unchanged: NotRequired[bool]
+
+
+class Labelled(TypedDict):
+    """What a classifier (SEQ_CLS) answers; left out otherwise."""
+
+    label: NotRequired[Annotated[str, "of a classifier: the most probable label"]]
+    probability: NotRequired[Annotated[float, "of that label"]]
+    probabilities: NotRequired[Annotated[dict[str, float], "of all labels, which sum to 1"]]
+
+
+PromptForm = Annotated[dict[str, Any], "the [prompt form](manifest.md#the-prompt-form) that it was asked in"]
+
+
+class Answer(Drawing, Labelled):
+    """The answer to a prompt."""
+
+    adapters: list[UsedAdapter]
+    base: str
+    prompt: str
+    prompt_form: PromptForm
+    text: str
+    tokens: Annotated[int, "tokens generated"]
+    seconds: Annotated[float, "time of generation"]
+
+
+class Drawn(TypedDict):
+    """An image that a pipeline drew of a prompt."""
+
+    adapters: list[UsedAdapter]
+    base: str
+    prompt: str
+    image: Annotated[str, "the PNG file"]
+    width: Annotated[int, "pixels"]
+    height: Annotated[int, "pixels"]
+    steps: Annotated[int | None, "as asked for; null: the pipeline's own number"]
+    seed: int
+    seconds: Annotated[float, "time of drawing"]
+
+
+class ComparedAnswer(Labelled):
+    """One of several answers to one prompt."""
+
+    answered_by: str
+    adapters: list[UsedAdapter]
+    prompt_form: PromptForm
+    text: str
+    tokens: int
+    seconds: float
+
+
+class ComparedAnswers(Drawing):
+    """Several answers to one prompt."""
+
+    base: str
+    prompt: str
+    answers: list[ComparedAnswer]
+
+
+class Row(Labelled):
+    """The answer to one line of a batch."""
+
+    id: NotRequired[Annotated[Any, "as in the input line"]]
+    prompt: str
+    adapter: Annotated[str | None, "the adapter of this line; null: the plain base"]
+    text: str
+    tokens: int
+    system: NotRequired[str]
+
+
+class Batch(Drawing):
+    """Answers to the lines of a file."""
+
+    base: str
+    rows: Annotated[int, "number of answers"]
+    tokens: Annotated[int, "tokens generated"]
+    seconds: Annotated[float, "time of generation"]
+    tokens_per_second: float
+    rows_per_second: float
+    answers: NotRequired[list[Row]]
+    out: NotRequired[Annotated[str, "with --out: the file with the answers"]]
+
+
+class DemoAnswer(TypedDict):
+    """One answer of the demo."""
+
+    prompt: str
+    by: Annotated[str, "`base` or an adapter"]
+    text: str
+
+
+class Demo(TypedDict):
+    """The result of the demo."""
+
+    root: Annotated[str, "its library"]
+    base: str
+    hub_id: str
+    answers: list[DemoAnswer]
+
+
+WEIGHTS = {
+    "merge": document_of(weights.MergedBuild),
+    "merge.folder": document_of(weights.Merged),
+    "merge.tune": document_of(weights.MergedBuild),
+    "merge.methods": list[document_of(catalogue.Method)],
+    "resize": document_of(weights.ResizedBuild),
+    "compare": document_of(similarity.Comparison),
+    "compare.diff": document_of(difference.Difference),
+    "similar": document_of(likeness.Likeness),
+    "similar.groups": document_of(likeness.LikenessGroups),
+    "similar.server": document_of(hub.AlikeThere),
+    "extract": document_of(weights.ExtractedBuild),
+    "fuse": document_of(fuse.Fused),
+}
+ANSWERS = {"run": Answer, "run.compare": ComparedAnswers, "run.batch": Batch, "run.image": Drawn, "demo": Demo}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+Listed = document_of(listed.Listed)
+
+
+# ---------------------------------------------------------------- bases
+class BaseRecord(TypedDict):
+    """A base for another machine, in the form of the file that `adapt base add RECORD` takes."""
+
+    schema: Annotated[str, "`adapterhub/base/1`"]
+    alias: str
+    path: Annotated[Path | None, "always null"]
+    hub: str | None
+    fingerprint: Annotated[dict[str, Any], "digests, and the samples of each tensor"]
+    hints: dict[str, Any]
+    tensors: Annotated[list[list[Any]], "name, dtype, shape, sha256 and samples of each tensor"]
+    components: NotRequired[Annotated[dict[str, dict[str, Any]], "of a pipeline, the hints of each component"]]
+
+
+# ---------------------------------------------------------------- adapters
+class Shown(Manifest, document_of(describing.Shown)):
+    """Everything about an installed build."""
+
+
+class ShownRecipe(TypedDict):
+    """The recipe of a merge."""
+
+    recipe: Annotated[str, "TOML for `adapt merge --recipe`"]
+
+
+class Folder(TypedDict):
+    """The folder of an adapter."""
+
+    path: Annotated[str, "its plain PEFT folder"]
+
+
+class Sbom(TypedDict):
+    """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
+
+    bomFormat: Annotated[str, "`CycloneDX`"]  # noqa: N815 - names of the standard
+    specVersion: Annotated[str, "`1.6`"]  # noqa: N815
+    serialNumber: Annotated[str, "the same for the same content"]  # noqa: N815
+    version: int
+    metadata: Annotated[dict[str, Any], "when and by what it was made; `component` is the subject"]
+    components: Annotated[list[dict[str, Any]], "adapters, bases and data sets"]
+    dependencies: Annotated[list[dict[str, Any]], "which component was made from which"]
+
+
+class Completion(TypedDict):
+    """The completion script of a shell."""
+
+    shell: Annotated[str, "`bash`, `zsh` or `fish`"]
+    script: str
+
+
+BASES = {
+    "base-add": Base,
+    "base-set": Base,
+    "base-list": list[document_of(listed.ListedBase)],
+    "base-show": document_of(upkeep.ShownBase),
+    "base-export-record": BaseRecord,
+    "base-compare": document_of(upkeep.ComparedBases),
+    "base-family": list[document_of(requested.Family)],
+    "base-remove": document_of(upkeep.RemovedBase),
+    "base-pin": document_of(upkeep.Pinned),
+}
+ADAPTERS = {
+    "add": Added,
+    "add.several": AddedSeveral,
+    "install": list[document_of(install.Install)],
+    "install.save": list[document_of(install.Install)],
+    "install.dry-run": list[document_of(install.Install)],
+    "list": list[Listed],
+    "search": list[document_of(listed.FoundBuild)],
+    "search.setup": document_of(upkeep.SearchModel),
+    "search.try": document_of(trying.Tried),
+    "route": document_of(routing.Routed),
+    "route.check": document_of(routing.CheckedRoute),
+    "info": Shown,
+    "info.recipe": ShownRecipe,
+    "path": Folder,
+    "verify": list[document_of(checking.Verified)],
+    "verify.engine": list[document_of(checking.Checked)],
+    "audit": document_of(audit.Audit),
+    "sbom": Sbom,
+    "remove": document_of(upkeep.Removed),
+    "cache-show": document_of(space.Space),
+    "cache-clean": document_of(upkeep.Freed),
+    "doctor": list[document_of(health.Line)],
+    "doctor.repair": document_of(upkeep.Repaired),
+    "completion": Completion,
+}
+
+
+# mypy: disable-error-code="valid-type, misc"
+# `document_of` makes types when it runs.
+
+
+# ---------------------------------------------------------------- servers
+class Info(Manifest, document_of(describing.ShownThere)):
+    """An adapter on a server."""
+
+
+SERVERS = {
+    "push": document_of(publishing.Sent),
+    "push.server": document_of(publishing.Sent),
+    "push.results": document_of(publishing.SentResults),
+    "push.dry-run": document_of(publishing.PushPlan),
+    "pull": document_of(steps.Pulled),
+    "info.server": Info,
+    "search.server": list[document_of(listed.FoundThere)],
+    "mirror": list[document_of(steps.Mirrored)],
+    "mirror.dry-run": list[document_of(steps.Mirrored)],
+    "yank": document_of(withdrawal.Withdrawn),
+    "unyank": document_of(withdrawal.Withdrawn),
+    "delete": document_of(withdrawal.Withdrawn),
+    **REMOTES,
+}
+REGISTRY: dict[str, Any] = {
+    "registry-serve": list[Annotated[dict[str, str], "`url`, then once `admin_token`; one document per line"]],
+    "registry-check": document_of(administration.Holdings),
+    "registry-move": document_of(administration.MovedRegistry),
+    "registry-token-create": document_of(administration.NewToken),
+    "registry-token-list": list[document_of(administration.Token)],
+    "registry-token-revoke": document_of(administration.Token),
+    "registry-token-log": list[document_of(administration.LogEntry)],
+    "registry-user-list": list[document_of(administration.User)],
+    "registry-user-revoke": list[document_of(administration.Token)],
+    "registry-webhook-add": document_of(administration.NewWebhook),
+    "registry-webhook-list": list[document_of(administration.Webhook)],
+    "registry-webhook-remove": document_of(administration.Webhook),
+    "registry-webhook-test": document_of(administration.Delivery),
+    "registry-webhook-deliveries": list[document_of(administration.Delivery)],
+    "registry-tests": document_of(administration.NamespaceRule),
+    "registry-names": list[document_of(administration.HeldName)],
+    "registry-gc": document_of(administration.FreedSpace),
+    "registry-worker": document_of(administration.MadeRecords),
+    "registry-meaning": document_of(administration.MeaningModel),
+}
+
 
 __all__ = [
     "CHAPTERS",
@@ -45,8 +576,8 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "The library": ADAPTERS,
     "Aliases": {
         **{f"alias-{verb}": document_of(Alias) for verb in ("set", "show", "remove", "rollback")},
-        "alias-list": list[document_of(Alias)],  # type: ignore[misc]  # made when it runs
-        "alias-history": list[document_of(AliasMove)],  # type: ignore[misc]  # as above
+        "alias-list": list[document_of(Alias)],
+        "alias-history": list[document_of(AliasMove)],
     },
     "Projects": PROJECTS,
     "Finding out": VERBS,

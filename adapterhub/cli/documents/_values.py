@@ -34,7 +34,7 @@ def document_of(kind: Any) -> Any:
     hints |= {key: getitem(NotRequired, _without_null(hints[key])) for key in kind.document_optional()}
     made = TypedDict(title, hints)  # type: ignore[misc]
     made.__doc__ = f"{_first_sentence(kind)}."
-    made.__module__ = __name__.replace("_values", "_parts")  # where a type that holds itself is found by its name
+    made.__module__ = __name__.rpartition(".")[0]  # where a type that holds itself is found by its name
     return made
 
 
