@@ -147,12 +147,12 @@ class JsonList(FunctionElement[str]):
 
 
 @compiles(JsonList)
-def _of_postgresql(element: JsonList, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _of_postgresql(element: JsonList, compiler: SQLCompiler, **options: object) -> str:
     return f"coalesce(CAST(json_agg({compiler.process(element.clauses, **options)}) AS TEXT), '[]')"
 
 
 @compiles(JsonList, "sqlite")
-def _of_sqlite(element: JsonList, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _of_sqlite(element: JsonList, compiler: SQLCompiler, **options: object) -> str:
     return f"json_group_array({compiler.process(element.clauses, **options)})"
 
 

@@ -123,7 +123,7 @@ class Trigrams:
         new, old, one = (f"lower({row}.{self.words}) || '  '" for row in ("new", "old", self.of))
         add = f"INTO {name} (rowid, body) VALUES (new.{self.key}, {new});"
         forget = f"INTO {name} ({name}, rowid, body) VALUES ('delete', old.{self.key}, {old});"
-        yield f"CREATE VIEW IF NOT EXISTS {rows} (id, body) AS SELECT {self.key}, {one} FROM {self.of}"  # noqa: S608
+        yield f"CREATE VIEW IF NOT EXISTS {rows} (id, body) AS SELECT {self.key}, {one} FROM {self.of}"
         # without positions: a search checks the words of what it finds
         options = f"content='{rows}', content_rowid='id', tokenize='trigram case_sensitive 1', detail='none'"
         yield f"CREATE VIRTUAL TABLE IF NOT EXISTS {name} USING fts5(body, {options})"
@@ -133,7 +133,7 @@ class Trigrams:
             body = " ".join(f"INSERT {step}" for step in steps)
             trigger = f"{name}_{change.partition(' ')[0]}"
             yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {self.of} BEGIN {body} END"
-        yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"  # noqa: S608
+        yield f"INSERT INTO {name} ({name}) VALUES ('rebuild')"
 
 
 def _all_of(grams: Iterable[str]) -> str:
@@ -176,12 +176,12 @@ class Unindexed(FunctionElement[Any]):
 
 
 @compiles(Unindexed)
-def _plain(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _plain(element: Unindexed, compiler: SQLCompiler, **options: object) -> str:
     return compiler.process(element.clauses, **options)
 
 
 @compiles(Unindexed, "sqlite")
-def _with_sign(element: Unindexed, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _with_sign(element: Unindexed, compiler: SQLCompiler, **options: object) -> str:
     return f"+{compiler.process(element.clauses, **options)}"
 
 
@@ -192,12 +192,12 @@ class _Items(FunctionElement[Any]):
 
 
 @compiles(_Items)
-def _of_postgresql(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _of_postgresql(element: _Items, compiler: SQLCompiler, **options: object) -> str:
     return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
 
 
 @compiles(_Items, "sqlite")
-def _of_sqlite(element: _Items, compiler: SQLCompiler, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's
+def _of_sqlite(element: _Items, compiler: SQLCompiler, **options: object) -> str:
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
@@ -376,12 +376,12 @@ def _statements() -> Iterator[str]:
     for name, (of, amount, deciding) in _COUNTED.items():
         added, gone = amount.format(row="new"), amount.format(row="old")
         total = f"coalesce(sum({amount.format(row=of)}), 0)"
-        yield f"INSERT OR REPLACE INTO counts SELECT '{name}', {total} FROM {of}"  # noqa: S608 - names of this module
+        yield f"INSERT OR REPLACE INTO counts SELECT '{name}', {total} FROM {of}"
         changes = {"INSERT": added, "DELETE": f"- {gone}"}
         changes |= {f"UPDATE OF {deciding}": f"{added} - {gone}"} if deciding else {}
         for change, more in changes.items():
             trigger = f"count_{name}_{change.partition(' ')[0].lower()}"
-            step = f"UPDATE counts SET value = value + {more} WHERE name = '{name}';"  # noqa: S608
+            step = f"UPDATE counts SET value = value + {more} WHERE name = '{name}';"
             yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {of} BEGIN {step} END"
 
 
@@ -446,17 +446,17 @@ def _set_statements() -> Iterator[str]:
     yield f"CREATE TABLE IF NOT EXISTS tag_sets ({keys}) WITHOUT ROWID"
     yield "DELETE FROM tag_sets"
     bits = f"sum(1 << (repo_id % {BITS}))"
-    yield f"INSERT INTO tag_sets SELECT tag, repo_id / {BITS}, {bits} FROM repo_tags GROUP BY 1, 2"  # noqa: S608
+    yield f"INSERT INTO tag_sets SELECT tag, repo_id / {BITS}, {bits} FROM repo_tags GROUP BY 1, 2"
     mine, bit = f"tag = {{0}}.tag AND block = {{0}}.repo_id / {BITS}", f"(1 << ({{0}}.repo_id % {BITS}))"
-    known = f"SELECT 1 FROM tag_sets WHERE {mine}"  # noqa: S608
+    known = f"SELECT 1 FROM tag_sets WHERE {mine}"
     changes = {
         "insert": (
             f"INSERT INTO tag_sets SELECT {{0}}.tag, {{0}}.repo_id / {BITS}, 0 WHERE NOT EXISTS ({known})",
-            f"UPDATE tag_sets SET bits = bits | {bit} WHERE {mine}",  # noqa: S608
+            f"UPDATE tag_sets SET bits = bits | {bit} WHERE {mine}",
         ),
         "delete": (
-            f"UPDATE tag_sets SET bits = bits & ~{bit} WHERE {mine}",  # noqa: S608
-            f"DELETE FROM tag_sets WHERE {mine} AND bits = 0",  # noqa: S608
+            f"UPDATE tag_sets SET bits = bits & ~{bit} WHERE {mine}",
+            f"DELETE FROM tag_sets WHERE {mine} AND bits = 0",
         ),
     }
     for change, steps in changes.items():

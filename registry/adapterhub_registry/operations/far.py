@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 from urllib.parse import quote, urlsplit
 
 from adapterhub.core.dates import Moment
-from adapterhub.core.digests import strict_json
+from adapterhub.core.digests import Json, strict_json
 from adapterhub.core.errors import (
     AdapterHubError,
     Conflict,
@@ -263,7 +263,7 @@ class FarNames(FarRegistry):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:  # noqa: ANN401 - as in the parent
+    def redirect_request(self, *_: object) -> None:
         """None: a redirect is an error."""
 
 
@@ -272,7 +272,7 @@ def _record_of(kind: type[Record], item: Mapping[str, Any]) -> Record:
     return kind(**{field.name: _value(field.name, item[field.name]) for field in fields(cast("Any", kind))})
 
 
-def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - a member of JSON
+def _value(name: str, value: Json) -> Json:
     """A member as the records have it: times as moments, lists as tuples."""
     if name.endswith("_at") and value is not None:
         return Moment.parse(value)

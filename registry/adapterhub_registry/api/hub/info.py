@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from sqlalchemy import Row, func, select
 from sqlalchemy.engine import Connection
 
+from adapterhub.core.digests import Json
 from adapterhub.core.errors import shown
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.bodies import ThreadedRoute, hub_router
@@ -423,7 +424,7 @@ def documents_of(row: Row[Any]) -> dict[str, Any]:
     return {"cardData": _document(row.card), "config": _document(row.config)}
 
 
-def _document(text: str) -> Any:  # noqa: ANN401 - any JSON
+def _document(text: str) -> Json:
     return {} if text == "{}" else json.loads(text)
 
 
