@@ -35,6 +35,15 @@ from adapterhub.core.errors import (
     problem_list,
     shown,
 )
+from adapterhub.formats.answers import (
+    BatchAnswers,
+    ComparedAnswer,
+    ComparedAnswers,
+    DrawnImage,
+    OneAnswer,
+    RowAnswer,
+    UsedAdapter,
+)
 from adapterhub.inference.answering import (
     Choice,
     Loading,
@@ -49,6 +58,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.inference.answering import Typed
     from adapterhub.inference.generation import Answer, Question, Writing
+    from adapterhub.inference.loader import AttachedAdapter
     from adapterhub.library.store.catalog import AdapterLike
 
 _MOST_PIXELS = 8192
@@ -120,19 +130,19 @@ def draw_image(
     except OSError as error:
         raise NotAllowed(f"cannot write `{shown(str(image.path), 200)}`: {error.strerror}") from None
     width, height = drawn.image.size
-    document = {
-        "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in drawn.adapters],
-        "base": record.label,
-        "prompt": prompt,
-        "image": str(image.path),
-        "width": width,
-        "height": height,
-        "steps": image.steps,
-        "seed": drawing.seed,
-        "seconds": round(drawn.seconds, 3),
-    }
+    done = DrawnImage(
+        adapters=_used(drawn.adapters),
+        base=record.label,
+        prompt=prompt,
+        image=str(image.path),
+        width=width,
+        height=height,
+        steps=image.steps,
+        seed=drawing.seed,
+        seconds=round(drawn.seconds, 3),
+    )
     text = f"wrote {image.path}  {width} x {height}, seed {drawing.seed}"
-    session.out.result(document, lambda: session.out.line(text))
+    session.out.result(done.to_json(), lambda: session.out.line(text))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -172,26 +182,32 @@ def compare_answers(
 ) -> None:
     """Answer with each adapter in turn and print the answers in columns, or one below the other."""
     labels = [label_of(choice) for choice in who]
-    answers: list[dict[str, Any]] = []
+    answers: list[ComparedAnswer] = []
     with model.proved(wanted=prove_base) as proof, out.steps("answer", unit="answers") as progress:
         for at, (label, choice, question) in enumerate(zip(labels, who, questions, strict=True)):
             progress(at, len(who))
             with model.using(choice) as (adapted, adapters):
                 (answer,) = model.answers(adapted, [question], writing)
-            answers.append(
-                {
-                    "answered_by": label,
-                    "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
-                    "prompt_form": question.form.to_json(),
-                    "text": answer.text,
-                    "tokens": answer.tokens,
-                    "seconds": round(answer.seconds, 3),
-                    **answer.label_json(),
-                }
-            )
-    document: dict[str, Any] = {"base": model.record.label, "prompt": questions[0].text, "answers": answers}
-    document |= drawing_of(writing) | proof
-    out.result(document, lambda: _say_compared(out, labels, [answer["text"] for answer in answers]))
+            answers.append(_told(label, adapters, question, answer))
+    facts: dict[str, Any] = drawing_of(writing) | proof
+    done = ComparedAnswers(base=model.record.label, prompt=questions[0].text, answers=tuple(answers), **facts)
+    out.result(done.to_json(), lambda: _say_compared(out, labels, [answer.text for answer in answers]))
+
+
+def _used(adapters: Sequence[AttachedAdapter]) -> tuple[UsedAdapter, ...]:
+    return tuple(UsedAdapter(adapter=one.label, weight=one.weight, base=one.verdict) for one in adapters)
+
+
+def _told(label: str, adapters: Sequence[AttachedAdapter], question: Question, answer: Answer) -> ComparedAnswer:
+    return ComparedAnswer(
+        answered_by=label,
+        adapters=_used(adapters),
+        prompt_form=question.form.to_json(),
+        text=answer.text,
+        tokens=answer.tokens,
+        seconds=round(answer.seconds, 3),
+        **answer.label_json(),
+    )
 
 
 def _say_compared(out: Output, labels: Sequence[str], texts: Sequence[str]) -> None:
@@ -248,18 +264,25 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
         answers = _answers(session.out, model, rows, questions, lengths, writing, batch.size)
         seconds = time.perf_counter() - start
     written = sum(answer.tokens for answer in answers)
-    rates = {"tokens_per_second": round(written / seconds, 2), "rows_per_second": round(len(rows) / seconds, 3)}
-    summary: dict[str, Any] = {"base": model.record.label, "rows": len(rows), "tokens": written}
-    summary |= {"seconds": round(seconds, 3), **rates, **drawing_of(writing), **proof}
-    documents = [_document(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    documents = [_row_answer(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    done = BatchAnswers(
+        base=model.record.label,
+        rows=len(rows),
+        tokens=written,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(written / seconds, 2),
+        rows_per_second=round(len(rows) / seconds, 3),
+        **drawing_of(writing),
+        **proof,
+    )
     session.out.note(
         f"{len(rows):,} rows, {written:,} tokens in {seconds:.1f} s:"
-        f" {rates['tokens_per_second']:.1f} tokens/s, {rates['rows_per_second']:.3g} rows/s"
+        f" {done.tokens_per_second:.1f} tokens/s, {done.rows_per_second:.3g} rows/s"
     )
     trouble = _write(batch.out, documents) if batch.out else None
-    kept = trouble is None and batch.out is not None
-    summary |= {"out": str(batch.out)} if kept else {"answers": documents}
-    session.out.result(summary, lambda: _say_batch(session, batch.out if kept else None, documents))
+    kept = batch.out if trouble is None else None
+    done = replace(done, out=str(kept)) if kept else replace(done, answers=tuple(documents))
+    session.out.result(done.to_json(), lambda: _say_batch(session, kept, documents))
     if trouble is not None:
         raise trouble
 
@@ -323,19 +346,24 @@ def _answers(
     return [found[at] for at in range(len(rows))]
 
 
-def _document(row: Row, answer: Answer) -> dict[str, Any]:
-    document: dict[str, Any] = {} if row.id is None else {"id": row.id}
-    document |= {"prompt": row.prompt, "adapter": row.adapter, "text": answer.text, "tokens": answer.tokens}
-    document |= answer.label_json()
-    return document if row.system is None else document | {"system": row.system}
+def _row_answer(row: Row, answer: Answer) -> RowAnswer:
+    return RowAnswer(
+        id=row.id,
+        prompt=row.prompt,
+        adapter=row.adapter,
+        text=answer.text,
+        tokens=answer.tokens,
+        system=row.system,
+        **answer.label_json(),
+    )
 
 
-def _say_batch(session: Session, out: Path | None, documents: Sequence[dict[str, Any]]) -> None:
+def _say_batch(session: Session, out: Path | None, documents: Sequence[RowAnswer]) -> None:
     if out is not None:
         session.out.line(f"wrote {len(documents):,} answers to {out}")
         return
     for document in documents:
-        session.out.line(json_text(document))
+        session.out.line(json_text(document.to_json()))
 
 
 # ---------------------------------------------------------------- the output file
@@ -351,9 +379,9 @@ def _check_output(out: Path) -> None:
         raise NotAllowed(f"cannot write `{where}`: its folder is not writable", hint="name a file in another folder")
 
 
-def _write(out: Path, documents: Sequence[dict[str, Any]]) -> NotAllowed | None:
+def _write(out: Path, documents: Sequence[RowAnswer]) -> NotAllowed | None:
     """Write all answers or none; returns the problem, so that a full disk does not lose an hour of answers."""
-    data = "".join(json_text(document) + "\n" for document in documents).encode()
+    data = "".join(json_text(document.to_json()) + "\n" for document in documents).encode()
     try:
         write_durably(output_place(out), data)
     except OSError as error:
@@ -660,12 +688,13 @@ def run(
         compare_answers(session.out, model, who, questions, writing, prove_base=prove_base)
         return
     with model.proved(wanted=prove_base) as proof:
-        document = _answer(session.out, model, who[0], questions[0], writing)
-    document |= proof
-    session.out.result(document, lambda: None)  # streamed already
+        answer = _answer(session.out, model, who[0], questions[0], writing)
+    facts: dict[str, Any] = drawing_of(writing) | proof
+    done = OneAnswer(base=model.record.label, prompt=text, answer=answer, **facts)
+    session.out.result(done.to_json(), lambda: None)  # streamed already
 
 
-def _answer(out: Output, model: Model, choice: Choice, question: Question, writing: Writing) -> dict[str, Any]:
+def _answer(out: Output, model: Model, choice: Choice, question: Question, writing: Writing) -> ComparedAnswer:
     """One answer, streamed unless `--json` is set."""
     with model.using(choice) as (asked, adapters):
         on_text = None if out.as_json else out.piece
@@ -674,17 +703,7 @@ def _answer(out: Output, model: Model, choice: Choice, question: Question, writi
         out.line()
     if model.labels is None:
         out.note(f"{answer.tokens} tokens in {answer.seconds:.1f} s, {answer.tokens / answer.seconds:.1f} tokens/s")
-    return {
-        "adapters": [{"adapter": a.label, "weight": a.weight, "base": a.verdict.name} for a in adapters],
-        "base": model.record.label,
-        "prompt": question.text,
-        "prompt_form": question.form.to_json(),
-        "text": answer.text,
-        "tokens": answer.tokens,
-        "seconds": round(answer.seconds, 3),
-        **answer.label_json(),
-        **drawing_of(writing),
-    }
+    return _told(label_of(choice), adapters, question, answer)
 
 
 # ---------------------------------------------------------------- what was typed
