@@ -31,8 +31,8 @@ OWN_JSON = {
     "inference/serving/llama_cpp/app.py": "what an engine that was started here says, on its socket",
     "inference/serving/llama_cpp/engine.py": "the same",
     "inference/serving/vllm.py": "what a child of our own printed",
-    "projects/sync/_folders.py": "a manifest of the store, whose digest was compared a line before",
-    "projects/sync/_state.py": "the library's own note of a sync, in which a damaged stamp equals that of no file",
+    "projects/sync/folders.py": "a manifest of the store, whose digest was compared a line before; and the library's own note "
+    "of a sync, in which a damaged stamp equals that of no file",
     "cli/start/base.py": "a record that this program wrote a line before",
     "formats/prompts/_sandbox.py": "the template and prompt that its parent process wrote",
     "formats/prompts/chat.py": "what its own sandbox wrote, its shape checked a line later",
