@@ -41,19 +41,20 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Start": {
         "demo": (
             "adapterhub.cli.start.demo:demo",
-            "Try the whole workflow on a real base model with two real adapters",
+            "Try the whole workflow on a real base with two real adapters",
         ),
         "init": ("adapterhub.cli.start.init:init", "Create a project in a folder"),
         "base": ("adapterhub.cli.start.base:base", "Register, list, show and compare base models"),
         "ui": ("adapterhub.cli.start.ui:ui", "Look at the library in a browser, with a playground"),
         "doctor": ("adapterhub.cli.start.doctor:doctor", "Check the installation and repair the store"),
+        "cache": ("adapterhub.cli.inspect.cache:cache", "Show what uses the library's disk space, and free it"),
     },
     "Adapters": {
         "add": ("adapterhub.cli.adapters.add:add", "Add a PEFT output folder to the library"),
         "install": ("adapterhub.cli.adapters.install:install", "Install an adapter that fits a base"),
         "remove": (
             "adapterhub.cli.adapters.remove:remove",
-            "Remove adapters from the library, and from the project with --save",
+            "Remove adapters from the library, with --save from the project",
         ),
         "list": ("adapterhub.cli.adapters.query:list_", "List installed adapters"),
         "search": ("adapterhub.cli.adapters.search:search", "Search adapters by text, base, task, rank and method"),
@@ -61,7 +62,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "path": ("adapterhub.cli.adapters.query:path", "Print the path of an adapter's PEFT folder"),
         "verify": (
             "adapterhub.cli.inspect.verify:verify",
-            "Check bytes, format, shapes, numbers and base, or what engines make of it",
+            "Check bytes, format, numbers and base, or what engines make of it",
         ),
         "test": (
             "adapterhub.cli.inspect.test:test",
@@ -69,7 +70,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "contract": (
             "adapterhub.cli.inspect.contract:contract",
-            "Record what adapters answer, show signed results, and set what a PASS needs",
+            "Record answers, show signed results, set what a PASS needs",
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
         "sbom": ("adapterhub.cli.inspect.sbom:sbom", "List what adapters are made of, as CycloneDX with --json"),
@@ -95,7 +96,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "merge": ("adapterhub.cli.weights.merge:merge", "Merge adapters into one adapter, exactly or at a given rank"),
         "compare": (
             "adapterhub.cli.weights.compare:compare",
-            "Compare adapters, predict how well they merge, or show how two differ",
+            "Compare adapters, predict a merge, or show how two differ",
         ),
         "resize": ("adapterhub.cli.weights.resize:resize", "Reduce an adapter to a lower rank and report the error"),
         "extract": ("adapterhub.cli.weights.extract:extract", "Extract a LoRA adapter from a fine-tuned model"),
@@ -105,7 +106,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "run": ("adapterhub.cli.use.run:run", "Generate text with an adapter on its base"),
         "route": (
             "adapterhub.cli.use.route:route",
-            "Print the adapter that a text is for, or write a routing file for a server",
+            "Print the adapter that a text is for, or write a routing file",
         ),
         "serve": ("adapterhub.cli.use.serve:serve", "Start vLLM or llama.cpp on a base with adapters by name"),
         "export": ("adapterhub.cli.use.export:export", "Export an adapter for another program, or a list of adapters"),
@@ -121,9 +122,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "key": ("adapterhub.cli.publishing.key:key", "Manage signing keys, trusted keys and signature policies"),
         "remote": ("adapterhub.cli.publishing.remote:remote", "Manage servers, their namespaces and access tokens"),
         "registry": ("adapterhub_registry.operations.commands:registry", "Run and administer a self-hosted registry"),
-    },
-    "Space": {
-        "cache": ("adapterhub.cli.inspect.cache:cache", "Show what uses the library's disk space, and free it"),
     },
 }
 COMMANDS: dict[str, tuple[str, str]] = {name: entry for table in SECTIONS.values() for name, entry in table.items()}
@@ -210,11 +208,19 @@ class LazyGroup(Group):
         except BrokenPipeError:  # click would exit with code 1
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing any command."""
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what fits one screen, from the table, without importing any command."""
+        about = (self.help or "").partition("\n")[0]
+        short = ", ".join("/".join(sorted(one.opts, key=len)) for one in self.get_params(ctx))
+        lines = [f"Usage: {ctx.command_path} [OPTIONS] COMMAND [ARGS]...", "", f"  {about}", ""]
         for title, table in SECTIONS.items():
-            with formatter.section(title):
-                formatter.write_dl([(f"{name:<10}", text) for name, (_, text) in table.items()])
+            lines += [f"{title}:", *(f"  {name:<10}{text}" for name, (_, text) in table.items())]
+        lines += [
+            "",
+            f"Options: {short}",
+            "`adapt help COMMAND` shows its options; `adapt help CODE` explains a code.",
+        ]
+        formatter.write("\n".join(lines) + "\n")
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -239,17 +245,7 @@ def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> 
     help="Show the version and exit.",
 )
 def cli(quiet: bool, verbose: bool) -> None:
-    """Manage, merge and serve many small adapters on one frozen base model.
-
-    `adapt help COMMAND` shows the options of a command. --quiet and --verbose may also follow the command.
-
-    \b
-    Examples:
-      adapt base add ./models/base-7b --as base-7b
-      adapt add ./out/legal-qa --name legal-qa --base base-7b --task legal-qa
-      adapt install acme/summarize@base-7b
-      adapt merge legal-qa summarize --weights 0.7,0.3 -o legal-summary
-    """
+    """Manage, merge and serve many small adapters on one frozen base model."""
 
 
 def main() -> NoReturn:

@@ -116,3 +116,10 @@ def test_a_second_name_is_the_same_command_and_no_list_shows_it(adapt):
         assert adapt.ok(alias, "--help").partition("\n\n")[2] == adapt.ok(name, "--help").partition("\n\n")[2]
         assert f"\n  {alias} " not in table
     assert ALIASES == {"uninstall": "remove", "show": "info"}
+
+
+def test_the_help_of_all_commands_fits_one_screen(adapt):
+    lines = adapt.ok("--help").splitlines()
+
+    assert (len(lines) <= 60, max(map(len, lines)) <= 80) == (True, True)
+    assert [name for name in COMMANDS if not any(line.startswith(f"  {name} ") for line in lines)] == []
