@@ -185,7 +185,7 @@ def test_a_merge_keeps_the_rules_of_all_parents_or_is_not_written(adapt: Adapt) 
         assert all(f"{name:20}  same" in refused.stderr for name in ("a", "b"))
         assert not (adapt.folder / "broken").exists()
     with pytest.raises(BehaviourChanged):
-        adapterhub.Library(adapt.library.root).merge(["a", "b"], name="broken", test=True)
+        adapterhub.Library(adapt.library.root).merge(["a", "b"], output="broken", test=True)
     adapt.ok("merge", "a", "b", "-o", "untested")
 
 
