@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.administration import HeldName
-from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove
+from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove, AliasTarget
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.file import LENGTH_BYTES
 from adapterhub_registry.access import rights
@@ -273,21 +273,13 @@ _WRITING: Final[dict[int | str, dict[str, Any]]] = {
 Version = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class TargetFacts(ApiAnswer):
-    """One build under an alias; its share of the requests is `weight` divided by the sum of all weights."""
-
-    version: str
-    digest: str
-    weight: float
-
-
 class AliasFacts(ApiAnswer):
     """What an alias means now, and its last move. `adapter` is the name in the manifest of its builds."""
 
     repo: str
     adapter: str | None
     alias: str
-    targets: list[TargetFacts]
+    targets: tuple[AliasTarget, ...]
     moved_at: str
     moved_by: str
     action: str
@@ -299,7 +291,7 @@ class MoveFacts(ApiAnswer):
     action: str
     at: str
     by: str
-    targets: list[TargetFacts]
+    targets: tuple[AliasTarget, ...]
 
 
 class AliasList(ApiAnswer):
@@ -449,7 +441,7 @@ def _facts(connection: Connection, repo: Row[Any], alias: Alias) -> AliasFacts:
         repo=repo.full_name,
         adapter=adapter,
         alias=alias.name,
-        targets=[TargetFacts(**target.to_json()) for target in alias.targets],
+        targets=alias.targets,
         moved_at=iso_time(int(last.at * 1000)),
         moved_by=last.by,
         action=last.action,
@@ -457,8 +449,7 @@ def _facts(connection: Connection, repo: Row[Any], alias: Alias) -> AliasFacts:
 
 
 def _move(move: AliasMove) -> MoveFacts:
-    targets = [TargetFacts(**target.to_json()) for target in move.targets]
-    return MoveFacts(action=move.action, at=iso_time(int(move.at * 1000)), by=move.by, targets=targets)
+    return MoveFacts(action=move.action, at=iso_time(int(move.at * 1000)), by=move.by, targets=move.targets)
 
 
 MOST_LISTED: Final = 100
