@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Annotated, Any, Final, Literal, cast
-from xml.sax.saxutils import escape, quoteattr
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
@@ -349,10 +348,14 @@ def _case(classname: str, name: str, verdict: str, problem: str, evidence: str) 
 
 
 def _attribute(text: str) -> str:
+    from xml.sax.saxutils import quoteattr  # which imports urllib and tempfile
+
     return quoteattr(shown(text, _SHOWN))
 
 
 def _xml(text: str) -> str:
+    from xml.sax.saxutils import escape
+
     return escape("\n".join(shown(line, _SHOWN) for line in text.split("\n")))
 
 
