@@ -287,3 +287,17 @@ def test_a_server_that_is_opened_to_install_shows_no_bars_of_its_client(library)
     library.session.sources_of(ah.AdapterSpec.parse("acme/legal-qa"), None, token=None)
 
     assert are_progress_bars_disabled()
+
+
+def test_what_looks_at_a_library_returns_values_that_are_documents(library):
+    added = library.add("out/tables", name="tables", base="base-7b")
+    shown, [folder] = library.info("legal-qa"), library.folders("legal-*")
+
+    assert (shown.manifest.name, shown.to_json()["signature"]["standing"]) == ("legal-qa", "unsigned")
+    assert folder.to_json() | {"path": ""} == {
+        "name": "legal-qa", "path": "", "version": "1.0.0", "digest": shown.manifest.digest, "rank": 4,
+    }  # fmt: skip
+    assert [one.ok for one in library.check("legal-qa", "tables", engines="peft")] == [True, True]
+    assert added.build in library.unused()
+    assert len(library.identify_files("out/tables", "out/legal-qa").files) == 2
+    assert (library.repair().mended, library.rebuild_index()) == (True, len(library))
