@@ -16,7 +16,13 @@ LEAST_CHARACTERS: Final = 6
 _WHOLE_WORD: Final = 12
 """A secret of fewer characters is removed only where it stands as a word; a longer one also where it is cut off."""
 _MOST_SECRETS: Final = 64
+_MOST_CHARACTERS: Final = 512
+_ENOUGH_OF_A_WORD: Final = 64
+"""Of a longer secret the beginning is looked for, and taken out with the rest of the word: a pattern of 1,000
+characters takes a second to compile. A secret with spaces is no word, so that more of it is looked for."""
 _CREDENTIAL: Final = r"[A-Za-z0-9._~+/=%-]"
+_WRITTEN: Final = rf"(?:{_CREDENTIAL}|\\[ux][0-9a-f]{{2,4}}|&#x?[0-9a-f]{{1,6}};)"
+"""A character of a credential, also as JSON, Python and HTML escape it."""
 
 _OF_OTHERS: Final = re.compile(
     r"(?:hf_)?adp_[a-z2-7]{32}_[0-9a-f]{8}|\bhf_[A-Za-z0-9]{30,}|\bwhsec_[A-Za-z0-9+/=]{16,}"
@@ -57,10 +63,11 @@ def _forms(secret: str) -> re.Pattern[str]:
     def written(text: str) -> str:
         return "".join(map(_character, text))
 
+    secret = secret[: _ENOUGH_OF_A_WORD if re.fullmatch(f"{_CREDENTIAL}+", secret) else _MOST_CHARACTERS]
     head, rest = written(secret[:_WHOLE_WORD]), written(secret[_WHOLE_WORD:])
-    forms = [f"{head}(?:{rest}|){_CREDENTIAL}*" if rest else rf"(?<![A-Za-z0-9]){head}(?![A-Za-z0-9])"]
+    forms = [f"{head}(?:{rest}|){_WRITTEN}*" if rest else rf"(?<![A-Za-z0-9]){head}(?![A-Za-z0-9])"]
     raw = secret.encode(errors="replace")
-    forms.append(raw.hex())
+    forms.append(raw.hex() + "[0-9a-f]*")
     for before in range(3):  # three characters of base64 are four bytes: the same text has three forms
         coded = base64.b64encode(b"\0" * before + raw).decode()
         whole = coded.rstrip("=")

@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapterhub import Library
+from adapterhub.core import redaction
 from adapterhub.core.errors import NotAllowed, shown
 from adapterhub.core.redaction import keep_secret, without_secrets
 from adapterhub.core.specs import parse_name
@@ -195,6 +196,19 @@ def test_the_traceback_of_debug_output_has_no_token(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "RuntimeError: echo [removed]" in done.stderr
     assert is_free_of(done.stderr)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("length", [65, 1_400, 70_000])
+def test_a_long_token_is_removed_whole_by_a_short_pattern(form: str, length: int) -> None:
+    token = (TOKEN * length)[:length]
+
+    keep_secret(token)
+
+    assert max(len(pattern.pattern) for pattern in redaction._own.values()) < 40_000
+    told = without_secrets(f"no {FORMS[form](token)} here")
+    assert is_free_of(told, token)
+    assert len(told) < 60
 
 
 def test_user_and_password_of_an_oci_registry_are_removed() -> None:
