@@ -118,8 +118,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "yank": ("adapterhub.cli.publishing.yank:yank", "Withdraw a published version without deleting it"),
         "unyank": ("adapterhub.cli.publishing.yank:unyank", "Take a yank back"),
         "delete": ("adapterhub.cli.publishing.delete:delete", "Delete a published version or a repository"),
-        "sign": ("adapterhub.cli.publishing.sign:sign", "Sign an adapter's name, version, base, rank and files"),
-        "key": ("adapterhub.cli.publishing.key:key", "Manage signing keys, trusted keys and signature policies"),
+        "key": (
+            "adapterhub.cli.publishing.key:key",
+            "Sign adapters; manage signing keys, trusted keys and signature policies",
+        ),
         "remote": ("adapterhub.cli.publishing.remote:remote", "Manage servers, their namespaces and access tokens"),
         "registry": ("adapterhub_registry.operations.commands:registry", "Run and administer a self-hosted registry"),
     },

@@ -137,7 +137,7 @@ def ensure_consistent(
 
 def _hint(appraisal: Appraisal, name: str) -> str:
     if appraisal.standing == "unsigned":
-        return "ask its author to sign it with `adapt sign` and push it again"
+        return "ask its author to sign it with `adapt key sign` and push it again"
     if appraisal.standing == "unknown_key":
         return (
             f"`adapt key trust NAME FILE --scope {name}` trusts a key; get its file from its owner, not from the server"
@@ -146,7 +146,7 @@ def _hint(appraisal: Appraisal, name: str) -> str:
         return f"`adapt key trust {appraisal.signer} --scope GLOB` changes what the key may sign"
     if appraisal.standing == "expired":
         return f"ask its owner for a new key; `adapt key trust {appraisal.signer} --not-after DAY` moves the end"
-    return "ask its author to sign it with `adapt sign`, which names the adapter in the signature"
+    return "ask its author to sign it with `adapt key sign`, which names the adapter in the signature"
 
 
 def _refused(release: Release, clause: str, reason: str, hint: str) -> SignatureRefused:
@@ -451,7 +451,7 @@ class Admission:
             hint = error.hint
             if error.reason == "unsigned":
                 hint = (
-                    f"if it is yours: `adapt sign '{build.spec}'`; otherwise ask its author to sign it, then "
+                    f"if it is yours: `adapt key sign '{build.spec}'`; otherwise ask its author to sign it, then "
                     f"`adapt remove '{build.spec}' --yes` and install it again"
                 )
             raise SignatureRefused(error.what, error.clause, reason=error.reason, hint=hint, ending=_KEPT) from None

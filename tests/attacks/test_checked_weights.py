@@ -46,11 +46,11 @@ REFUSES: Mapping[str, list[str]] = {
     "export": ["a", "--format", "peft", "-o", OUT],
     "push": ["a", "--to", OUT],
     "pull": ["a", OUT],
-    "sign": ["a", "--key", "ana"],
 }
 """Commands that use what an installed adapter holds, and arguments with which they use `a`."""
 
 MORE: Mapping[str, list[str]] = {
+    "key sign": ["key", "sign", "a", "--key", "ana"],
     "compare, exactly": ["compare", "--diff", "b", "a"],
     "merge into the library": ["merge", "a", "b", "-o", "sum"],
     "merge, a copy": ["merge", "a", "--weights", "1", "-o", OUT],

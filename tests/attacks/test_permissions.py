@@ -54,7 +54,7 @@ def fill(adapt: Adapt) -> None:
     adapt.ok("add", "./unknown", "--no-base")
     adapt.ok("key", "new", "mine", "--unencrypted")
     adapt.ok("key", "trust", "mine", folder / "home" / "keys" / "mine.pub")
-    adapt.ok("sign", "one", "--key", "mine")
+    adapt.ok("key", "sign", "one", "--key", "mine")
     adapt.ok("push", "away", "--to", "./published", "--sign", "--key", "mine")
     adapt.ok("remove", "away", "--yes")
     adapt.ok("install", "away@base-7b", "--from", "./published")

@@ -107,7 +107,7 @@ REFUSED: dict[str, list[Case]] = {
     "yank": [("acme/qa==1.0.0", "--remote", "ours"), ("acme/nope==1", "--remote", "ours")],
     "unyank": [("acme/nope==1.0.0", "--remote", "ours")],
     "delete": [("acme/qa==1.0.0", "--remote", "ours", "--yes"), ("acme/qa==1.0.0", "--remote", "ours")],
-    "sign": [("nope",), ("legal-qa", "--key", "nope")],
+    "key sign": [("nope",), ("legal-qa", "--key", "nope")],
     "key list": [("--nope",)],
     "key new": [("ann", "--unencrypted"), ("bad name", "--unencrypted")],
     "key policy": [("maybe",), ("require", "--namespace", "../x")],

@@ -47,7 +47,7 @@ def test_a_revoked_key_is_not_trusted_again_and_signs_nothing(homes):
     homes.ben.ok("key", "revoke", "ann")
     public = homes.ann.folder / homes.ann.home / "keys" / "ann.pub"
 
-    assert "was revoked here: lost" in homes.ann.fails(14, "sign", "legal-qa", "--key", "ann")
+    assert "was revoked here: lost" in homes.ann.fails(14, "key", "sign", "legal-qa", "--key", "ann")
     assert "was revoked as `ann`" in homes.ben.fails(15, "key", "trust", "again", public)
     assert {(one["name"], one["kind"]) for one in homes.ben.json("key", "list")} == {("ann", "revoked")}
     homes.ben.ok("key", "policy", "require")
@@ -82,7 +82,7 @@ def test_a_published_version_is_signed_again_and_keeps_its_bytes(tmp_path, serve
     if newer:
         world.publish("1.1.0")
     before = server.get(f"/api/adapt/v1/adapters/{name}/versions").json()["versions"]
-    world.ann.ok("sign", "legal-qa==1.0.0", "--key", "new", "--namespace", world.team)
+    world.ann.ok("key", "sign", "legal-qa==1.0.0", "--key", "new", "--namespace", world.team)
     since = server.get("/api/adapt/v1/events").json()["next"]
 
     assert "`adapt push --sign`" in world.ann.fails(15, "push", "legal-qa==1.0.0", "--to", name)

@@ -21,7 +21,7 @@ def adapt(tmp_path: Path) -> Adapt:
     adapt.ok("base", "add", "./base", "--as", "b")
     adapt.ok("key", "new", "ana", "--unencrypted")
     adapt.ok("add", "./made", "--name", "n", "--base", "b")
-    adapt.ok("sign", "n", "--key", "ana")
+    adapt.ok("key", "sign", "n", "--key", "ana")
     adapt.ok("pull", "n", "./got")
     (tmp_path / "ana.pub").write_text(adapt.ok("key", "show", "ana"))
     adapt.ok("key", "trust", "ana", "ana.pub")

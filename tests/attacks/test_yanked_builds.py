@@ -32,7 +32,7 @@ USES = (
     ("run", "{}", "hello", "--max-new-tokens", "1"),
     ("test", "{}"),
     ("push", "{}", "--to", "./out/published"),
-    ("sign", "{}"),
+    ("key", "sign", "{}"),
     ("alias", "set", "prod", "{}"),
     ("pull", "{}", "./out/pulled", "--offline"),
     ("install", "{}", "--offline"),

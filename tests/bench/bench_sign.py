@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_sign [--megabytes 100] [--runs 5] [--peer PATH/TO/model_signing]
 
-Four of ours: `adapt sign`, the check that an install makes of a signature before it fetches, `adapt verify` (which also
+Four of ours: `adapt key sign`, the check that an install makes of a signature before it fetches, `adapt verify` (which also
 scans every number), and the signature with the hashes of all files alone, which is what the peer's `verify` does.
 """
 
@@ -59,7 +59,7 @@ def main() -> None:
         adapt = [sys.executable, "-c", "from adapterhub.cli import main; main()"]
         check = [sys.executable, "-c", CHECK, str(root), str(folder)]
         commands = {
-            "adapt sign": [*adapt, "sign", "large", "--root", str(root)],
+            "adapt key sign": [*adapt, "key", "sign", "large", "--root", str(root)],
             "adapt verify (all checks)": [*adapt, "verify", "large", "--root", str(root)],
             "signature and hashes": [*check, "hashed"],
             "signature alone": [*check, "alone"],
@@ -74,7 +74,7 @@ def main() -> None:
         for name, command in commands.items():
             times = []
             for turn in range(options.runs + 1):
-                if name == "adapt sign":
+                if name == "adapt key sign":
                     (folder / "model.sig").unlink(missing_ok=True)  # or it would find itself signed already
                 wall, cpu = seconds(command)
                 if turn:  # the first turn fills the page cache

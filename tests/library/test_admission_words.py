@@ -249,7 +249,7 @@ def test_a_build_that_is_not_signed_is_refused(library: Library, build: Installe
         f"refused `acme/legal-qa` 1.0.0: it is not signed, and {GIVEN} requires a signature. {KEPT}"
     )
     assert told.value.hint == (
-        f"if it is yours: `adapt sign '{text(build)}'`; otherwise ask its author to sign it, then "
+        f"if it is yours: `adapt key sign '{text(build)}'`; otherwise ask its author to sign it, then "
         f"`adapt remove '{text(build)}' --yes` and install it again"
     )
 

@@ -48,7 +48,7 @@ def add(
     licensing = ["--license", licence] if licence else []
     home.ok("add", made, "--name", name, "--version", version, "--base", "base-7b", *licensing)
     if sign:
-        home.ok("sign", f"{name}=={version}")
+        home.ok("key", "sign", f"{name}=={version}")
     return Path(home.json("path", f"{name}=={version}")["path"])
 
 
@@ -193,7 +193,7 @@ def test_another_signer_than_before_is_told(tmp_path):
 
     homes.ben.ok("key", "new", "ben", "--unencrypted")
     homes.ben.ok("key", "trust", "ben", "./ben/keys/ben.pub")
-    homes.ben.ok("sign", "legal-qa", "--key", "ben")
+    homes.ben.ok("key", "sign", "legal-qa", "--key", "ben")
 
     assert "W_SIGNER" in codes(homes.ben)
 
@@ -203,7 +203,7 @@ def test_a_base_that_is_not_registered_and_one_that_nobody_knows(home):
     add(home, "legal-qa")
     make_adapter(home.folder / "plain", seed=9)
     home.ok("add", "./plain", "--no-base", "--license", "mit")
-    home.ok("sign", "plain")
+    home.ok("key", "sign", "plain")
     assert codes(home) == ["U_BASE", "U_LICENSE"]
 
     home.ok("base", "pin", "plain", "base-7b")
@@ -258,7 +258,7 @@ def test_what_a_registry_withdrew_or_has_no_more_is_told(home, served):
     home.ok("push", "legal-qa", "--to", "acme/legal-qa")
     home.ok("remove", "legal-qa", "--yes")
     home.ok("install", "acme/legal-qa@base-7b")
-    home.ok("sign", "legal-qa")
+    home.ok("key", "sign", "legal-qa")
     assert codes(home) == []
 
     versions = f"{served.url}/api/adapt/v1/adapters/acme/legal-qa"
@@ -310,7 +310,7 @@ def test_a_merge_of_what_is_here_is_clean_and_its_absent_parents_are_told(home):
     for name in ("legal-qa", "summary"):
         add(home, name)
     home.ok("merge", "legal-qa", "summary", "-o", "both", "--license", "Apache-2.0")
-    home.ok("sign", "both")
+    home.ok("key", "sign", "both")
     assert codes(home) == []
 
     home.ok("remove", "summary", "--yes")
@@ -326,7 +326,7 @@ def test_a_parent_without_a_digest_and_a_merge_without_parents_are_told(home):
         folder = make_adapter(home.folder / name, seed=sum(map(ord, name)))
         about = Description(name=parse_name(name), version="1.0.0", license="mit", **said)
         home.library.add(folder, about, base=home.library.bases.get("base-7b"))
-        home.ok("sign", name)
+        home.ok("key", "sign", name)
 
     made("orphan", recipe={"method": "cat"})
     made("half-known", parents=(Parent(digest=None, spec="./out/a", weight=1.0),))

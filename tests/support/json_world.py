@@ -201,7 +201,7 @@ def _keys(w: World) -> None:
     w.says("key-list", "key", "list")
     w.says("contract-policy", "contract", "policy", "off", "--max-age", "90d")
     w.says("key-policy", "key", "policy", "warn", "--namespace", "acme")
-    w.says("sign", "sign", LEGAL)
+    w.says("key-sign", "key", "sign", LEGAL)
     w.says("key-untrust", "key", "untrust", "ann")
     w.adapt.ok("key", "new", "gone", "--unencrypted", "--root", "./elsewhere")
     w.says("key-revoke", "key", "revoke", "gone", "./elsewhere/keys/gone.pub", "--reason", "stolen")

@@ -127,7 +127,7 @@ def forged(homes: Homes, raw: bytes) -> bytes:
 
 def of_a_build(homes: Homes, raw: bytes) -> bytes:
     """The signature of the build, which is no result."""
-    homes.ann.ok("sign", "legal-qa==1.0.1", "--key", "ann")
+    homes.ann.ok("key", "sign", "legal-qa==1.0.1", "--key", "ann")
     return (build_of(homes.ann).folder / "model.sig").read_bytes()
 
 

@@ -70,7 +70,7 @@ def test_a_second_run_signs_nothing_again_and_revokes_when_told(homes):
     assert signers(homes.ann) == before
     assert [key.reason for key in TrustFile(homes.ann.library.root).read().revoked] == ["stolen"]
     homes.ann.ok("path", "legal-qa")
-    assert "was revoked here: stolen" in homes.ann.fails(14, "sign", "legal-qa", "--key", "ann")
+    assert "was revoked here: stolen" in homes.ann.fails(14, "key", "sign", "legal-qa", "--key", "ann")
 
 
 @pytest.mark.parametrize("stops_at", ["signing_key", "sign_build", "_sign_files", "TrustFile.revoke"])

@@ -76,17 +76,17 @@ def test_an_encrypted_key_opens_with_its_password_only(homes, monkeypatch, passw
     else:
         monkeypatch.setenv("ADAPTERHUB_PASSWORD", password)
 
-    assert told in homes.ann.fails(14, "sign", "legal-qa", "--key", "safe")
+    assert told in homes.ann.fails(14, "key", "sign", "legal-qa", "--key", "safe")
 
     monkeypatch.setenv("ADAPTERHUB_PASSWORD", "open sesame")
-    homes.ann.ok("sign", "legal-qa", "--key", "safe")
+    homes.ann.ok("key", "sign", "legal-qa", "--key", "safe")
 
 
 def test_a_private_key_that_others_may_read_is_not_used(homes):
     homes.add("1.0.0")
     (homes.folder / "ann" / "keys" / "ann.pem").chmod(0o644)
 
-    assert "chmod 600" in homes.ann.fails(14, "sign", "legal-qa")
+    assert "chmod 600" in homes.ann.fails(14, "key", "sign", "legal-qa")
 
 
 def test_in_ci_the_key_comes_from_the_environment(homes, monkeypatch):
@@ -96,7 +96,7 @@ def test_in_ci_the_key_comes_from_the_environment(homes, monkeypatch):
     monkeypatch.setenv("ADAPTERHUB_KEY", Path(made["private"]).read_text())
     Path(made["private"]).unlink()
 
-    signed = homes.ann.json("sign", "legal-qa")
+    signed = homes.ann.json("key", "sign", "legal-qa")
 
     assert signed["fingerprint"] == made["fingerprint"]
 
@@ -105,7 +105,7 @@ def test_which_key_is_said_when_there_are_several(homes):
     homes.add("1.0.0")
     homes.new_key("other")
 
-    assert "`ann`, `other`" in homes.ann.fails(2, "sign", "legal-qa")
+    assert "`ann`, `other`" in homes.ann.fails(2, "key", "sign", "legal-qa")
 
 
 @pytest.mark.parametrize("text", ["", "hello", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
@@ -230,7 +230,7 @@ def test_what_is_signed_is_what_is_read(files, identity):
 
 def test_signing_stands_beside_the_files_and_in_the_store(homes):
     homes.add("1.0.0")
-    made = homes.ann.json("sign", "legal-qa", "--namespace", "acme")
+    made = homes.ann.json("key", "sign", "legal-qa", "--namespace", "acme")
     path = Path(made["path"])
     statement = statement_of(path)
     predicate = statement["predicate"]
@@ -253,11 +253,11 @@ def test_signing_stands_beside_the_files_and_in_the_store(homes):
 def test_signing_again_changes_nothing_and_another_key_replaces_it(homes):
     homes.add("1.0.0")
     homes.new_key("other")
-    first = homes.ann.json("sign", "legal-qa", "--key", "ann")
+    first = homes.ann.json("key", "sign", "legal-qa", "--key", "ann")
     before = Path(first["path"]).read_bytes()
-    again = homes.ann.json("sign", "legal-qa", "--key", "ann")
+    again = homes.ann.json("key", "sign", "legal-qa", "--key", "ann")
     after = Path(first["path"]).read_bytes()
-    other = homes.ann.json("sign", "legal-qa", "--key", "other")
+    other = homes.ann.json("key", "sign", "legal-qa", "--key", "other")
 
     assert (first["created"], again["created"], other["created"]) == (True, False, True)
     assert before == after != Path(first["path"]).read_bytes()
@@ -265,7 +265,7 @@ def test_signing_again_changes_nothing_and_another_key_replaces_it(homes):
 
 def test_gc_keeps_a_signature_as_long_as_its_build(homes):
     homes.add("1.0.0")
-    path = Path(homes.ann.json("sign", "legal-qa")["path"])
+    path = Path(homes.ann.json("key", "sign", "legal-qa")["path"])
     blob = homes.ann.library.store.blob_path(digest_of(path.read_bytes()))
 
     replace_file(path, path.read_bytes())  # as on a file system without hard links, where a link is a copy
@@ -320,7 +320,7 @@ def test_damaged_files_are_not_signed(homes):
     folder = next(homes.ann.library.installed()).folder
     replace_file(folder / "adapter_config.json", b"{}")
 
-    assert "nothing was signed" in homes.ann.fails(12, "sign", "legal-qa")
+    assert "nothing was signed" in homes.ann.fails(12, "key", "sign", "legal-qa")
     assert not (folder / SIGNATURE).exists()
 
 
@@ -328,7 +328,7 @@ def test_verify_tells_the_signer(homes):
     homes.add("1.0.0")
     assert "signed" not in homes.ann.ok("verify", "legal-qa")
 
-    homes.ann.ok("sign", "legal-qa")
+    homes.ann.ok("key", "sign", "legal-qa")
     assert "unknown key" in homes.ann.ok("verify", "legal-qa")
 
     homes.ann.ok("key", "trust", "ann")
@@ -339,7 +339,7 @@ def test_verify_tells_the_signer(homes):
 
 def test_verify_of_an_installed_build_finds_what_was_changed_since(homes):
     homes.add("1.0.0")
-    path = Path(homes.ann.json("sign", "legal-qa")["path"])
+    path = Path(homes.ann.json("key", "sign", "legal-qa")["path"])
     homes.ann.ok("key", "trust", "ann")
     (path.parent / "more.py").write_text("1")
 
@@ -352,7 +352,7 @@ def test_signing_and_checking_import_nothing_heavy(homes):
     homes.publish("1.0.0")
     homes.trust()
     heavy = ["torch", "peft", "transformers", "numpy", "huggingface_hub", "rich"]
-    for arguments in (["sign", "legal-qa", "--root", "ann"], ["key", "list", "--root", "ann"]):
+    for arguments in (["key", "sign", "legal-qa", "--root", "ann"], ["key", "list", "--root", "ann"]):
         code = (
             f"import sys, json, contextlib; sys.argv = ['adapt', *{arguments!r}]\n"
             "from adapterhub.cli import main\nwith contextlib.suppress(SystemExit): main()\n"

@@ -90,7 +90,7 @@ def test_a_key_may_be_trusted_for_one_remote_alone(homes, request):
 def test_a_published_version_takes_another_signature_only_when_it_is_signed_again(homes, request):
     mine = team(request)
     send(homes, "1.0.0", f"{mine}/legal-qa")
-    homes.ann.ok("sign", "legal-qa", "--namespace", mine)
+    homes.ann.ok("key", "sign", "legal-qa", "--namespace", mine)
     assert "without a signature" in homes.ann.fails(15, "push", "legal-qa", "--to", f"{mine}/legal-qa")
     homes.ann.ok("push", "legal-qa", "--to", f"{mine}/legal-qa", "--sign")
 
@@ -99,7 +99,7 @@ def test_a_published_version_takes_another_signature_only_when_it_is_signed_agai
     assert (again["created"], again["signed"]) == (False, True)
 
     homes.new_key("other")
-    homes.ann.ok("sign", "legal-qa==1.1.0", "--namespace", mine, "--key", "other")
+    homes.ann.ok("key", "sign", "legal-qa==1.1.0", "--namespace", mine, "--key", "other")
     told = homes.ann.fails(15, "push", "legal-qa==1.1.0", "--to", f"{mine}/legal-qa")
     assert "with another signature" in told
 

@@ -313,7 +313,7 @@ def test_a_card_may_be_edited_where_it_is_published(homes):
 
 def test_a_namespace_that_was_signed_is_the_one_it_is_offered_in(homes):
     homes.add("1.0.0", name="signed-for")
-    homes.ann.ok("sign", "signed-for", "--namespace", "acme")
+    homes.ann.ok("key", "sign", "signed-for", "--namespace", "acme")
     homes.ann.ok("push", "signed-for", "--to", "./published")
 
     told = homes.ben.fails(14, *homes.install("evil/signed-for@base-7b"))

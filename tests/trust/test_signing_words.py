@@ -75,11 +75,11 @@ MESSAGES = {
     "expired": "is signed by `ann`, a key that ended on 1970-01-01",
 }
 HINTS = {
-    "unsigned": "ask its author to sign it with `adapt sign` and push it again",
+    "unsigned": "ask its author to sign it with `adapt key sign` and push it again",
     "unknown_key": "`adapt key trust NAME FILE --scope acme/legal-qa` trusts a key; get its file from its owner, "
     "not from the server",
     "out_of_scope": "`adapt key trust ann --scope GLOB` changes what the key may sign",
-    "other_name": "ask its author to sign it with `adapt sign`, which names the adapter in the signature",
+    "other_name": "ask its author to sign it with `adapt key sign`, which names the adapter in the signature",
     "expired": "ask its owner for a new key; `adapt key trust ann --not-after DAY` moves the end",
 }
 TABLE: dict[str, tuple[str, str, str, str]] = {  # require, no policy, warn, off

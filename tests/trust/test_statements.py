@@ -42,7 +42,7 @@ def both(homes: Homes) -> Installed:
 
 
 def stated(homes: Homes) -> Path:
-    return Path(homes.ann.json("sign", "both", "--statement")["statement"])
+    return Path(homes.ann.json("key", "sign", "both", "--statement")["statement"])
 
 
 def findings(home: Any, *more: str) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ def test_a_statement_is_slsa_provenance_with_parents_base_and_recipe(homes: Home
 def test_one_key_states_it_once_and_what_was_trained_has_nothing_to_state(homes: Homes) -> None:
     first, again = stated(homes), stated(homes)
 
-    told = homes.ann.fails(2, "sign", "legal-qa", "--statement")
+    told = homes.ann.fails(2, "key", "sign", "legal-qa", "--statement")
 
     assert first == again
     assert len(list(first.parent.iterdir())) == 1

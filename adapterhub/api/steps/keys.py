@@ -435,7 +435,7 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
     if not manifest.recipe:
         raise UsageProblem(
             f"{build.full_name} {manifest.label} has no recipe, so there is nothing to state. Nothing was signed",
-            hint="`adapt merge` and `adapt resize` record one; `adapt sign` without `--statement` signs the files",
+            hint="`adapt merge` and `adapt resize` record one; `adapt key sign` without `--statement` signs the files",
         )
     files = files_in(library.store, manifest.digest)
     mine = Trust(keys=(TrustedKey(name="mine", key=signer.public),))

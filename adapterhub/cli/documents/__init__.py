@@ -214,7 +214,7 @@ KEYS: dict[str, Any] = {
     "key-revoke": document_of(trust.RevokedKey),
     "key-rotate": document_of(keys.Rotated),
     "key-policy": list[document_of(keys.PlacePolicy)],
-    "sign": document_of(publishing.Signed),
+    "key-sign": document_of(publishing.Signed),
 }
 REMOTES: dict[str, Any] = {
     "remote-add": _REMOTE,

@@ -13,21 +13,23 @@ import click
 from adapterhub.cli.completion.completing import complete_own_key
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.params import Session, common
+from adapterhub.cli.options.params import SPEC, Session, common, rank_option
 from adapterhub.core.errors import UsageProblem
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
+    from adapterhub.core.specs import AdapterSpec
     from adapterhub.trust.signing.trust import TrustedKey
 
 
 @click.group(cls=Group)
 def key() -> None:
-    """Manage signing keys, trusted keys and signature policies.
+    """Sign adapters; manage signing keys, trusted keys and signature policies.
 
     \b
     Examples:
       adapt key new ana
+      adapt key sign legal-qa
       adapt key trust ben ./ben.pub --scope 'acme/*'
     """
 
@@ -150,6 +152,39 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
     """
     gone = session.opened.keys.revoke(name, file, reason=reason)
     session.out.result(gone.to_json(), lambda: session.out.line(f"{gone.name}  {gone.fingerprint}  is revoked"))
+
+
+@key.command("sign")
+@click.argument("spec", type=SPEC)
+@click.option(
+    "--key",
+    metavar="NAME",
+    shell_complete=complete_own_key,
+    help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
+)
+@click.option("--namespace", metavar="NAMESPACE", help="Sign for this namespace [default: the adapter's own].")
+@click.option("--statement", is_flag=True, help="Also sign how it was merged: parents, weights, base and recipe.")
+@rank_option
+@common
+def sign(session: Session, spec: AdapterSpec, **options: Any) -> None:
+    """Sign an installed adapter: write `model.sig` for its name, version, base, rank, parents and files.
+
+    Checks every file first. `push`, `mirror` and `pull` copy the signature along, and `model_signing` can verify it.
+    The statement of --statement is in-toto's, SLSA provenance; `push` sends it to directories and OCI registries.
+
+    \b
+    Examples:
+      adapt key sign legal-qa@base-7b
+      adapt key sign legal-qa@base-7b==1.0.0 --key ana --namespace acme
+      adapt key sign all-in-one --statement
+    """
+    signed = session.opened.sign(spec, **options)
+    done = "signed" if signed.created else "already signed:"
+    what = f"{signed.build.full_name} {signed.build.manifest.label}"
+    where = f" for `{signed.namespace}`" if signed.namespace else ""
+    made = f"\nstated how it was made  {signed.statement}" if signed.statement else ""
+    text = f"{done} {what}{where} with {signed.key}  {signed.path}{made}"
+    session.out.result(signed.to_json(), lambda: session.out.line(text))
 
 
 @key.command("rotate")

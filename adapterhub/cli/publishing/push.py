@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     help="Publish to this repository, image (`oci://host/repo[:tag]`) or directory (`./dir`).",
 )
 @rank_option
-@click.option("--sign", is_flag=True, help="Sign the adapter first, as `adapt sign` does.")
+@click.option("--sign", is_flag=True, help="Sign the adapter first, as `adapt key sign` does.")
 @click.option(
     "--key",
     metavar="NAME",

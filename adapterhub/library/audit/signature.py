@@ -16,7 +16,7 @@ from adapterhub.trust.signing.trust import TrustFile
 from adapterhub.trust.verify import Finding, Severity
 
 _POLICY: str = "`adapt key policy` shows the policies in force"
-_SIGN: str = "ask its author to `adapt sign` it; if that is you, `adapt key new NAME` makes a key"
+_SIGN: str = "ask its author to `adapt key sign` it; if that is you, `adapt key new NAME` makes a key"
 _STATED: str = "delete the file below `made/`, or ask the server that it came from"
 _TRUST: str = "`adapt key trust NAME FILE` trusts a key; get its file from its owner, not from the server"
 
