@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.contract.standards import TESTS_POLICIES
 from adapterhub.formats.manifest import MEDIA_TYPES, Manifest
 from adapterhub.projects import file as project_file

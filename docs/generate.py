@@ -30,8 +30,7 @@ from adapterhub import cli
 from adapterhub.cli import documents
 from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
-from adapterhub.formats import engines
-from adapterhub.formats.modules import key_maps
+from adapterhub.formats import engines, modules
 from adapterhub.trust.explaining import Explanation, error_classes, explanations, first_line
 from adapterhub.weights import catalogue as merge_methods
 from tests.measure_house import Command
@@ -266,17 +265,17 @@ def _place(source: str) -> str:
 # ---------------------------------------------------------------- key maps
 def key_maps_text() -> str:
     """Every key map with its model types, and each name in both releases of transformers."""
-    return "\n\n".join(_key_map(key_map) for key_map in key_maps.KEY_MAPS)
+    return "\n\n".join(_key_map(key_map) for key_map in modules.KEY_MAPS)
 
 
-def _key_map(key_map: key_maps.KeyMap) -> str:
+def _key_map(key_map: modules.KeyMap) -> str:
     types = ", ".join(f"`{kind}`" for kind in key_map.model_types)
     rows = [f"| `{old}` | `{new}` |" for block in key_map.blocks for old, new in _names(block)]
     table = ["| transformers 4 | transformers 5 |", "| --- | --- |", *rows]
     return "\n\n".join([f"### {key_map.name}", f"Model types: {types}", "\n".join(table)])
 
 
-def _names(block: key_maps.Block) -> Iterator[tuple[str, str]]:
+def _names(block: modules.Block) -> Iterator[tuple[str, str]]:
     """What changed in a block: its place, if that did, and what is inside."""
     if block.old != block.new:
         yield block.old, block.new

@@ -254,7 +254,7 @@ def test_examples_of_the_help_can_be_typed(sandbox, monkeypatch):
         command, words = cli, shlex.split(line.partition(" > ")[0])[1:]
         try:
             while isinstance(command, click.Group) and not words[0].startswith("-"):
-                command = command.get_command(click.Context(command), words.pop(0))
+                _, command, words = command.resolve_command(click.Context(command), words)
             command.make_context("adapt", words)
         except Exception as error:  # noqa: BLE001 - whatever a parser raises is the finding
             problems.append(f"{line}: {error}")

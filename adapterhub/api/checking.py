@@ -322,7 +322,7 @@ def _there(text: str) -> Path:
     Raises:
         AdapterNotFound: nothing is there; the hint offers the nearest path.
     """
-    from adapterhub.core.disk.nearest import ensure_there
+    from adapterhub.core.disk.files import ensure_there
 
     path = path_of(text)
     ensure_there(path, hint="`adapt list` shows adapters that need no path")

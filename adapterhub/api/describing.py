@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapterhub.distribution.http.stream import Contents
     from adapterhub.formats.base.fingerprint import BaseVerdict
     from adapterhub.formats.manifest import BaseRef, Manifest
-    from adapterhub.formats.modules.groups import Modules
+    from adapterhub.formats.modules import Modules
     from adapterhub.formats.release import Release
     from adapterhub.library.bill import Named
     from adapterhub.library.library import Library
@@ -238,7 +238,7 @@ def _policy_refusal(session: Session, library: Library, build: Installed) -> str
 def _modules(build: Installed) -> Modules:
     """The modules as the config and the weights header describe them; empty for damaged files."""
     from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-    from adapterhub.formats.modules.groups import Modules, modules_of
+    from adapterhub.formats.modules import Modules, modules_of
     from adapterhub.formats.peft.config import AdapterConfig
     from adapterhub.formats.safetensors.file import read_header
 
@@ -283,7 +283,7 @@ def shown_on_server(
     if not sources and not_here is not None:
         raise not_here
     from adapterhub.distribution.choosing import exact_at
-    from adapterhub.formats.modules.groups import modules_of
+    from adapterhub.formats.modules import modules_of
 
     library = session.library
     spec, _ = exact_at(library, spec, sources)

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE
+from adapterhub.core.disk.files import OTHERS_MAY_WRITE
 from adapterhub.core.disk.root import Root
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, RemoteUnreachable

@@ -554,7 +554,7 @@ class Requirements(Documented, keys="requirements output"):
 
     def written(self, place: Path) -> Requirements:
         """Write the lines to a file."""
-        from adapterhub.core.disk.new_folder import write_output
+        from adapterhub.core.disk.files import write_output
 
         write_output(place, self.text.encode())
         return replace(self, output=place)

@@ -171,8 +171,7 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.steps.contracts.testing import Question
         from adapterhub.api.steps.keys import sign_build, signing_key
         from adapterhub.api.steps.publishing import tell_refused
-        from adapterhub.formats.cards.card import tags_for
-        from adapterhub.formats.cards.widget import contract_shown
+        from adapterhub.formats.cards.card import contract_shown, tags_for
         from adapterhub.library.admission import Admission
         from adapterhub.library.intake.statements import files_in
         from adapterhub.library.results import ResultFiles

@@ -13,8 +13,7 @@ from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, folder_text
 from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed, path_of
 from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named
-from adapterhub.core.hub_ids import parse_hub_id
-from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder
+from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder, parse_hub_id
 from adapterhub.formats.documented import Documented
 from adapterhub.library import library as local
 from adapterhub.library.store.catalog import Installed, Swept
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.api.health import Line
     from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
-    from adapterhub.core.disk.claims import Claim
+    from adapterhub.core.disk.root import Claim
     from adapterhub.core.errors import AmbiguousSpec
     from adapterhub.formats.base.fingerprint import BaseComparison, BaseVerdict
     from adapterhub.library.bases.records import BaseRecord
@@ -226,7 +225,7 @@ class WithUpkeep(OpenedLibrary):
             BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
             UsageProblem: `hub_id` is no id.
         """
-        from adapterhub.formats.base.pipelines import all_weight_files
+        from adapterhub.formats.base.folders import all_weight_files
 
         self._ensure_no_alias(alias)
         text = place if isinstance(place, str) else folder_text(place)

@@ -24,7 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NewType, NoReturn
 
 from adapterhub.core.errors import SpecError, shown
-from adapterhub.core.versions.ranges import lies_in
+from adapterhub.core.versions import lies_in
 
 if TYPE_CHECKING:
     from packaging.version import Version
@@ -443,3 +443,72 @@ def _refuse_character(odd: str, word: str, rule: str, whole: str) -> NoReturn:
 def _instead(whole: str, part: str, better: str) -> str:
     """`whole` with `better` for `part`; only `better` where `part` stands in it more than once."""
     return whole.replace(part, better) if whole.count(part) == 1 else better
+
+
+_MOST_CHARACTERS: Final = 64
+
+
+def made_name(text: str) -> str:
+    """`text` in lower case, a dash for each run of characters that names forbid; "" where nothing is left."""
+    name = re.sub(r"[^a-z0-9._]+", "-", text.lower())
+    return re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", name)).strip("._-")[:_MOST_CHARACTERS].rstrip(".-")
+
+
+_LOOK_ALIKE: Final = str.maketrans({"-": None, "_": None, ".": None, "0": "o", "1": "l", "i": "l"})
+
+
+def fold(name: str) -> str:
+    """The key that look-alike names share. It ignores case and `-_.`, and treats 0 and O, and 1, l and I, as equal."""
+    return name.casefold().translate(_LOOK_ALIKE) or name.casefold()
+
+
+def is_one_edit_apart(a: str, b: str) -> bool:
+    """Whether the names differ by one inserted, deleted or replaced character, or by two swapped neighbours.
+
+    Replacing one digit by another does not count: people number adapters (`qa-r4`, `qa-r8`) and tell them apart.
+    """
+    if a == b or abs(len(a) - len(b)) > 1:
+        return False
+    start = _same_start(a, b)
+    rest_a, rest_b = a[start:], b[start:]
+    end = _same_start(rest_a[::-1], rest_b[::-1])
+    middle_a, middle_b = rest_a[: len(rest_a) - end], rest_b[: len(rest_b) - end]
+    if len(middle_a) > 1 or len(middle_b) > 1:
+        return len(middle_a) == len(middle_b) == len("ab") and middle_a == middle_b[::-1]
+    return not (middle_a.isdigit() and middle_b.isdigit())
+
+
+def _same_start(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    for index, (one, other) in enumerate(zip(a, b, strict=False)):
+        if one != other:
+            return index
+    return min(len(a), len(b))
+
+
+_PART: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+COUNTER: Final = "x-hf-download-counter"
+"""The header with which clients of the Hub say that a request belongs to a download."""
+COUNTED: Final = "weights"
+"""Its value where this very request stands for one download, as `adapt` sends it once a build."""
+_HUB_ID: Final = re.compile(rf"(?:{_PART}/)?{_PART}")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` is `org/model` or `model` as the Hub allows them: never a path, an option or a URL.
+
+    Letters, digits and `._-`, at most 96 in a part, none of `.-` at its ends, and neither `--` nor `..` inside of it
+    (the rule of `huggingface_hub.utils.validate_repo_id`).
+    """
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def parse_hub_id(text: str) -> str:
+    """`text`, checked to be a Hub id.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not is_hub_id(text):
+        raise ValueError(f"expected a Hub id such as org/model, got {shown(text)}")
+    return text

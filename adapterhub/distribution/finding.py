@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapterhub.core.arguments import path_of
-from adapterhub.core.disk.nearest import ensure_there
+from adapterhub.core.disk.files import ensure_there
 from adapterhub.core.errors import (
     AdapterNotFound,
     AmbiguousSpec,
@@ -21,7 +21,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
 from adapterhub.distribution.choosing import find_installed
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
 from adapterhub.formats.peft.config import ensure_attachable
 from adapterhub.library.admission import Admission

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from adapterhub.core.arguments import path_of
-from adapterhub.core.disk.inside import is_own
+from adapterhub.core.disk.files import is_own
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, SpecError
 from adapterhub.core.specs import AdapterSpec, parse_version

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.arguments import parsed
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.disk.nearest import ensure_there
+from adapterhub.core.disk.files import ensure_there, read_plain
 from adapterhub.core.errors import Malformed, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 

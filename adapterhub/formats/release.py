@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from adapterhub.core.digests import Digest
-from adapterhub.formats.facts import Facts
-from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.manifest import Facts, Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

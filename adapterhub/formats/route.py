@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import Digest, Json, parse_digest, strict_json
-from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.files import read_typed
 from adapterhub.core.errors import Malformed, SpecError, problem_list, shown
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.formats.meaning.model import MODEL, SIZE

@@ -401,7 +401,7 @@ class Model:
         `max_new_tokens` of the user goes before that of a form. If it `compares`, the base alone is asked as the first
         adapter that states a form.
         """
-        from adapterhub.formats.prompts.rendering import has_other_template
+        from adapterhub.formats.prompts.form import has_other_template
         from adapterhub.inference.generation import Question
 
         made: list[Question] = []
@@ -419,7 +419,7 @@ class Model:
 
     def _note_forms(self, said: Sequence[str], *, is_free: bool) -> None:
         """Say which forms are used; without any, that the base has a chat template that is not used."""
-        from adapterhub.formats.prompts.rendering import base_template
+        from adapterhub.formats.prompts.form import base_template
 
         if said:
             more = f"; and {len(said) - _FORMS_SAID} more" if len(said) > _FORMS_SAID else ""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import Malformed, shown
-from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES
 from adapterhub.formats.engines import HEADS, BaseFacts
 from adapterhub.library.bases.records import BaseRecord
 

@@ -14,8 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from adapterhub.core.errors import UsageProblem
-from adapterhub.formats.prompts.form import RAW, PromptForm
-from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.formats.prompts.form import RAW, PromptForm, prompt_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import output_place, write_durably
 from adapterhub.core.errors import Incompatible, shown
 from adapterhub.core.extras import require
 from adapterhub.core.specs import BaseSpec

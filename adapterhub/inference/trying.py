@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from adapterhub.core.errors import CouldNotTell
-from adapterhub.formats.prompts.form import RAW, PromptForm
-from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.formats.prompts.form import RAW, PromptForm, prompt_tokens
 from adapterhub.inference.tuning import Encoded, Example, Losses, encode, ensure_causal
 
 if TYPE_CHECKING:

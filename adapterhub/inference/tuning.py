@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from adapterhub.core.digests import strict_json
-from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.files import read_typed
 from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem, problem_list, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.documented import Documented

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, canonical_json, strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.files import read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, SignatureRefused, shown
-from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, is_hub_id
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.library import Library

@@ -16,7 +16,7 @@ from typing import Any, Final
 from adapterhub.core.digests import Digest, canonical_json, hex_of
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.cards.card import split_card
-from adapterhub.formats.licenses.expression import Expression
+from adapterhub.formats.licenses import Expression
 from adapterhub.formats.manifest import WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.library.audit import Surroundings, subject_of_build
 from adapterhub.library.audit.licenses import MAX_PARTS, base_part, licence_in

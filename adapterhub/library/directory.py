@@ -16,11 +16,17 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from adapterhub.core.digests import Progress, copy_hashed, hex_of
-from adapterhub.core.disk.files import open_plain, sync_folder, write_durably
+from adapterhub.core.disk.files import (
+    LeadsOut,
+    inside,
+    not_written,
+    open_plain,
+    output_place,
+    sync_folder,
+    sync_tree,
+    write_durably,
+)
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.disk.inside import LeadsOut, inside
-from adapterhub.core.disk.new_folder import not_written, sync_tree
-from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     AdapterNotFound,
@@ -34,7 +40,6 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.formats.cards.card import Card, card_for, make_card
 from adapterhub.formats.contract.contract import Contract
-from adapterhub.formats.facts import Facts, FactsReader
 from adapterhub.formats.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -43,6 +48,8 @@ from adapterhub.formats.manifest import (
     MEDIA_TYPES,
     SIGNATURE_FILE,
     WEIGHTS_FILE,
+    Facts,
+    FactsReader,
     FileEntry,
     Manifest,
 )
@@ -311,7 +318,7 @@ class _DirectoryReceiver:
             )
         manifest = self._release.manifest
         (self._temp / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-        from adapterhub.formats.cards.widget import contract_shown
+        from adapterhub.formats.cards.card import contract_shown
 
         contract = contract_shown(self._temp)
         card = card_for(manifest, base_hub_id=self._release.base_hub_id, contract=contract)

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import sync_folder, write_file
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import make_folder, sync_folder, write_file
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
@@ -323,7 +322,7 @@ class Library(InstalledBuilds):
         Raises:
             Malformed: the record of a project is damaged; nothing was deleted.
         """
-        from adapterhub.core.disk.claims import living
+        from adapterhub.core.disk.root import living
         from adapterhub.library.intake.staging import signature_objects
         from adapterhub.library.store.roots import KnownProjects, roots_of
 

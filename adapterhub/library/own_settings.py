@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import canonical_json, strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.files import read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, UsageProblem, shown
 from adapterhub.formats.contract.standards import Standards, bound_text, parse_age, parse_bound, parse_tests_policy

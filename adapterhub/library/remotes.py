@@ -20,8 +20,7 @@ from urllib.parse import urlsplit
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import canonical_json, strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.files import read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
-from adapterhub.core.disk.files import read_json, read_plain, write_durably
-from adapterhub.core.disk.new_folder import not_written
+from adapterhub.core.disk.files import not_written, read_json, read_plain, write_durably
 from adapterhub.core.errors import NotAllowed, SignatureRefused, StoreLocked
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.library.store.blobs import Store

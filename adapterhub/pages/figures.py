@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.formats.modules.places import in_order, place_of, short_names
+from adapterhub.formats.modules import in_order, place_of, short_names
 from adapterhub.pages.values import (
     Compared,
     ComparePage,

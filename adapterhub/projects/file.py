@@ -12,9 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from adapterhub.core.dates import NewestAllowed, parse_newest_allowed, time_text
-from adapterhub.core.disk.files import read_plain, write_durably
+from adapterhub.core.disk.files import output_place, read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
-from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import (
     Conflict,
     Malformed,
@@ -39,10 +38,8 @@ from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
 from adapterhub.distribution.resolve import Objection
 from adapterhub.formats.alias import parse_alias
 from adapterhub.formats.contract.standards import bound_text, parse_age, parse_tests_policy
-from adapterhub.formats.documents import DocumentReader, near_name, toml_of
-from adapterhub.formats.licenses.expression import Expression
-from adapterhub.formats.licenses.rules import spdx_name
-from adapterhub.formats.toml_lines import both_sides, line_of, lines_of
+from adapterhub.formats.documents import DocumentReader, both_sides, line_of, lines_of, near_name, toml_of
+from adapterhub.formats.licenses import Expression, spdx_name
 from adapterhub.library.remotes import parse_remote_name
 from adapterhub.projects.aliases import targets_wanted, weights_in
 from adapterhub.projects.values import (

@@ -142,8 +142,8 @@ class Session:
         Raises:
             NotFound: `project_dir` holds no project.
         """
+        from adapterhub.core.disk.files import ensure_there
         from adapterhub.core.disk.home import PROJECT_FILE
-        from adapterhub.core.disk.nearest import ensure_there
         from adapterhub.projects.project import find_project
 
         named = self.project_dir

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.claims import Claim, living
+from adapterhub.core.disk.root import Claim, living
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.formats.documented import Documented
 from adapterhub.library.store.aliases import Aliases

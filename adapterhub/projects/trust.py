@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, strict_json
-from adapterhub.core.disk.files import write_durably
+from adapterhub.core.disk.files import ensure_there, read_owned, write_durably
 from adapterhub.core.disk.home import PROJECT_FILE
-from adapterhub.core.disk.nearest import ensure_there
-from adapterhub.core.disk.owned_file import read_owned
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, NotFound, ProjectNotTrusted, shown
 from adapterhub.distribution.remote_kinds import kind_named

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from adapterhub.formats.safetensors.dtypes import CHOICES, DTYPES, FACTOR_DTYPES
+from adapterhub.formats.safetensors.header import CHOICES, DTYPES, FACTOR_DTYPES
 
 TENSOR_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {name: getattr(torch, dtype.torch) for name, dtype in DTYPES.items() if dtype.torch}

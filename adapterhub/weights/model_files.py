@@ -8,9 +8,8 @@ from types import MappingProxyType
 
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.base.weight_files import weight_files
-from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS
+from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorFacts
 from adapterhub.library.bases.records import BaseRecord
 
 

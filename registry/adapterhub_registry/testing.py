@@ -22,8 +22,7 @@ from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse_contract
 from adapterhub.formats.contract.results import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
-from adapterhub.formats.signature import read_statement
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication
+from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication, read_statement
 from adapterhub_registry.database.db import (
     adapters,
     lock_name,

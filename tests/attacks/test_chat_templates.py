@@ -13,9 +13,15 @@ from adapterhub import Installed, Library
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import ChatTemplateRefused, UsageProblem
 from adapterhub.formats.manifest import MOST_VALUES
-from adapterhub.formats.prompts.chat import LIMIT_OUTPUT_BYTES, render_chats
-from adapterhub.formats.prompts.form import PromptForm, Turn, template_digest
-from adapterhub.formats.prompts.rendering import prompt_texts, prompt_tokens
+from adapterhub.formats.prompts.form import (
+    LIMIT_OUTPUT_BYTES,
+    PromptForm,
+    Turn,
+    prompt_texts,
+    prompt_tokens,
+    render_chats,
+    template_digest,
+)
 from adapterhub.formats.release import Release
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.transfer import copy

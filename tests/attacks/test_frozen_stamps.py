@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.core.disk.files import RealFolder
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.library.store.roots import synced_path
 from adapterhub.projects.values import LockedAdapter

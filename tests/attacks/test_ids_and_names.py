@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import MalformedManifest, UsageProblem
-from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.specs import is_hub_id
 from adapterhub.distribution.hub._search import _of_model
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.remotes import parse_url
 from adapterhub.projects.lock.lockfile import parse_lock

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.digests import digest_of
+from adapterhub.core.disk.files import RealFolder
 from adapterhub.core.disk.home import FOLDERS
-from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import NotAllowed
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
@@ -225,29 +225,25 @@ def test_sync_writes_nothing_elsewhere_while_adapters_is_swapped_in_a_loop(libra
 
 def test_an_adapters_folder_on_another_mount_is_refused(adapt, tmp_path, monkeypatch):
     """Without root nobody can mount here: the number that the kernel gives to a mount is what is told apart."""
-    from adapterhub.core.disk import real_folder
+    from adapterhub.core.disk import files
 
     adapt.ok("sync", "--project", "repo")
     adapters = (tmp_path / "repo" / "adapters").stat().st_ino
-    real = real_folder.mount_of
-    monkeypatch.setattr(
-        real_folder, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == adapters else real(handle)
-    )
+    real = files.mount_of
+    monkeypatch.setattr(files, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == adapters else real(handle))
 
     assert "is a mount point" in adapt.fails(NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes")
 
 
 def test_prune_deletes_nothing_of_a_folder_in_which_something_is_mounted(adapt, tmp_path, monkeypatch):
-    from adapterhub.core.disk import real_folder
+    from adapterhub.core.disk import files
 
     mine = tmp_path / "repo" / "adapters" / "mine"
     (mine / "mounted").mkdir(parents=True)
     (mine / "mounted" / "notes.txt").write_text("mine")
     (mine / "a.txt").write_text("mine")
-    before, mounted, real = content_of(mine), (mine / "mounted").stat().st_ino, real_folder.mount_of
-    monkeypatch.setattr(
-        real_folder, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == mounted else real(handle)
-    )
+    before, mounted, real = content_of(mine), (mine / "mounted").stat().st_ino, files.mount_of
+    monkeypatch.setattr(files, "mount_of", lambda handle: -1 if os.fstat(handle).st_ino == mounted else real(handle))
 
     assert "something else is mounted there" in adapt.fails(
         NOT_ALLOWED, "sync", "--project", "repo", "--prune", "--yes"

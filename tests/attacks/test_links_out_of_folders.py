@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adapterhub.core.disk.inside import is_own
+from adapterhub.core.disk.files import is_own
 from tests.support.command_line import Adapt
 from tests.support.foreign_files import kohya
 from tests.support.tiny import make_adapter, make_base

@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.formats.foreign.tables.flux import flux_modules
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.formats.foreign.tables import SD1, SDXL, flux_modules
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.api.health import dependencies
-from adapterhub.formats.modules.groups import ranges
+from adapterhub.formats.modules import ranges
 from adapterhub.library.upkeep.lineage import drawn
 from tests.support.command_line import Adapt
 from tests.support.tiny import LAYERS, MODULES, make_adapter, make_base

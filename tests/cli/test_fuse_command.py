@@ -17,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import (
     BaseMismatch,
     BaseNotFound,

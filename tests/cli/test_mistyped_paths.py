@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.disk.nearest import nearest
+from adapterhub.core.disk.files import nearest
 from tests.support.command_line import Adapt
 from tests.support.docs_sandbox import make_sandbox
 

@@ -12,9 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 import adapterhub
 from adapterhub.core.errors import ChatTemplateRefused, UsageProblem
-from adapterhub.formats.base.hints import read_hints
-from adapterhub.formats.prompts.form import RAW, PromptForm, template_digest
-from adapterhub.formats.prompts.rendering import has_other_template, prompt_texts, prompt_tokens
+from adapterhub.formats.base.fingerprint import read_hints
+from adapterhub.formats.prompts.form import (
+    RAW,
+    PromptForm,
+    has_other_template,
+    prompt_texts,
+    prompt_tokens,
+    template_digest,
+)
 from adapterhub.inference.answering import Typed, wish_of
 from adapterhub.inference.generation import Question, StopGate, Writing, before_stop, tokens_of, write
 from adapterhub.inference.loader.text import load_base

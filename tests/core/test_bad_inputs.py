@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.header import TensorFacts
 from adapterhub.trust.verify import Report, verify_folder
 from tests.bad_inputs import CASES, SECRET
 from tests.support.hostile_corpus import Case, bad_inputs

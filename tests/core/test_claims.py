@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.disk.claims import FOREIGN_S, claim, finished, living
+from adapterhub.core.disk.root import FOREIGN_S, claim, finished, living
 from adapterhub.core.errors import StoreLocked
 from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
@@ -49,7 +49,7 @@ def test_a_claim_counts_while_its_process_lives_and_leaves_nothing(tmp_path):
 
 def test_the_claim_of_a_killed_process_is_over_at_once(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from adapterhub.core.disk.claims import claim\n"
+        "import sys, time; from pathlib import Path; from adapterhub.core.disk.root import claim\n"
         f"with claim(Path({str(tmp_path)!r}), 'add x', ['sha256:1']): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:

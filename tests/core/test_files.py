@@ -6,8 +6,7 @@ import stat
 import pytest
 
 from adapterhub.core.digests import CHUNK_BYTES, copy_hashed, digest_of
-from adapterhub.core.disk.files import replaced, write_durably
-from adapterhub.core.disk.new_folder import new_file, new_folder
+from adapterhub.core.disk.files import new_file, new_folder, replaced, write_durably
 from adapterhub.core.errors import NotAllowed
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from adapterhub.core.disk.memory import keep, keep_none, large_memory, used_memory
+from adapterhub.core.disk.held_file import keep, keep_none, large_memory, used_memory
 
 SIZE = 3 << 20
 

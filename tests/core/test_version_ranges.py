@@ -9,7 +9,7 @@ import pytest
 from packaging.version import Version
 
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.core.versions.ranges import lies_in
+from adapterhub.core.versions import lies_in
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,13 @@ search legal --base base-7b
 info legal-qa
 path legal-qa
 verify --all
-check legal-qa
+verify legal-qa --engine vllm
 audit
 identify ./legal-qa
 tree
-why legal-qa
+tree legal-qa --invert
 cache
-gc
+cache clean --yes
 base list
 base show base-7b
 base compare base-7b ./base
@@ -116,12 +116,12 @@ remote list
 doctor --offline --rebuild-index
 doctor --repair
 key new ann --unencrypted
-sign legal-qa --key ann
+key sign legal-qa --key ann
 push legal-qa --to ./published
 pull legal-qa@base-7b ./pulled
 install legal-qa@base-7b --from ./published
 export
-completion bash
+help completion bash
 merge --methods
 registry --help
 """
@@ -168,7 +168,7 @@ def test_a_project_is_locked_and_synced_without_torch(adapt: Run, world: Path) -
     shutil.rmtree(world / "project/adapters/legal-qa")
 
     adapt("sync", "--frozen", "--offline", at="project")
-    for line in ("outdated", "upgrade", "tree", "why legal-qa", "uninstall spare --save --yes"):
+    for line in ("outdated", "upgrade", "tree", "tree legal-qa --invert", "uninstall spare --save --yes"):
         adapt(*line.split(), at="project")
 
 

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
-from adapterhub.formats.licenses.hub_ids import HUB_LICENSES, hub_license
+from adapterhub.formats.licenses import HUB_LICENSES, hub_license
 
 RESULT = """model-index:
 - name: qa

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from adapterhub.core.digests import digest_of
-from adapterhub.formats.cards.card import make_card, refusals_of
+from adapterhub.formats.cards.card import make_card, refusals_of, widget_of
 from adapterhub.formats.cards.metadata import read_metadata
-from adapterhub.formats.cards.widget import widget_of
 from adapterhub.formats.contract.contract import Asked, Contract
 from adapterhub.formats.prompts.form import RAW, PromptForm, Turn
 from adapterhub.library.library import Added

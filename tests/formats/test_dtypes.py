@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adapterhub.formats.safetensors.dtypes import CHOICES, DTYPES, FACTOR_DTYPES
+from adapterhub.formats.safetensors.header import CHOICES, DTYPES, FACTOR_DTYPES
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import rfc8785
 
 from adapterhub.core.errors import MalformedManifest
-from adapterhub.formats.facts import Facts, FactsReader
-from adapterhub.formats.manifest import Manifest
+from adapterhub.formats.manifest import Facts, FactsReader, Manifest
 from tests.support.signed_offers import manifest
 
 NAMES = ("name", "version", "base", "method", "rank", "license", "size_bytes", "digest")

@@ -14,13 +14,13 @@ from transformers import GPT2Model, LlamaForCausalLM
 from adapterhub.formats.base.fingerprint import (
     BaseComparison,
     BaseFingerprint,
+    BaseHints,
     BaseVerdict,
     compare,
     fingerprint_tensors,
 )
 from adapterhub.formats.base.folders import files_digest, fingerprint_folder
-from adapterhub.formats.base.hints import BaseHints
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.header import TensorFacts
 from tests.support.fingerprinted import edited, fingerprint, gpt2, llama
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, MalformedTensorFile
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.base.folders import files_digest, fingerprint_folder
-from adapterhub.formats.base.hints import BaseHints
 from tests.support.fingerprinted import fingerprint, llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

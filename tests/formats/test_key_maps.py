@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.formats.modules.key_maps import KEY_MAPS, KeyMap, names_with_all, other_names
+from adapterhub.formats.modules import KEY_MAPS, KeyMap, names_with_all, other_names
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach, base_digest
 from adapterhub.library.bases.records import BaseRecord

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapterhub.formats.modules.places import place_of, short_names
+from adapterhub.formats.modules import place_of, short_names
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from adapterhub.formats.base.precision import interval, may_be_same, number_text
+from adapterhub.formats.base.fingerprint import interval, may_be_same, number_text
 
 TORCH = {
     "F64": torch.float64,

@@ -10,8 +10,7 @@ import pytest
 from adapterhub import Manifest
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import DigestMismatch, Malformed, MalformedManifest, UsageProblem
-from adapterhub.formats.prompts.form import PromptForm, template_digest, template_of
-from adapterhub.formats.prompts.rendering import prompt_texts
+from adapterhub.formats.prompts.form import PromptForm, prompt_texts, template_digest, template_of
 
 JINJA = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 FILES = [

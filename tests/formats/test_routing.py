@@ -17,8 +17,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import CouldNotTell, Malformed, NotFound
 from adapterhub.formats.meaning.encoder import Encoder
 from adapterhub.formats.meaning.ranking import packed
-from adapterhub.formats.meaning.routes import Chooser
-from adapterhub.formats.meaning.routing import Router, cross_check
+from adapterhub.formats.meaning.routing import Chooser, Router, cross_check
 from adapterhub.formats.route import LEAST_ACCURACY, Route, RoutedAdapter, read_route
 from tests.support.real_encoder import minilm_base
 from tests.support.route_tasks import BUILT, NONE, auc, prompts_by_task, tasks

@@ -9,7 +9,7 @@ import pytest
 
 import adapterhub
 from adapterhub.core.errors import UsageProblem
-from adapterhub.formats.cards.telling import own_words
+from adapterhub.formats.cards.card import own_words
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import MalformedTensorFile
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import Limits, header_bytes, read_header
-from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, TensorSpec, parse_header_text
+from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, DTYPE_BITS, TensorSpec, parse_header_text
 
 
 def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:

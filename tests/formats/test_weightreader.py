@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile
-from adapterhub.formats.base.weight_reader import BUFFER_BYTES, read_facts
-from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
+from adapterhub.formats.base.weight_files import BUFFER_BYTES, read_facts
 from adapterhub.formats.safetensors.file import header_bytes, read_header
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec, sample_offsets
 from tests.support.disk_looks import looks
 
 SPECS = (

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapterhub.core.disk import memory
+from adapterhub.core.disk import held_file
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,
@@ -191,7 +191,9 @@ def test_a_choice_keeps_its_numbers_where_the_next_load_takes_used_memory(
     folders: dict[str, Path], library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     smallest = min((folder / WEIGHTS).stat().st_size for folder in folders.values())
-    monkeypatch.setattr(memory, "_SMALL", smallest)  # these files have memory of that kind, and factors are views of it
+    monkeypatch.setattr(
+        held_file, "_SMALL", smallest
+    )  # these files have memory of that kind, and factors are views of it
     monkeypatch.setattr(engines, "_MUCH_UNUSED", 1)
     with AdapterBank(llama(), library=library, max_resident=1) as bank:
         bank.load(folders["b"])

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import UnsupportedAdapter
 from adapterhub.core.specs import parse_name
-from adapterhub.formats.foreign.foreign_file import foreign
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.formats.foreign.conversion import foreign
+from adapterhub.formats.foreign.tables import SD1, SDXL
 from adapterhub.inference.export import export
 from adapterhub.weights.lowrank.factors import AdapterFactors
 from tests.formats.foreign.test_products import CASES

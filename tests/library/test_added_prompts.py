@@ -14,10 +14,9 @@ import pytest
 import adapterhub
 from adapterhub import PromptForm
 from adapterhub.core.errors import Malformed, UsageProblem
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.prompts.form import template_digest
-from adapterhub.formats.prompts.gguf import LOOKED_AT_BYTES, prompt_prefix
-from adapterhub.formats.prompts.modelfile import form_in_modelfile, modelfile_lines
+from adapterhub.formats.prompts.modelfile import LOOKED_AT_BYTES, form_in_modelfile, modelfile_lines, prompt_prefix
 from adapterhub.library.intake.prompts import choose_form, template_in
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from adapterhub.core.lookalike import fold, is_one_edit_apart
-from adapterhub.core.specs import parse_name
-from adapterhub.formats.licenses.expression import Expression, joined
-from adapterhub.formats.licenses.rules import Term
+from adapterhub.core.specs import fold, is_one_edit_apart, parse_name
+from adapterhub.formats.licenses import Expression, Term, joined
 from adapterhub.formats.manifest import Parent
 from adapterhub.library.audit import Surroundings, audit, checks, subject_of_build
 from adapterhub.library.intake.description import Description

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapterhub.formats.foreign.tables.unet import SDXL
+from adapterhub.formats.foreign.tables import SDXL
 from adapterhub.library.identify import identify
 from tests.support.command_line import Adapt
 from tests.support.foreign_files import flux, kohya, mlx

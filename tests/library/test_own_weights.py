@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.formats.manifest import WEIGHTS_FILE
-from adapterhub.library import library as intake
+from adapterhub.library.intake import staging
 from adapterhub.trust.verify import subject
 from tests.support.command_line import Adapt
 from tests.support.foreign_files import kohya
@@ -39,7 +39,7 @@ def test_one_pass_gives_digest_and_numbers(adapt, monkeypatch):
 
 
 def test_weights_that_are_swapped_after_their_pass_are_not_stored(adapt, monkeypatch):
-    stage = intake.stage_files
+    stage = staging.stage_files
 
     def then_swapped(store, intent, *rest):
         entries = stage(store, intent, *rest)
@@ -49,7 +49,7 @@ def test_weights_that_are_swapped_after_their_pass_are_not_stored(adapt, monkeyp
         path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
         return entries
 
-    monkeypatch.setattr(intake, "stage_files", then_swapped)
+    monkeypatch.setattr(staging, "stage_files", then_swapped)
 
     assert f"[E_DIGEST] {WEIGHTS_FILE}" in adapt.fails(16, "add", "style.safetensors")
     assert not list(adapt.library.installed())

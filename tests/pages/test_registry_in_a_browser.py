@@ -41,7 +41,7 @@ def test_everything_works_without_javascript(browser, world):
     with quiet(page, world.url):
         page.goto(f"{world.url}/")
         page.get_by_text("Conditions and order").click()
-        page.get_by_label("Task").fill("legal")
+        page.get_by_role("textbox", name="Task").fill("legal")
         page.get_by_role("button", name="Search").click()
         assert page.locator("article h2").all_inner_texts() == ["acme/legal-qa 1.1.0"]
         page.get_by_role("link", name="acme/legal-qa").click()

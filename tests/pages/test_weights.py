@@ -61,8 +61,7 @@ class Weights:
         **made: Any,
     ) -> None:
         from adapterhub.core.digests import digest_of
-        from adapterhub.formats.base.fingerprint import BaseFingerprint
-        from adapterhub.formats.base.hints import BaseHints
+        from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseHints
         from adapterhub.formats.manifest import MEDIA_TYPES, BaseRef, FileEntry, Manifest, Parent
 
         own = repo.partition("/")[2]

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from diffusers.utils import logging
 from torch import Tensor
 
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.formats.foreign.tables import SD1, SDXL
 from tests.support.foreign_files import Arrays, Updates, pair, update
 
 BOUND = 1e-4

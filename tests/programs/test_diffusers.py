@@ -12,8 +12,7 @@ from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from adapterhub.formats.foreign.places import flat
-from adapterhub.formats.foreign.tables.flux import flux_modules
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL, UNet
+from adapterhub.formats.foreign.tables import SD1, SDXL, UNet, flux_modules
 from tests.programs.in_diffusers import BOUND, difference
 
 WIDTH = 3072

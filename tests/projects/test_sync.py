@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterhub.core.disk.real_folder import RealFolder
+from adapterhub.core.disk.files import RealFolder
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, Malformed, StoreLocked
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE

@@ -34,7 +34,7 @@ from adapterhub.core.errors import (
     NotFound,
     UsageProblem,
 )
-from adapterhub.core.lookalike import fold
+from adapterhub.core.specs import fold
 
 SECRET = b"s" * 32
 HELLO = hashlib.sha256(b"hello").hexdigest()

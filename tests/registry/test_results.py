@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, select
 
 import adapterhub as ah
 from adapterhub.core.digests import digest_of, hex_of
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, pre_authentication
 from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.specs import AdapterSpec, parse_name
-from adapterhub.formats.foreign.tables.unet import SDXL
+from adapterhub.formats.foreign.tables import SDXL
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.intake.description import Description

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from adapterhub.formats.foreign.tables.flux import flux_modules
-from adapterhub.formats.foreign.tables.unet import SD1, UNet
+from adapterhub.formats.foreign.tables import SD1, UNet, flux_modules
 
 Arrays = dict[str, np.ndarray]
 Updates = dict[str, np.ndarray]

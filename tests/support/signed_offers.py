@@ -12,8 +12,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.formats.signature import Identity, signed_files, statement_bytes
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, Identity, pre_authentication, signed_files, statement_bytes
 from adapterhub.trust.signing.keys import SigningKey
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, pre_authentication
 from adapterhub.trust.signing.keys import KeyFolder
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base

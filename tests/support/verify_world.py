@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.header import TensorFacts
 from adapterhub.trust.verify import Finding, open_subject
 
 P = "base_model.model."

@@ -13,7 +13,7 @@ from adapterhub.api.steps.contracts.recording import state_result
 from adapterhub.api.steps.contracts.testing import subject_of
 from adapterhub.core.digests import digest_of
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, pre_authentication
 from adapterhub.library.results import BESIDE_BUILDS, MOST_UNKNOWN, ResultFiles
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder

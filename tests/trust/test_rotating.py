@@ -10,7 +10,7 @@ import pytest
 
 import adapterhub
 from adapterhub.api.steps import keys as rotating
-from adapterhub.formats.signed import Bundle
+from adapterhub.formats.signature import Bundle
 from adapterhub.library.library import Library
 from adapterhub.library.results import ResultFiles
 from adapterhub.trust.signing.keys import KeyFolder

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import SignatureRefused
-from adapterhub.formats.signature import Identity, read_statement, statement_bytes
-from adapterhub.formats.signed import Bundle, PublicKey
+from adapterhub.formats.signature import Bundle, Identity, PublicKey, read_statement, statement_bytes
 from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, read_signature
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.trust import TrustFile, parse_day

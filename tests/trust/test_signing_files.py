@@ -27,8 +27,18 @@ from adapterhub.core.errors import (
 from adapterhub.formats import signature as bundles
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, BaseRef, Parent
-from adapterhub.formats.signature import Identity, read_statement, signed_files, statement_bytes
-from adapterhub.formats.signed import BUNDLE_TYPE, KEY_LIMIT_BYTES, PAYLOAD_TYPE, Bundle, PublicKey, pre_authentication
+from adapterhub.formats.signature import (
+    BUNDLE_TYPE,
+    KEY_LIMIT_BYTES,
+    PAYLOAD_TYPE,
+    Bundle,
+    Identity,
+    PublicKey,
+    pre_authentication,
+    read_statement,
+    signed_files,
+    statement_bytes,
+)
 from adapterhub.trust.signing import appraisal as seen_files
 from adapterhub.trust.signing import trust as trust_files
 from adapterhub.trust.signing.appraisal import FirstUseBuild, FirstUseFile, is_older

@@ -10,8 +10,7 @@ import pytest
 from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import DigestMismatch, SignatureRefused
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE, WEIGHTS_FILE
-from adapterhub.formats.signature import Identity, read_statement, signed_files
-from adapterhub.formats.signed import Bundle
+from adapterhub.formats.signature import Bundle, Identity, read_statement, signed_files
 from adapterhub.library.intake.staging import signature_objects
 from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed

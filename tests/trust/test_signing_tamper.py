@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.formats.manifest import Manifest
-from adapterhub.formats.signed import Bundle
+from adapterhub.formats.signature import Bundle
 from tests.support.signing_homes import SIGNATURE, Homes, make_homes, replace_file
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.manifest import SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
 from adapterhub.library import admission
 from adapterhub.library.admission import Admission, Decision, InstallRequest, as_error, signature_findings
 from adapterhub.library.library import Library

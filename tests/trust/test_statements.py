@@ -11,7 +11,7 @@ import pytest
 
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import Parent
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, pre_authentication
 from adapterhub.library.intake.description import Description
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder

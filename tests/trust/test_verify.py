@@ -21,8 +21,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import parse_name
-from adapterhub.formats.base.fingerprint import fingerprint_tensors
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints, fingerprint_tensors
 from adapterhub.formats.manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -32,11 +31,10 @@ from adapterhub.formats.manifest import (
     FileEntry,
     Manifest,
 )
-from adapterhub.formats.modules.base_names import Rule, find_rule
+from adapterhub.formats.modules import Rule, find_rule
 from adapterhub.formats.peft.methods import attaches
-from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.trust.verify import Finding, Report, check_names, open_subject, verify, verify_folder
 from adapterhub.trust.verify import subject as _scan
 from adapterhub.trust.verify.subject import TensorNumbers

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapterhub.formats.base.vocabulary import COPY_HINT
+from adapterhub.formats.base.fingerprint import COPY_HINT
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.trust.verify import Finding, Report
 from adapterhub.trust.verify.checks import scale as scales

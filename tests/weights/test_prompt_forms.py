@@ -14,8 +14,7 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.cards.card import license_in, make_card
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.prompts.form import template_digest
-from adapterhub.formats.prompts.gguf import PROMPT_PREFIX, prompt_prefix
-from adapterhub.formats.prompts.modelfile import form_in_modelfile
+from adapterhub.formats.prompts.modelfile import PROMPT_PREFIX, form_in_modelfile, prompt_prefix
 from adapterhub.inference.export import export
 from adapterhub.library.intake.description import Description
 from tests.contracts.export import SHAPES, library_with_base

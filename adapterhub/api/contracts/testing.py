@@ -377,8 +377,7 @@ def _contract(tests: Contract | StrPath | None) -> Contract | None:
 
 
 def _write(path: StrPath, text: str) -> None:
-    from adapterhub.core.disk.files import write_durably
-    from adapterhub.core.disk.output_place import output_place
+    from adapterhub.core.disk.files import output_place, write_durably
 
     write_durably(output_place(path_of(path)), text.encode())
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from adapterhub.api.steps.routing import prompts_of
-from adapterhub.core.disk.new_folder import write_output
+from adapterhub.core.disk.files import write_output
 from adapterhub.core.errors import CouldNotTell, UsageProblem, problem_list, shown
 from adapterhub.formats.documented import Documented
 

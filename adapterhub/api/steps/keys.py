@@ -20,7 +20,7 @@ from adapterhub.core.errors import (
     UsageProblem,
 )
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
+from adapterhub.formats.signature import Bundle, PublicKey, pre_authentication
 from adapterhub.library.remotes import Remote
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import RevokedKey, TrustedKey, TrustFile
@@ -392,9 +392,8 @@ def _published(session: Session, namespace: str, old: Digest) -> Iterator[tuple[
 
 
 def _read(path: Path) -> bytes:
-    from adapterhub.core.disk.files import read_plain
-    from adapterhub.core.disk.nearest import ensure_there
-    from adapterhub.formats.signed import KEY_LIMIT_BYTES
+    from adapterhub.core.disk.files import ensure_there, read_plain
+    from adapterhub.formats.signature import KEY_LIMIT_BYTES
 
     ensure_there(path, NotFound)
     try:
@@ -426,7 +425,7 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
         UsageProblem: the build has no recipe: it was trained, or its maker says nothing.
     """
     import adapterhub
-    from adapterhub.formats.made import made_statement
+    from adapterhub.formats.signature import made_statement
     from adapterhub.library.intake.statements import files_in
     from adapterhub.trust.signing.results import read_made, sign_result
     from adapterhub.trust.signing.trust import Trust, TrustedKey, clock

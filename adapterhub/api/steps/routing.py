@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from adapterhub.api.searching import search_installed
 from adapterhub.api.steps.contracts.testing import subject_of_build
 from adapterhub.core.arguments import path_of
-from adapterhub.core.disk.new_folder import write_output
+from adapterhub.core.disk.files import write_output
 from adapterhub.core.errors import AdapterHubError, CouldNotTell, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.documented import Documented
@@ -193,7 +193,7 @@ def make_route(
     )
     if threshold is not None:
         return route
-    from adapterhub.formats.meaning.routes import checked
+    from adapterhub.formats.meaning.routing import checked
 
     return replace(route, threshold=checked(route).proposed(LEAST_ACCURACY))
 
@@ -236,8 +236,7 @@ def check_route(route: Route) -> CheckedRoute:
     from adapterhub.core.extras import require
 
     require("find", "routing")
-    from adapterhub.formats.meaning.routes import checked
-    from adapterhub.formats.meaning.routing import method_of
+    from adapterhub.formats.meaning.routing import checked, method_of
 
     found = checked(route)
     served, names = found.served(route.threshold), [one.name for one in route.adapters]
@@ -287,7 +286,7 @@ def route_text(library: Library, route: Route, text: str) -> Routed:
     """
     if not text.strip():
         raise UsageProblem("there is no text to route", hint="put it in quotes")
-    from adapterhub.formats.meaning.routes import Chooser
+    from adapterhub.formats.meaning.routing import Chooser
     from adapterhub.library.find.meaning import encoder_of
 
     choice = Chooser(route, encoder_of(library)).choose(text)

@@ -18,10 +18,9 @@ from adapterhub.api.steps.contracts import recording, running
 from adapterhub.cli.documents._typed import Digest, NotRequired, Path, TypedDict
 from adapterhub.cli.documents._values import document_of
 from adapterhub.distribution import hub, install, outdated, withdrawal
-from adapterhub.formats import administration, answers, manifest
+from adapterhub.formats import administration, answers, manifest, modules
 from adapterhub.formats.alias import Alias, AliasMove
 from adapterhub.formats.contract import results, standards
-from adapterhub.formats.modules import groups
 from adapterhub.inference import export
 from adapterhub.library import audit, identify, library
 from adapterhub.library.bases import records, requested
@@ -43,7 +42,7 @@ Base = document_of(records.BaseRecord)
 Added = document_of(library.Added)
 File = document_of(manifest.FileEntry)
 Finding = document_of(report.Finding)
-ModuleGroup = document_of(groups.ModuleGroup)
+ModuleGroup = document_of(modules.ModuleGroup)
 Node = document_of(lineage.Node)
 Use = document_of(tree.Use)
 

@@ -241,7 +241,7 @@ class ExistingPath(click.Path):
         Raises:
             NotFound: nothing is there; the hint offers the nearest path.
         """
-        from adapterhub.core.disk.nearest import ensure_there
+        from adapterhub.core.disk.files import ensure_there
         from adapterhub.core.errors import NotFound
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))

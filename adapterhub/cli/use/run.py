@@ -22,9 +22,7 @@ from adapterhub.cli.options.params import BASE, Session, common
 from adapterhub.cli.output import Output, json_text, printable
 from adapterhub.core.arguments import Count, Guidance, Seed, Share, Steps, Temperature
 from adapterhub.core.digests import strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.nearest import read_typed
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import output_place, read_typed, write_durably
 from adapterhub.core.errors import (
     AdapterHubError,
     Conflict,

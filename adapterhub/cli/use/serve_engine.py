@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.options.params import Session
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import output_place
 from adapterhub.core.errors import AdapterHubError, NotAllowed, UnsupportedAdapter, UsageProblem
 from adapterhub.core.extras import require
 from adapterhub.projects.session import sources_from

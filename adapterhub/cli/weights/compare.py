@@ -171,7 +171,7 @@ def _say_modules(out: Output, found: Comparison) -> None:
 
 def _say_kinds(out: Output, found: Comparison) -> None:
     """Print the mean, least and greatest figure of each kind of module, over its layers and all pairs."""
-    from adapterhub.formats.modules.places import place_of, short_names
+    from adapterhub.formats.modules import place_of, short_names
 
     kinds: dict[str, list[ModuleComparison]] = {}
     for module in found.modules:
@@ -197,7 +197,7 @@ def _say_kinds(out: Output, found: Comparison) -> None:
 
 def _say_partial(out: Output, found: Comparison, *, each: bool) -> None:
     """Print the modules that only some adapters have."""
-    from adapterhub.formats.modules.places import place_of, short_names
+    from adapterhub.formats.modules import place_of, short_names
 
     names = short_names(place_of(module.module).kind for module in found.modules)
     having: dict[tuple[int, ...], list[str]] = {}

@@ -29,8 +29,7 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     shown,
 )
-from adapterhub.core.hub_ids import COUNTED, COUNTER
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import COUNTED, COUNTER, AdapterSpec
 from adapterhub.distribution.http.stream import Contents, RemoteFile, read_contents
 from adapterhub.distribution.http.wire import Wire, bound_client, bounded_client, file_path, is_missing
 from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag

@@ -31,8 +31,7 @@ from adapterhub.core.errors import (
     problem_list,
     shown,
 )
-from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.core.specs import version_of
+from adapterhub.core.specs import is_hub_id, version_of
 from adapterhub.distribution.http.wire import HttpError, Wire, file_path
 from adapterhub.distribution.hub._search import RegistryResults
 from adapterhub.distribution.hub._versions import is_version_tag, look_at, refs_of
@@ -241,7 +240,7 @@ class HubRepository:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        from adapterhub.formats.cards.widget import contract_shown
+        from adapterhub.formats.cards.card import contract_shown
 
         api, repo, manifest = self._api, self.repo, release.manifest
         if self._tests is not None:

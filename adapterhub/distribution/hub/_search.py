@@ -10,9 +10,8 @@ from urllib.parse import quote
 
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import AdapterNotFound, NotAllowed, RemoteUnreachable, UsageProblem, shown
-from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, is_hub_id
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._versions import PublishedVersion
 from adapterhub.formats.administration import NamespaceRule, TesterKey
@@ -20,7 +19,7 @@ from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE, Manifest
 from adapterhub.formats.relevance import Matched
-from adapterhub.formats.signed import Bundle
+from adapterhub.formats.signature import Bundle
 
 PAGE = 100
 TAG_HEX = 32

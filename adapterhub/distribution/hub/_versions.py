@@ -20,8 +20,7 @@ from packaging.version import Version
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, RefusedAdapter, RemoteUnreachable, SpecError, shown
-from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.core.specs import AdapterSpec, parse_released, parse_version, version_of
+from adapterhub.core.specs import AdapterSpec, is_hub_id, parse_released, parse_version, version_of
 from adapterhub.distribution.http.stream import ListedFile, described
 from adapterhub.distribution.http.wire import HttpError, Wire, file_path, is_missing
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES

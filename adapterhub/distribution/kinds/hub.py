@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import shown
-from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.specs import is_hub_id
 from adapterhub.distribution.kind import Access, Kind
 from adapterhub.library.remotes import parse_url
 

@@ -30,7 +30,7 @@ from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllow
 from adapterhub.core.redaction import keep_secret
 from adapterhub.distribution.http.wire import Answer, Form, Wire, is_missing, origin_of, web_address
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, Manifest
-from adapterhub.formats.signed import BUNDLE_TYPE, SIGNATURE_LIMIT_BYTES, SignedObject
+from adapterhub.formats.signature import BUNDLE_TYPE, SIGNATURE_LIMIT_BYTES, SignedObject
 
 IMAGE_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"

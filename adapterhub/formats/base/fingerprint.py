@@ -9,23 +9,25 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
+import math
+import re
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from adapterhub.core.arguments import parsed
-from adapterhub.core.digests import Digest, Json, canonical_json, digest_of
+from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, parse_digest
+from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import shown
-from adapterhub.formats.base.hints import BaseHints, digest_at
-from adapterhub.formats.base.precision import may_be_same, number_text, stored_bytes
-from adapterhub.formats.base.vocabulary import is_vocabulary
+from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import object_at
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
-from adapterhub.formats.safetensors.facts import SAMPLES, TensorFacts
+from adapterhub.formats.safetensors.header import DTYPE_BITS, DTYPES, SAMPLES, TensorFacts
 
 __all__ = [
     "BaseComparison",
@@ -370,3 +372,253 @@ def _hint_differences(a: BaseHints, b: BaseHints) -> tuple[str, ...]:
 
 def _plain(value: str | int) -> str:
     return f"{value:,}" if isinstance(value, int) else shown(value)
+
+
+Interval = tuple[float, float]
+
+
+def stored_bytes(dtype: str) -> int:
+    """Bytes of one number of `dtype`; 1 for dtypes that pack several numbers in a byte or across bytes."""
+    return max(1, DTYPES[dtype].bits // 8)
+
+
+def interval(dtype: str, raw: bytes) -> Interval | None:
+    """The closed interval of reals that a number of `dtype` stands for; `(nan, nan)` for a NaN.
+
+    The interval reaches half a unit in the last place to each side, so both neighbours contain a tie. Infinity begins
+    where overflow begins; without infinity, the interval of the largest number has no end, since conversion saturates.
+    A float64 stands for itself, as no dtype is finer. None for dtypes that are compared exactly: integers, complex
+    numbers, scales and dtypes below 8 bits.
+    """
+    if dtype == "F64":
+        (value,) = struct.unpack("<d", raw)
+        return value, value
+    layout = DTYPES[dtype].layout
+    if layout is None:
+        return None
+    code = int.from_bytes(raw, "little")
+    sign_bit = layout.sign_bit
+    sign, code = code & sign_bit, code & (sign_bit - 1)
+    if layout.is_nan(sign, code):
+        return math.nan, math.nan
+    here = layout.magnitude(code)
+    low = (layout.magnitude(code - 1) + here) / 2 if code else -layout.magnitude(1) / 2
+    open_ended = code > layout.largest or (code == layout.largest and not layout.infinity)
+    high = math.inf if open_ended else (here + layout.magnitude(code + 1)) / 2
+    return (-high, -low) if sign else (low, high)
+
+
+def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
+    """Whether two stored numbers can be roundings of one number.
+
+    In one dtype, the bytes must be equal. Across dtypes, the intervals of floats must meet, and integers must be equal;
+    other pairs never match.
+    """
+    if a_dtype == b_dtype:
+        return a == b
+    if DTYPES[a_dtype].is_integer and DTYPES[b_dtype].is_integer:
+        return _integer(a_dtype, a) == _integer(b_dtype, b)
+    first, second = interval(a_dtype, a), interval(b_dtype, b)
+    if first is None or second is None:
+        return False
+    if math.isnan(first[0]) or math.isnan(second[0]):
+        return math.isnan(first[0]) and math.isnan(second[0])
+    return first[0] <= second[1] and second[0] <= first[1]
+
+
+def number_text(dtype: str, raw: bytes) -> str:
+    """A stored number as text: six digits, or the hex of its bytes for dtypes without a plain number."""
+    if DTYPES[dtype].is_integer:
+        return str(_integer(dtype, raw))
+    if dtype == "F64":
+        return f"{struct.unpack('<d', raw)[0]:.6g}"
+    layout = DTYPES[dtype].layout
+    if layout is None:
+        return f"0x{raw[::-1].hex()}"
+    code = int.from_bytes(raw, "little")
+    sign_bit = layout.sign_bit
+    sign, code = code & sign_bit, code & (sign_bit - 1)
+    if layout.is_nan(sign, code):
+        return "nan"
+    size = math.inf if code > layout.largest else layout.magnitude(code)
+    return f"{-size if sign else size:.6g}"
+
+
+def _integer(dtype: str, raw: bytes) -> int:
+    return int.from_bytes(raw, "little", signed=dtype.startswith("I"))
+
+
+OUTPUT_HEADS: Final = ("lm_head", "embed_out", "output")
+
+EMBEDDINGS: Final = frozenset(
+    {"embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", *OUTPUT_HEADS}
+)
+"""Names of input embeddings and output heads, which PEFT may copy into an adapter (`save_embedding_layers`)."""
+
+_INNER: Final = ("lm_head.decoder.weight", "lm_head.decoder.bias", "predictions.decoder.weight")
+_INNER_BIASES: Final = ("predictions.decoder.bias", "predictions.bias")
+
+
+def is_vocabulary(tensor: str) -> bool:
+    """Whether `tensor`, by its name, has one row for each token, so that its shape changes with the vocabulary."""
+    return is_embedding(tensor.rpartition(".")[0]) or f".{tensor}".endswith(
+        tuple(f".{end}" for end in (*_INNER, *_INNER_BIASES))
+    )
+
+
+def is_embedding(module: str) -> bool:
+    """Whether `module`, by the last part of its name, is an input embedding or an output head."""
+    return module.rpartition(".")[2] in EMBEDDINGS
+
+
+COPY_HINT: Final = (
+    "PEFT copies the embeddings of a base whose vocabulary was resized: save the adapter again with"
+    " `save_embedding_layers=False`, or use the resized base (`adapt base add` registers it)"
+)
+"""The remedy for a copy of an embedding in an adapter that has another shape than in the base."""
+
+
+def resize_hint(module: str, needed: tuple[int, ...], found: tuple[int, ...]) -> str:
+    """The remedy for a tensor of shape `found` for `module`, whose shape must be `needed`.
+
+    Empty unless `module` is an embedding and the shapes differ in one dimension, the number of tokens.
+    """
+    if len(needed) != len(found) or not is_embedding(module):
+        return ""
+    apart = [pair for pair in zip(needed, found, strict=True) if pair[0] != pair[1]]
+    if len(apart) != 1:
+        return ""
+    here, there = apart[0]
+    return (
+        f"it was trained with {there:,} tokens, and this base has {here:,}: use the base after"
+        f" `model.resize_token_embeddings({there})` (`adapt base add` registers it once it is saved)"
+    )
+
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseHints:
+    """Names and counts to show beside a fingerprint; they prove nothing. None: unknown."""
+
+    hub_id: str | None = None
+    commit: str | None = None
+    model_type: str | None = None
+    dtype: str | None = None
+    parameters: int | None = None
+    hidden_size: int | None = None
+    layers: int | None = None
+    tokenizer_sha256: Digest | None = None
+    chat_template_sha256: Digest | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The known hints as a JSON value."""
+        return {key: value for key in _HINT_KINDS if (value := getattr(self, key)) is not None}
+
+    @classmethod
+    def from_json(cls, value: Json, path: str = "hints") -> BaseHints:
+        """Read the known keys strictly; other keys are ignored.
+
+        Raises:
+            ValueError: with the path of the first wrong value.
+        """
+        value = object_at(value, path)
+        known: dict[str, Any] = {}
+        for key, kind in _HINT_KINDS.items():
+            item = value.get(key)
+            if item is None:
+                continue
+            if type(item) is not kind:
+                raise ValueError(f"{path}.{key}: expected {'text' if kind is str else 'integer'}, got {shown(item)}")
+            known[key] = digest_at(item, f"{path}.{key}") if key.endswith("_sha256") else item
+            if key == "hub_id" and not is_hub_id(str(item)):
+                raise ValueError(f"{path}.hub_id: expected a Hub id such as org/model, got {shown(item)}")
+        return cls(**known)
+
+
+_HINT_KINDS: Final[Mapping[str, type]] = MappingProxyType(
+    {f.name: int if f.name in ("parameters", "hidden_size", "layers") else str for f in fields(BaseHints)}
+)
+CONFIG_LIMIT_BYTES: Final = 64 << 20  # tokenizer_config.json of large vocabularies runs to megabytes
+_SNAPSHOT: Final = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_HIDDEN_SIZE_KEYS: Final = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS_KEYS: Final = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_VOCABULARIES: Final = (
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("spiece.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+
+
+def read_hints(folder: Path) -> BaseHints:
+    """Hints from the files beside the weights: config, tokenizer, chat template, and the path in a Hub cache.
+
+    `parameters` stays unknown, as it takes reading the weights.
+    """
+    config = _object(folder / "config.json")
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}  # multimodal models keep those of the language model here
+    dtype = _first(str, config, inner, keys=("dtype", "torch_dtype"))
+    place = _SNAPSHOT.search(folder.absolute().as_posix()) or _SNAPSHOT.search(folder.resolve().as_posix())
+    named = f"{place['org']}/{place['name']}" if place else ""
+    return BaseHints(
+        hub_id=named if is_hub_id(named) else None,
+        commit=place["commit"] if place else None,
+        model_type=_first(str, config, keys=("model_type", "_class_name")),  # the second is of diffusers
+        dtype=dtype.removeprefix("torch.") if dtype else None,
+        hidden_size=_first(int, config, inner, keys=_HIDDEN_SIZE_KEYS),
+        layers=_first(int, config, inner, keys=_LAYERS_KEYS),
+        tokenizer_sha256=_tokenizer_digest(folder),
+        chat_template_sha256=_chat_template_digest(folder),
+    )
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    try:
+        value = read_json(path, CONFIG_LIMIT_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _first(kind: type[_T], *holders: Mapping[str, Any], keys: tuple[str, ...]) -> _T | None:
+    values = (holder.get(key) for holder in holders for key in keys)
+    return next((value for value in values if type(value) is kind), None)
+
+
+def _tokenizer_digest(folder: Path) -> Digest | None:
+    """Digest of the tokenizer's file; for several files, the digest over their names and digests."""
+    for names in _VOCABULARIES:
+        try:
+            digests = [digest_of_file(folder / name)[0] for name in names]
+        except OSError:
+            continue
+        return (
+            digests[0]
+            if len(names) == 1
+            else digest_of(canonical_json([list(pair) for pair in zip(names, digests, strict=True)]))
+        )
+    return None
+
+
+def _chat_template_digest(folder: Path) -> Digest | None:
+    """Digest of the template's text, in whichever file; for several named templates, of their canonical JSON."""
+    try:
+        raw = read_plain(folder / "chat_template.jinja", CONFIG_LIMIT_BYTES)
+        return digest_of(raw) if len(raw) <= CONFIG_LIMIT_BYTES else None
+    except OSError:
+        template = _object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, str):
+        return digest_of(template.encode("utf-8", "surrogatepass"))
+    return digest_of(canonical_json(template)) if isinstance(template, list) and template else None
+
+
+def digest_at(value: object, path: str) -> Digest:
+    """The digest that `value` spells; a ValueError names `path`."""
+    try:
+        return parse_digest(value)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Final
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
-from adapterhub.core.errors import Malformed, shown
-from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors, is_buffer
-from adapterhub.formats.base.hints import BaseHints, read_hints
-from adapterhub.formats.base.weight_files import INDEX_FILE, index_of, indexed_tensors, weight_files
-from adapterhub.formats.base.weight_reader import read_facts
-from adapterhub.formats.diffusion.checkpoints import KINDS, split_checkpoint
-from adapterhub.formats.diffusion.views import TensorView
-from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.core.errors import CouldNotTell, Malformed, shown
+from adapterhub.formats.base.fingerprint import (
+    BaseFingerprint,
+    BaseHints,
+    fingerprint_tensors,
+    is_buffer,
+    read_hints,
+    samples_agree,
+)
+from adapterhub.formats.base.weight_files import (
+    INDEX_FILE,
+    digest_now,
+    index_of,
+    indexed_tensors,
+    read_facts,
+    weight_files,
+)
+from adapterhub.formats.diffusion.checkpoints import KINDS, is_checkpoint, split_checkpoint
+from adapterhub.formats.diffusion.components import (
+    COMPONENTS,
+    DENOISERS,
+    PIPELINE_FILE,
+    TensorView,
+    all_folders,
+    component_folders,
+)
+from adapterhub.formats.safetensors.file import TensorFile, read_header
+from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorFacts
 
 
 @parsed
@@ -137,3 +158,150 @@ def files_digest(entries: Iterable[tuple[str, str]]) -> Digest:
     if not listed:
         raise ValueError("no weight files are listed")
     return digest_of(canonical_json([[path, sha256] for path, sha256 in listed]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looked:
+    """A model, or a pipeline, whose tensors then have their component in front; `components` has the hints of each."""
+
+    fingerprint: BaseFingerprint
+    hints: BaseHints
+    tensors: tuple[TensorFacts, ...]
+    components: Mapping[str, BaseHints]
+
+
+Part = tuple[BaseFingerprint, BaseHints, tuple[TensorFacts, ...]]
+
+
+def all_weight_files(place: Path) -> tuple[Path, ...]:
+    """The weight files of the model or pipeline at `place`; raises as `look_at`."""
+    if not (place / PIPELINE_FILE).is_file():
+        return weight_files(place)
+    return tuple(file for folder in component_folders(place).values() for file in weight_files(folder))
+
+
+def look_at(
+    place: str | os.PathLike[str],
+    *,
+    cache_folder: Path | None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    hub_id: str | None = None,
+    commit: str | None = None,
+) -> Looked:
+    """As `fingerprint_folder`; a folder with a `model_index.json`, or an original checkpoint, is read by components.
+
+    Raises:
+        BaseNotFound: there is no such folder or file.
+        Malformed: no complete model or pipeline in safetensors, or a checkpoint of a kind that has no table.
+        CouldNotTell: a file cannot be read, or changed while it was read.
+    """
+    place = Path(place)
+    if (place / PIPELINE_FILE).is_file():
+        parts = {
+            name: fingerprint_folder(folder, cache_folder=cache_folder, threads=threads, progress=progress)
+            for name, folder in component_folders(place).items()
+        }
+    elif place.suffix == ".safetensors" and is_checkpoint(read_header(weight_files(place)[0], limits=BASE_LIMITS)):
+        parts = fingerprint_checkpoint(place, cache_folder=cache_folder, threads=threads, progress=progress)
+    else:
+        fingerprint, hints, tensors = fingerprint_folder(
+            place, cache_folder=cache_folder, threads=threads, progress=progress, hub_id=hub_id, commit=commit
+        )
+        return Looked(fingerprint=fingerprint, hints=hints, tensors=tensors, components={})
+    return _joined(place, parts, hub_id, commit)
+
+
+def is_pipeline(base: BaseFingerprint) -> bool:
+    """Whether every tensor has a component of a pipeline in front of its name."""
+    return all(name.partition(".")[0] in COMPONENTS for name in base.samples)
+
+
+def component_in(part: BaseFingerprint, whole: BaseFingerprint) -> str:
+    """The component of the pipeline `whole` that the model `part` is, in any precision; "" for none, or several.
+
+    By the sampled numbers of all tensors, as `compare` tells two precisions of one model.
+    """
+    sizes = Counter(name.partition(".")[0] for name in whole.samples)
+    found = []
+    for component in COMPONENTS:
+        names = {name: pipeline_name(component, name) for name in part.samples}
+        is_complete = len(names) == sizes[component] and whole.samples.keys() >= set(names.values())
+        if is_complete and samples_agree(part, whole, names):
+            found.append(component)
+    return found[0] if len(found) == 1 else ""
+
+
+def pipeline_name(component: str, name: str) -> str:
+    """A component's tensor or module as a pipeline names it.
+
+    The names are those of published files: transformers 5 saves CLIP's text encoder without `text_model.`.
+    """
+    is_bare = name.startswith(("embeddings.", "encoder.layers.", "final_layer_norm."))
+    return f"{component}.text_model.{name}" if is_bare and component not in DENOISERS else f"{component}.{name}"
+
+
+def _joined(place: Path, parts: Mapping[str, Part], hub_id: str | None, commit: str | None) -> Looked:
+    named = [
+        replace(fact, name=pipeline_name(name, fact.name)) for name, (_, _, facts) in parts.items() for fact in facts
+    ]
+    hints = read_hints(place)
+    known = {name: parts[name][1] for name in COMPONENTS if name in parts}
+    return Looked(
+        fingerprint=fingerprint_tensors(named),
+        hints=replace(
+            hints,
+            parameters=sum(each.parameters or 0 for each in known.values()),
+            hub_id=hub_id or hints.hub_id,
+            commit=commit or hints.commit,
+            model_type="pipeline",
+        ),
+        tensors=tuple(sorted(named, key=lambda fact: fact.name)),
+        components=known,
+    )
+
+
+_TEMPLATES: Final = "additional_chat_templates"
+"""The only folder below a model in which transformers looks."""
+
+_OTHER_WEIGHTS: Final = frozenset(
+    {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"}
+)
+"""Weights in formats that are never read, and tensor files that are not the model's."""
+
+
+def state_digest(place: Path, *, cache_folder: Path | None, progress: Progress | None = None) -> Digest:
+    """The digest of every tensor, buffers too, and of every file beside them: settings, tokenizer, chat templates.
+
+    Whatever lies there counts, since no list of names is complete; names that begin with a dot and weights that are
+    never read do not. What `cache_folder` knows is not read again.
+
+    Raises:
+        BaseNotFound, Malformed, CouldNotTell: as `weight_files` and `read_facts`.
+    """
+    is_pipeline = (place / PIPELINE_FILE).is_file()
+    folders = all_folders(place) if is_pipeline else [place] if place.is_dir() else []
+    weights = [file for folder in folders if any(folder.glob("*.safetensors")) for file in weight_files(folder)]
+    read = read_facts(weights if folders else [place], cache_folder=cache_folder, progress=progress)
+    found: list[list[object]] = [
+        [_name(path, place), fact.name, fact.dtype, list(fact.shape), fact.sha256]
+        for path, facts in read.items()
+        for fact in facts
+    ]
+    beside = [place, *folders] if is_pipeline else [*folders, *(folder / _TEMPLATES for folder in folders)]
+    try:
+        files = {file for folder in beside if folder.is_dir() for file in folder.iterdir() if _counts(file)}
+    except OSError as error:
+        raise CouldNotTell(f"`{shown(str(place), 200)}` cannot be read: {error.strerror}") from None
+    found += [[_name(path, place), digest_now(path, cache_folder=cache_folder)] for path in sorted(files)]
+    return digest_of(canonical_json(found))
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file beside the weights may decide an answer; an adapter there does, as transformers loads it."""
+    is_other = path.suffix in _OTHER_WEIGHTS and not path.name.startswith("adapter")
+    return not path.name.startswith(".") and not is_other and path.is_file()
+
+
+def _name(path: Path, place: Path) -> str:
+    return "" if path == place else path.relative_to(place).as_posix()

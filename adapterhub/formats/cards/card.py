@@ -6,13 +6,17 @@ never changes the adapter. `docs/reference/hub.md` lists the tags.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import hex_of
-from adapterhub.core.errors import shown
-from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.errors import AdapterHubError, shown
+from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.cards.metadata import (
     BASE_TAG,
     Metadata,
@@ -22,10 +26,10 @@ from adapterhub.formats.cards.metadata import (
     read_metadata,
     split_block,
 )
-from adapterhub.formats.cards.usage import usage_of
-from adapterhub.formats.licenses.hub_ids import hub_license
-from adapterhub.formats.manifest import CARD_FILE, Manifest
+from adapterhub.formats.licenses import hub_license
+from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, Manifest
 from adapterhub.formats.prompts.form import PromptForm
+from adapterhub.formats.relevance import MAX_DESCRIPTION, MAX_PROMPT, MAX_PROMPTS
 
 if TYPE_CHECKING:
     from adapterhub.formats.contract.contract import Contract
@@ -96,11 +100,8 @@ def make_card(
         matter["base_model"] = base
     if manifest.prompt is not None:
         matter |= _inference(manifest.prompt, matter)
-    if contract is not None and "widget" not in matter:
-        from adapterhub.formats.cards.widget import widget_of
-
-        if widget := widget_of(contract):
-            matter["widget"] = widget
+    if contract is not None and "widget" not in matter and (widget := widget_of(contract)):
+        matter["widget"] = widget
     if manifest.license:
         _state_license(matter, manifest.license, notes)
     front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)
@@ -213,3 +214,194 @@ def _metadata(text: str, notes: list[str] | None = None) -> Metadata:
         if notes is not None:
             notes.append(f"{CARD_FILE}: {error}; the card leaves it out")
         return Metadata(values={}, lines={})
+
+
+_RANKS: Final = (8, 16, 32, 64, 128, 256, 512)
+"""The values of `--max-lora-rank` that vLLM takes."""
+
+
+def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
+    """The section for the repository `repo`; `endpoint` is the URL of a server other than the Hugging Face Hub.
+
+    Its lines take this version: a card outlives it.
+    """
+    remote = f" --remote {endpoint}" if endpoint else ""
+    variable = f"HF_ENDPOINT={endpoint} " if endpoint else ""
+    model, tag = base or "path/to/base", f"v{manifest.version}"
+    parts = [
+        "## How to use it",
+        "With [adapt](https://pypi.org/project/adapterhub/), which checks every byte and the base:",
+        _fenced(
+            "sh", f"adapt install {repo}=={manifest.version}{remote}", f'adapt run {manifest.name} --base {model} "…"'
+        ),
+        *_asking(manifest.prompt),
+        "With PEFT" + (f", after `export HF_ENDPOINT={endpoint}`:" if endpoint else ":"),
+        _fenced(
+            "python",
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM  # or the class of another task",
+            "",
+            f'base = AutoModelForCausalLM.from_pretrained("{model}")',
+            f'model = PeftModel.from_pretrained(base, "{repo}", revision="{tag}")',
+        ),
+    ]
+    rank = vllm_rank(manifest.rank)
+    if "LORA" in manifest.method and rank is not None:
+        name = manifest.name
+        download = f"{variable}hf download {repo} --revision {tag} --local-dir {name}"
+        serve = f"vllm serve {model} --enable-lora --max-lora-rank {rank} --lora-modules {name}=./{name}"
+        parts += ["With vLLM, which takes no revision:", _fenced("sh", download, serve)]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def vllm_rank(rank: int | None) -> int | None:
+    """The least `--max-lora-rank` of vLLM for an adapter of this rank; None where it has none."""
+    return next((known for known in _RANKS if known >= (rank or _RANKS[-1] + 1)), None)
+
+
+def _asking(form: PromptForm | None) -> list[str]:
+    """How to make a prompt of a question where `adapt run`, which does it by itself, does not run."""
+    if form is None:
+        return []
+    said = ["`adapt run` asks it in the form that it was trained with."]
+    if form.template is not None:
+        before, after = form.parts
+        said += [
+            "Other programs take the whole prompt:",
+            _fenced("python", f"prompt = {before!r} + question + {after!r}"),
+        ]
+    elif form.form == "chat":
+        whose = (
+            "its own chat template, which `adapterhub.json` holds" if form.chat_template else "the base's chat template"
+        )
+        system = f" and the system text `{shown(form.system, 400)}`" if form.system is not None else ""
+        said.append(f"Elsewhere, ask it in a chat, with {whose}{system}.")
+    elif form.form == "raw":
+        said.append("Elsewhere, give it your text unchanged, without a chat template.")
+    return said
+
+
+def _fenced(language: str, *lines: str) -> str:
+    return "\n".join([f"```{language}", *lines, "```"])
+
+
+_READ_CHARACTERS: Final = 32_000
+_LEFT_OUT: Final = re.compile(r"<!--.*?(?:-->|\Z)|```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)", re.DOTALL)
+_LINK: Final = re.compile(r"!?\[([^][\n]{0,300})\]\([^()\n]{0,300}\)")
+_FIGURE: Final = re.compile(r"[-*] [^:\n]{1,60}: [-+.,%e\d]+")
+_MARK: Final = re.compile(r"<[^>\n]{1,200}>|[*`_#>|]+|https?://\S+")
+_HEADING: Final = re.compile(r"#{1,6}\s+(.*?)\s*#*$")
+_FIELD: Final = re.compile(r"[-*]?\s*\*\*[^*\n]{1,60}\*\*:?\s*.{0,300}$")
+_OF_TEMPLATES: Final = (
+    "[more information needed]",
+    "more information needed",
+    "users (both direct and downstream) should be made aware",
+    "use the code below to get started",
+    "carbon emissions can be estimated using",
+    "this modelcard aims to be a base template",
+    "this model card has been automatically generated",
+    "this model card has been generated automatically",
+    "this is the model card of a",
+    "this model is a fine-tuned version of",
+    "it has been trained using",
+    "this model was trained with",
+    "it achieves the following results on",
+    "should probably proofread and complete it",
+)
+_LAST_HEADINGS: Final = (
+    "adapter facts",
+    "bias, risks",
+    "citation",
+    "environmental impact",
+    "evaluation",
+    "framework versions",
+    "how to get started",
+    "quick start",
+    "technical specifications",
+    "training",
+    "usage",
+)
+"""Headings of sections that say nothing of what an adapter is for; the text before them does."""
+
+
+def own_words(card: str) -> str:
+    """The first 300 characters of what the author wrote in a card: no metadata, code, tables, or text of a template.
+
+    Empty for the card that PEFT, TRL or transformers write beside an adapter, until its author fills it in.
+    """
+    _, body, _ = split_block(card[:_READ_CHARACTERS])
+    kept: list[str] = []
+    for line in _LEFT_OUT.sub(" ", body).splitlines():
+        text = line.strip()
+        heading = _HEADING.match(text)
+        if heading is not None:
+            if heading[1].lower().startswith(_LAST_HEADINGS):
+                break
+            continue
+        said = _LINK.sub(lambda link: "" if link[0].startswith("!") else link[1], text)
+        if (
+            not said
+            or said.startswith("|")
+            or _FIELD.fullmatch(text)
+            or _FIGURE.fullmatch(text)
+            or said.lower().startswith(_OF_TEMPLATES)
+        ):
+            continue
+        kept.append(" ".join(_MARK.sub(" ", said).split()))
+    return " ".join(filter(None, kept))[:MAX_DESCRIPTION].strip()
+
+
+def description_of(manifest: Manifest) -> str:
+    """What the manifest says the adapter is for, else what its card does; empty where neither does."""
+    return manifest.description or own_words(manifest.card)
+
+
+def examples_of(manifest: Manifest, contract: Contract | None) -> tuple[str, ...]:
+    """Up to 16 examples of what one asks the adapter: those of its contract, then those of its manifest."""
+    asked: list[str] = []
+    for golden in contract.goldens if contract is not None else ():
+        if isinstance(golden.asked, str):
+            asked.append(golden.asked)
+        elif golden.asked:
+            asked.append(golden.asked[-1]["content"])
+    flat = (" ".join(text[:MAX_PROMPT].split()) for text in (*asked, *manifest.examples))
+    return tuple(dict.fromkeys(text for text in flat if text))[:MAX_PROMPTS]
+
+
+_SHOWN: Final = 2
+_MOST_CHARACTERS: Final = 2000
+"""A longer example is left out: a hub shows all of it."""
+
+
+def widget_of(contract: Contract) -> list[dict[str, Any]]:
+    """The first two goldens as entries of the card's `widget`; empty for digests, and where no text is written.
+
+    A hub sends `text` unchanged, so the prompt's frame is in it; it puts `messages` into the base's chat template.
+    """
+    from adapterhub.formats.contract.contract import WRITERS
+
+    if contract.visibility != "public" or contract.kind not in WRITERS:
+        return []
+    form, found = contract.prompt, []
+    for golden in contract.distinct:
+        if golden.asked is None or len(str(golden.asked)) + len(golden.answer) > _MOST_CHARACTERS:
+            continue
+        if form.form == "chat":
+            asked: dict[str, Any] = {"messages": [dict(turn) for turn in form.turns(golden.asked)]}
+        elif isinstance(golden.asked, str):
+            asked = {"text": form.frame(golden.asked)}
+        else:
+            continue
+        found.append({**asked, "output": {"text": golden.answer}})
+    return found[:_SHOWN]
+
+
+def contract_shown(folder: Path) -> Contract | None:
+    """The contract in a folder, for its card; None without a sound one, which other checks refuse."""
+    if not os.path.lexists(folder / CONTRACT_FILE):  # as most are: the reader is not imported
+        return None
+    from adapterhub.formats.contract.reader import contract_in
+
+    with contextlib.suppress(AdapterHubError):
+        return contract_in(folder)
+    return None

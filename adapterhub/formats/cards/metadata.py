@@ -14,8 +14,8 @@ from functools import cache
 from typing import Any, Final
 
 from adapterhub.core.errors import shown
-from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.formats.licenses.hub_ids import HUB_LICENSES
+from adapterhub.core.specs import is_hub_id
+from adapterhub.formats.licenses import HUB_LICENSES
 
 MAX_CHARACTERS: Final = 1 << 16
 MAX_DEPTH: Final = 32

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, parse_digest, strict_json
-from adapterhub.core.disk.files import read_plain
-from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.files import read_plain, read_typed
 from adapterhub.core.errors import PROBLEMS_SHOWN, CouldNotTell, Malformed, problem_list, shown
 from adapterhub.formats.contract.contract import (
     DEFAULT_RISE,

@@ -40,10 +40,9 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.methods import VARIANTS
 from adapterhub.formats.peft.pairs import FactorLayout, Factors
-from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
-from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
 from adapterhub.formats.safetensors.file import header_bytes
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPES as FORMATS
+from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

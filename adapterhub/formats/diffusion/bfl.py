@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.diffusion.views import TensorView, rows, swapped_halves
+from adapterhub.formats.diffusion.components import TensorView, rows, swapped_halves
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _EMBEDDERS: Final = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}

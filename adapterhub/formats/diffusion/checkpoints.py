@@ -14,9 +14,9 @@ from typing import Final
 
 from adapterhub.core.errors import Malformed, shown
 from adapterhub.formats.diffusion.bfl import flux_views
+from adapterhub.formats.diffusion.components import TensorView
 from adapterhub.formats.diffusion.ldm import LdmUNet
 from adapterhub.formats.diffusion.open_clip import open_clip_views
-from adapterhub.formats.diffusion.views import TensorView
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
 

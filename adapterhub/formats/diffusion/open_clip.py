@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.diffusion.views import TensorView, rows, transposed
+from adapterhub.formats.diffusion.components import TensorView, rows, transposed
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _FIXED: Final = {

@@ -8,9 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.engines._rules import FEATURES, REFUSES, Rule, Test, some
-from adapterhub.formats.engines._traits import HEADS, Traits
-from adapterhub.formats.engines._verdict import Settings
+from adapterhub.formats.engines import FEATURES, HEADS, REFUSES, Rule, Settings, Test, Traits, some
 
 NAME: Final = "llama.cpp"
 VERSIONS: Final = ("b11739",)

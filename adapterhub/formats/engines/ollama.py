@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.formats.engines import llama_cpp
-from adapterhub.formats.engines._rules import Rule
-from adapterhub.formats.engines._traits import Traits
-from adapterhub.formats.engines._verdict import Settings
+from adapterhub.formats.engines import Rule, Settings, Traits, llama_cpp
 
 NAME: Final = "Ollama"
 VERSIONS: Final[tuple[str, ...]] = ()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.formats.engines._rules import MISREADS, NOTES, Rule
-from adapterhub.formats.engines._traits import Traits
-from adapterhub.formats.engines._verdict import Settings
+from adapterhub.formats.engines import MISREADS, NOTES, Rule, Settings, Traits
 
 NAME: Final = "PEFT"
 VERSIONS: Final = ("0.21",)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.engines._rules import MISREADS, NOTES, REFUSES, Rule, set_to, some
-from adapterhub.formats.engines._traits import Traits
-from adapterhub.formats.engines._verdict import Settings
+from adapterhub.formats.engines import MISREADS, NOTES, REFUSES, Rule, Settings, Traits, set_to, some
 from adapterhub.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK
 
 NAME: Final = "vLLM"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn
 
+from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.core.limits import limits
-from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
+from adapterhub.formats.licenses import Expression
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
 
 MAX_ALPHA: Final = 65_536
 PARTS: Final = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -245,3 +249,324 @@ def _fitted(
         ones = (1,) * (len(weight) - MATRIX)
         return (*a, *ones), (*b, *ones)
     return a, b
+
+
+PEFT: Final = "peft"
+UNKNOWN: Final = "unknown"
+
+_PART: Final = r"(?:unet|transformer|transformer_2|text_encoder|text_encoder_2|text_encoder_3)"
+_UNET_ROOT: Final = r"(?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)"
+_DIT_ROOT: Final = (
+    r"(?:transformer_blocks|single_transformer_blocks|x_embedder|context_embedder|time_text_embed|norm_out|proj_out)"
+)
+_HALVES: Final = r"(?:lora_[AB]\.weight|lora_(?:down|up)\.weight|lora\.(?:down|up)\.weight)"
+_PRODUCTS: Final = r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
+_FLAT: Final = r"(?:lora_unet|lora_te[123]?|lora_transformer|lycoris)"
+_BFL: Final = r"(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """One way to name tensors. `reader` is the module of `programs` that reads it; "" where it is refused by name."""
+
+    key: str
+    title: str
+    names: re.Pattern[str]
+    reader: str = ""
+    why: str = ""
+
+
+def _scheme(key: str, title: str, names: str, reader: str = "", why: str = "") -> Scheme:
+    return Scheme(key=key, title=title, names=re.compile(names, re.ASCII), reader=reader, why=why)
+
+
+_TRAIN: Final = "only LoRA, LoHa and LoKr have a form in PEFT that computes the same"
+
+SCHEMES: Final = (
+    _scheme(PEFT, "PEFT weights under another name", r"base_model\.model\..+"),
+    _scheme(
+        "diffusers-old",
+        "a LoRA of an image model in the old names of diffusers",
+        rf"(?:{_PART}\.)?[\w.]+\.processor\.to_(?:q|k|v|out)_lora\.(?:down|up)\.weight",
+        "diffusers",
+    ),
+    _scheme(
+        "xlabs",
+        "a LoRA of Flux in the names of XLabs",
+        r"(?:diffusion_model\.)?(?:double|single)_blocks\.\d+\.processor\.(?:qkv|proj)_lora[12]?\.(?:down|up)\.weight",
+        "xlabs",
+    ),
+    _scheme(
+        "control",
+        "a control LoRA of an image model",
+        r"[\w.]+\.(?:query|key)_norm\.scale|lora_controlnet|control_model\..+",
+        why="it widens the model's input, which an adapter cannot",
+    ),
+    _scheme(
+        "flat-peft",
+        "a flattened LoRA in names that no program here writes",
+        r"lora_\w+_lora_(?:down|up)\.weight",
+        why="write it with the trainer's own export, with a dot before `lora_down`",
+    ),
+    _scheme(
+        "oft",
+        "an OFT, BOFT, GLoRA or (IA)3 of LyCORIS",
+        rf"{_FLAT}_\w+\.(?:oft_\w+|boft_\w+|[ab][12]\.weight|on_input|weight|rescale|diag)",
+        why=_TRAIN,
+    ),
+    _scheme(
+        "full-difference",
+        "whole differences of weights (`diff`), not a LoRA",
+        r".+\.(?:diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)",
+        why="`adapt extract` makes a LoRA from two models",
+    ),
+    _scheme(
+        "kohya",
+        "a LoRA of an image model in the names of kohya's sd-scripts",
+        rf"{_FLAT}_\w+\.(?:lora_(?:down|up|mid)\.weight|alpha|dora_scale|{_PRODUCTS})",
+        "kohya",
+    ),
+    _scheme(
+        "comfyui",
+        "a LoRA of an image model in the names of ComfyUI",
+        rf"(?:diffusion_model|text_encoders)\.[\w.]+\.(?:{_HALVES}|lora_mid\.weight|alpha|dora_scale|{_PRODUCTS})",
+        "comfyui",
+    ),
+    _scheme(
+        "bfl",
+        "a LoRA of Flux in the names of its original checkpoint",
+        rf"{_BFL}(?:\.[\w.]+)?\.(?:{_HALVES}|alpha|dora_scale|lora_B\.bias|{_PRODUCTS})",
+        "comfyui",
+    ),
+    _scheme(
+        "litgpt",
+        "a LoRA of LitGPT, whose `attn` fuses q, k and v group by group",
+        r"(?:transformer\.h\.\d+\.|lm_head)[\w.]*\.?lora_[AB]",
+        why="LitGPT converts its checkpoints with `litgpt convert_from_litgpt` after `litgpt merge_lora`",
+    ),
+    _scheme(
+        "gpt2",
+        "a PEFT LoRA without PEFT's prefix",
+        r"(?:transformer\.(?:h|wte|word_embeddings|encoder)\b|model\.|bert\.|encoder\.)[\w.]*\.lora_[AB]\.weight",
+        why="save it with PEFT's `save_pretrained`, which writes the names and the config",
+    ),
+    _scheme(
+        "diffusers",
+        "a LoRA of an image model in the names of diffusers",
+        rf"(?:{_PART}\.|(?={_UNET_ROOT}\.|{_DIT_ROOT}\.))[\w.]+\.(?:lora_[AB](?:\.default)?\.weight|lora_B\.bias|"
+        rf"lora\.(?:down|up)\.weight|lora_linear_layer\.(?:down|up)\.weight|lora_magnitude_vector(?:\.weight)?|alpha|"
+        rf"dora_scale)",
+        "diffusers",
+    ),
+    _scheme("mlx", "a LoRA of Apple's MLX", r"[\w.]+\.(?:lora_[ab]|m)", "mlx"),
+    _scheme(
+        "torchtune",
+        "a LoRA of torchtune",
+        r"layers\.\d+\.(?:attn|mlp)\.[\w.]+\.(?:lora_[ab]\.weight|magnitude)|(?:output|tok_embeddings)\.lora_[ab]\.weight",
+        why="torchtune's checkpointers write PEFT folders: `output_dir/epoch_N/adapter_model.safetensors`",
+    ),
+    _scheme(
+        "nemo",
+        "a LoRA of NVIDIA NeMo",
+        r".+\.adapter\.linear_(?:in|out)\.weight",
+        why="NeMo exports to PEFT with `nemo llm export … --target hf-peft`",
+    ),
+    _scheme("hand-written", "a LoRA of a hand-written kind that does not name its modules", r"w_[ab]_\d+"),
+    _scheme(
+        "textual-inversion",
+        "a textual inversion, which is a word and not a LoRA",
+        r"(?:emb_params|clip_[lg]|string_to_param\.\*|<[^>]{1,80}>|bundle_emb\..+)",
+        why="load it with the image program's own embeddings",
+    ),
+    _scheme(
+        "ip-adapter",
+        "an IP-Adapter or ControlNet-LLLite",
+        r"(?:image_proj|ip_adapter|lllite_\w+)\..+",
+        why="it adds layers to the model instead of changing weights",
+    ),
+    _scheme(
+        "checkpoint",
+        "a full model",
+        r"(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner)\..+|(?:model\.)?(?:layers|embed_tokens"
+        rf"|lm_head|{_UNET_ROOT}|{_DIT_ROOT}|{_BFL})\.(?:[\w.]+\.)?(?:weight|bias)",
+        why="`adapt base add` registers a base",
+    ),
+)
+"""Every scheme; the first whose expression a whole name matches is the name's."""
+
+_KEPT_NAMES: Final = 1 << 14  # the files of a folder have the same names, and a name meets ten expressions
+_BY_KEY: Final = {scheme.key: scheme for scheme in SCHEMES}
+
+
+@lru_cache(maxsize=_KEPT_NAMES)
+def scheme_of(name: str) -> str:
+    """The key of the scheme of one tensor's name; `unknown` for none."""
+    return next((scheme.key for scheme in SCHEMES if scheme.names.fullmatch(name)), UNKNOWN)
+
+
+def recognise(names: Iterable[str], where: str) -> Scheme | None:
+    """The scheme of a file's names, one of `SCHEMES`; None where no name is of any.
+
+    Raises:
+        MalformedTensorFile: E_SCHEME for names of several programs, with one of each; E_UNSUPPORTED for a kind that is
+            known and not taken.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for name in names:
+        key = scheme_of(name)
+        counts[key] += 1
+        first.setdefault(key, name)
+    if set(counts) == {UNKNOWN}:
+        return None
+    for key in counts:
+        scheme = _BY_KEY.get(key)
+        if scheme is not None and not scheme.reader and key != PEFT:
+            what = f"holds {scheme.title} (`{shown(first[key])}`)"
+            raise MalformedTensorFile(where, what, code="E_UNSUPPORTED", hint=scheme.why)
+    if len(counts) > 1:
+        kinds = [f"{count} of {_title(key)}, such as `{shown(first[key])}`" for key, count in counts.most_common()]
+        raise MalformedTensorFile(
+            where,
+            f"mixes names of several programs: {'; '.join(kinds)}",
+            code="E_SCHEME",
+            hint="no tensor is left out; take the file that the trainer wrote",
+        )
+    return _BY_KEY[next(iter(counts))]
+
+
+def _title(key: str) -> str:
+    return "no program known here" if key == UNKNOWN else _BY_KEY[key].title
+
+
+def scheme_among(names: Iterable[str]) -> Scheme | None:
+    """The first scheme that some name of a file is of; None where no name says one. For refusals, not for reading."""
+    keys = dict.fromkeys(scheme_of(name) for name in names)
+    return next((_BY_KEY[key] for key in keys if key in _BY_KEY), None)
+
+
+_MOST_TRIGGERS: Final = 10
+_MOST_CHARACTERS: Final = 500
+_JSON_BYTES: Final = 1 << 20
+_HALF: Final = 2
+_TRAINING: Final = MappingProxyType(
+    {
+        "ss_network_module": "module",
+        "ss_network_dim": "rank",
+        "ss_network_alpha": "alpha",
+        "ss_steps": "steps",
+        "ss_num_epochs": "epochs",
+        "ss_learning_rate": "learning_rate",
+        "ss_unet_lr": "unet_learning_rate",
+        "ss_text_encoder_lr": "text_encoder_learning_rate",
+        "ss_optimizer": "optimizer",
+        "ss_resolution": "resolution",
+        "ss_clip_skip": "clip_skip",
+        "ss_seed": "seed",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A word that the adapter may have been trained on. `kind`: `stated` by the author, or `guessed` from captions."""
+
+    text: str
+    kind: str
+    source: str
+
+    def to_json(self) -> dict[str, str]:
+        """The value in a manifest."""
+        return {"text": self.text, "from": self.source, "kind": self.kind}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a header says, cleaned for showing: one printable line each."""
+
+    title: str = ""
+    description: str = ""
+    license: str | None = None
+    architecture: str = ""
+    base_sha256: str = ""
+    stated_hash: str = ""
+    triggers: tuple[Trigger, ...] = ()
+    training: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def annotations(self) -> dict[str, Any]:
+        """Its part of a manifest's `annotations`, without empty fields."""
+        found: dict[str, Any] = {
+            "title": self.title,
+            "architecture": self.architecture,
+            "base_sha256": self.base_sha256,
+            "training": dict(self.training),
+            "triggers": [trigger.to_json() for trigger in self.triggers],
+        }
+        return {key: item for key, item in found.items() if item}
+
+
+def read_metadata(metadata: Mapping[str, str]) -> Header:
+    """The hints of a header; what is malformed is left out."""
+    said = {key: _clean(value) for key, value in metadata.items() if key != HEADER and len(value) <= _JSON_BYTES}
+    return Header(
+        title=said.get("modelspec.title", ""),
+        description=said.get("modelspec.description", ""),
+        license=_license(said.get("modelspec.license", "")),
+        architecture=said.get("modelspec.architecture") or said.get("ss_base_model_version", ""),
+        base_sha256=_hex(metadata.get("ss_new_sd_model_hash", "")),
+        stated_hash=_hex(metadata.get("sshs_model_hash", "") or metadata.get("modelspec.hash_sha256", "")),
+        triggers=tuple(_triggers(metadata)),
+        training={name: said[key] for key, name in _TRAINING.items() if said.get(key) not in (None, "", "None")},
+    )
+
+
+def _clean(text: str) -> str:
+    """One printable line: no control characters, no marks that turn the direction of text."""
+    return "".join(c if c.isprintable() else " " for c in text[:_MOST_CHARACTERS]).strip()
+
+
+def _license(text: str) -> str | None:
+    return text if text and Expression.parse(text) is not None else None
+
+
+def _hex(text: str) -> str:
+    text = text.strip().lower().removeprefix("0x").removeprefix("sha256:")
+    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else ""  # noqa: PLR2004 - of sha256
+
+
+def _triggers(metadata: Mapping[str, str]) -> Iterator[Trigger]:
+    seen: set[str] = set()
+    for text, kind, source in _words(metadata):
+        word = _clean(text)
+        if word and word.casefold() not in seen and len(seen) < _MOST_TRIGGERS:
+            seen.add(word.casefold())
+            yield Trigger(text=word, kind=kind, source=source)
+
+
+def _words(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for key in ("modelspec.trigger_phrase", "ss_trigger_words", "trigger_phrase"):
+        yield from ((word, "stated", key) for word in metadata.get(key, "").split(","))
+    for dataset in _json(metadata, "ss_datasets", list):
+        subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
+        for subset in subsets if isinstance(subsets, list) else ():
+            tokens = subset.get("class_tokens") if isinstance(subset, dict) else None
+            if isinstance(tokens, str):
+                yield tokens, "guessed", "ss_datasets"
+    counts: Counter[str] = Counter()
+    for tags in _json(metadata, "ss_tag_frequency", dict).values():
+        known = {tag: count for tag, count in tags.items() if type(count) is int} if isinstance(tags, dict) else {}
+        most = max(known.values(), default=0)  # no more images than the commonest tag is known
+        counts.update({tag.strip(): count for tag, count in known.items() if count * _HALF > most})
+    for tag, _ in counts.most_common(_MOST_TRIGGERS):
+        yield tag, "guessed", "ss_tag_frequency"
+
+
+def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:  # noqa: ANN401 - any JSON of that kind
+    text = metadata.get(key, "")
+    if not text:
+        return kind()
+    try:
+        value = strict_json(text.encode(), limit_bytes=_JSON_BYTES)
+    except ValueError:
+        return kind()
+    return value if isinstance(value, kind) else kind()

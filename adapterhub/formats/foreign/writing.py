@@ -12,15 +12,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.foreign.arrays import block_diagonal, padded, transposed
-from adapterhub.formats.foreign.conversion import rows_of
-from adapterhub.formats.foreign.products import dimension
+from adapterhub.formats.foreign.conversion import block_diagonal, dimension, padded, rows_of, transposed
 from adapterhub.formats.foreign.reading import CARRIED, PARTS, Cut, Method, Module, Reading
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, sort_keys
-from adapterhub.formats.safetensors.dtypes import DTYPES
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPES, TensorSpec
 
 Read = Callable[[TensorSpec], bytes | bytearray | memoryview]
 _UNET: Final = ("down_blocks.", "up_blocks.", "mid_block.", "conv_in", "conv_out", "time_embedding.", "add_embedding.")

@@ -63,7 +63,7 @@ def take_model(source: Path, target: Path) -> Path:
     import zipfile  # these cost more than a search by words
     import zlib
 
-    from adapterhub.core.disk.new_folder import new_folder
+    from adapterhub.core.disk.files import new_folder
 
     size_bytes = sum(size for size, _ in FILES.values())
     with new_folder(target, size_bytes=size_bytes, durable=True) as partial:

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from adapterhub.core.digests import Json
 from adapterhub.core.errors import shown
-from adapterhub.core.hub_ids import is_hub_id
 from adapterhub.core.limits import limits
+from adapterhub.core.specs import is_hub_id
 
 MAX_NAME_CHARACTERS = 4096
 MAX_LIST_ITEMS = 65_536

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from adapterhub.formats.base.vocabulary import is_embedding
+from adapterhub.formats.base.fingerprint import is_embedding
 from adapterhub.formats.peft.config import AdapterConfig, saved_name
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec

@@ -15,8 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
-from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
 
 PEFT_PREFIX = "base_model.model."
 """PEFT's prefix before the name of a module in the base."""

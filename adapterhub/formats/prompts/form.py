@@ -6,14 +6,28 @@ It is data. A `template` is plain text that is never evaluated; a `chat_template
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, Literal, TypedDict, get_args
 
 from adapterhub.core.arguments import parsed
-from adapterhub.core.digests import Digest, Json, digest_of, parse_digest
-from adapterhub.core.errors import DigestMismatch, Malformed, UsageProblem, problem_list, shown
+from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, parse_digest
+from adapterhub.core.errors import (
+    ChatTemplateRefused,
+    DigestMismatch,
+    Malformed,
+    MissingExtra,
+    UsageProblem,
+    problem_list,
+    shown,
+)
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
 
 Form = Literal["raw", "template", "chat", "text"]
@@ -315,3 +329,188 @@ def _split(template: str) -> tuple[str, str]:
 def template_of(before: str, after: str = "") -> str:
     """The template with `before` and `after` around the question, their braces doubled."""
     return INPUT.join(part.replace("{", "{{").replace("}", "}}") for part in (before, after))
+
+
+Tokenizer = Any
+"""A transformers tokenizer."""
+
+
+def base_template(tokenizer: Tokenizer) -> str | None:
+    """The base's chat template; None if it has none."""
+    held = getattr(tokenizer, "chat_template", None)
+    if isinstance(held, dict):
+        held = held.get("default")
+    return held if isinstance(held, str) and held else None
+
+
+def base_template_digest(tokenizer: Tokenizer) -> Digest | None:
+    """The digest of the base's chat template, to compare with a form's `chat_template_sha256`."""
+    held = base_template(tokenizer)
+    return None if held is None else template_digest(held)
+
+
+def _is_base_s(digest: Digest | None, tokenizer: Tokenizer) -> bool:
+    """Whether `digest` is that of the base's template, or of all of them where it has several, as in its hints."""
+    if digest is None:
+        return False
+    held = getattr(tokenizer, "chat_template", None)
+    named = [{"name": name, "template": text} for name, text in held.items()] if isinstance(held, dict) else []
+    return digest == base_template_digest(tokenizer) or (bool(named) and digest == digest_of(canonical_json(named)))
+
+
+def has_other_template(form: PromptForm, tokenizer: Tokenizer) -> bool:
+    """Whether the form states the digest of a template that neither it nor the base holds: its prompts differ then."""
+    if form.form != "chat" or form.chat_template is not None or form.chat_template_sha256 is None:
+        return False
+    return not _is_base_s(form.chat_template_sha256, tokenizer)
+
+
+def prompt_texts(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokenizer = None) -> list[str]:
+    """The text of each prompt. Only the form `chat` needs the base's `tokenizer`: its template and special tokens.
+
+    All prompts of a call share one child process where the adapter brings a chat template.
+
+    Raises:
+        UsageProblem: a question does not suit the form, the base has no chat template, or the template refuses it.
+        ChatTemplateRefused: the adapter's own chat template is broken, forbidden, or passes a limit.
+    """
+    if form.form != "chat":
+        return [form.frame(_text(form, asked)) for asked in questions]
+    chats = [_chat(form, asked) for asked in questions]
+    if form.chat_template is not None and not _is_base_s(form.chat_template_sha256, tokenizer):
+        special = getattr(tokenizer, "special_tokens_map", None) or {}
+        variables = {name: str(token) for name, token in special.items() if isinstance(token, str)}
+        return render_chats(form.chat_template, chats, generation_prompt=form.generation_prompt, variables=variables)
+    return [_base_chat(form, chat, tokenizer) for chat in chats]
+
+
+def prompt_tokens(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokenizer) -> list[list[int]]:
+    """The token ids of each prompt.
+
+    Raises:
+        UsageProblem, ChatTemplateRefused: as `prompt_texts`.
+    """
+    options = {"add_special_tokens": form.has_special_tokens}
+    if form.pair:
+        pairs = [_pair(asked) for asked in questions]
+        return [list(tokenizer(first, second, **options)["input_ids"]) for first, second in pairs]
+    return [list(tokenizer(text, **options)["input_ids"]) for text in prompt_texts(form, questions, tokenizer)]
+
+
+def _text(form: PromptForm, asked: Asked) -> str:
+    if isinstance(asked, str):
+        return asked
+    if form.pair:
+        return "\t".join(_pair(asked))
+    raise UsageProblem(f"the prompt form `{form.form}` takes one text, not a conversation")
+
+
+def _pair(asked: Asked) -> tuple[str, str]:
+    """The two texts of a pair; one text is split at its one tab."""
+    parts = asked.split("\t") if isinstance(asked, str) else asked
+    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):  # noqa: PLR2004 - a pair
+        raise UsageProblem("this adapter takes pairs of texts", hint="put one tab between the two")
+    return str(parts[0]), str(parts[1])
+
+
+def _chat(form: PromptForm, asked: Asked) -> list[Turn]:
+    if not isinstance(asked, str) and not all(isinstance(turn, dict) for turn in asked):
+        raise UsageProblem("the prompt form `chat` takes a text or a conversation, not a pair of texts")
+    return form.turns(asked)  # type: ignore[arg-type]  # no pair
+
+
+def _base_chat(form: PromptForm, chat: list[Turn], tokenizer: Tokenizer) -> str:
+    if base_template(tokenizer) is None:
+        raise UsageProblem("this base has no chat template", hint="omit `--chat` and the system text")
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=form.generation_prompt))
+    except TemplateError as error:  # templates refuse unknown roles
+        raise UsageProblem(f"the chat template of this base refuses the prompt: {shown(str(error), 200)}") from None
+
+
+LIMIT_CPU_SECONDS: Final = 1.0
+"""For all conversations of a call together, after Jinja is imported."""
+LIMIT_WALL_SECONDS: Final = 60.0
+"""A last resort: a template cannot wait, so its CPU time ends first unless the machine is overloaded."""
+LIMIT_MEMORY_BYTES: Final = 192 << 20
+LIMIT_OUTPUT_BYTES: Final = 256 << 10
+"""Of one prompt."""
+LIMIT_TOTAL_BYTES: Final = 16 << 20
+_CHILD: Final = Path(__file__).with_name("_sandbox.py")
+
+
+def render_chats(
+    template: str,
+    chats: Sequence[Sequence[Turn]],
+    *,
+    generation_prompt: bool = True,
+    variables: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The prompt of each conversation; `variables` are the tokenizer's special tokens, such as `bos_token`.
+
+    It gives what transformers' `apply_chat_template` gives, except that `strftime_now` is undefined: a prompt that
+    holds today's date is not the same tomorrow. One child renders all; it costs about 0.15 CPU seconds to start.
+
+    Raises:
+        ChatTemplateRefused: the template is no Jinja, does what the sandbox forbids, or passes a limit.
+        UsageProblem: the template itself refuses a conversation, by `raise_exception`.
+        MissingExtra: Jinja is not installed.
+    """
+    if find_spec("jinja2") is None:
+        raise MissingExtra("a chat template", ["jinja2"], "weights")
+    task = {
+        "template": template,
+        "chats": [list(chat) for chat in chats],
+        "generation_prompt": generation_prompt,
+        "variables": dict(variables or {}),
+        "cpu_seconds": LIMIT_CPU_SECONDS,
+        "memory_bytes": LIMIT_MEMORY_BYTES,
+        "output_bytes": LIMIT_OUTPUT_BYTES,
+        "total_bytes": LIMIT_TOTAL_BYTES,
+    }
+    answer = _child(json.dumps(task).encode())
+    problem = answer.get("problem")
+    if problem is None:
+        return [str(text) for text in answer["texts"]]
+    text = shown(str(answer.get("text", "")), 200)
+    if problem == "refuses":
+        raise UsageProblem(f"the adapter's chat template refuses the prompt: {text}")
+    raise ChatTemplateRefused(f"the adapter's chat template cannot be used: {text}", reason=problem)
+
+
+def _child(task: bytes) -> dict[str, Any]:
+    """What the child answers. Its output goes through a file, whose size the child's own limit bounds.
+
+    Raises:
+        ChatTemplateRefused: it ended without an answer.
+    """
+    with tempfile.TemporaryFile() as out:
+        try:
+            done = subprocess.run(  # noqa: S603 - our own file; the template goes through stdin
+                [sys.executable, "-I", str(_CHILD)],
+                input=task,
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=LIMIT_WALL_SECONDS,
+                check=False,
+                env={},
+            )
+            code = done.returncode
+        except subprocess.TimeoutExpired:
+            code = 1
+        out.seek(0)
+        raw = out.read(LIMIT_TOTAL_BYTES + 1)
+    if code == 0 and len(raw) <= LIMIT_TOTAL_BYTES:
+        try:
+            answer = json.loads(raw)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and ("problem" in answer or isinstance(answer.get("texts"), list)):
+            return answer
+    raise ChatTemplateRefused(
+        f"the adapter's chat template cannot be used: it takes more than {LIMIT_CPU_SECONDS:g} s or"
+        f" {LIMIT_MEMORY_BYTES >> 20} MiB to render",
+        reason="limits",
+    )

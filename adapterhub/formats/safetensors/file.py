@@ -25,13 +25,14 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.safetensors.header import (
     ADAPTER_LIMITS,
     BASE_LIMITS,
+    LOOKED_AT,
     Limits,
     TensorSpec,
     adapter_limits,
     name_problem,
     parse_header_text,
+    recognise,
 )
-from adapterhub.formats.safetensors.kinds import LOOKED_AT, recognise
 
 __all__ = [
     "ADAPTER_LIMITS",

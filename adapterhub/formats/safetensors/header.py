@@ -6,15 +6,21 @@ input.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, NoReturn, TypeGuard
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NoReturn, TypeGuard
 
+from adapterhub.core.digests import Json, parse_digest
+from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.core.limits import DEFAULT_LIMITS, limits
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 
 MAX_DIMENSIONS = 32
 _ENTRY_CHARACTERS = 4096  # far more than 32 dimensions and two offsets of 20 digits need
@@ -346,3 +352,231 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(seen) != len(pairs):
         raise ValueError("a key is given twice")
     return seen
+
+
+LOOKED_AT = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of file, and the step that helps."""
+
+    name: str
+    hint: str
+    is_pickle: bool = False
+    is_archive: bool = False
+    is_pointer: bool = False
+
+
+_CONVERT = "convert it where you trust it: load it with PEFT on its base there and call `save_pretrained` again"
+_UNPACK = "unpack it yourself, look at what is inside, and give the folder"
+_PULL = "run `git lfs pull` in the repository, or download the file from its hub"
+POINTER: Final = Kind(
+    name="a Git LFS pointer, which stands for a file that was not downloaded", hint=_PULL, is_pointer=True
+)
+_POINTER_BYTES: Final = 1024
+"""Git LFS takes no larger file for a pointer."""
+_KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
+    (b"version https://git-lfs", POINTER),
+    (b"PK\x03\x04", Kind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
+    (b"PK\x05\x06", Kind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),
+    (b"\x1f\x8b", Kind(name="a gzip archive", hint=_UNPACK, is_archive=True)),
+    (b"BZh", Kind(name="a bzip2 archive", hint=_UNPACK, is_archive=True)),
+    (b"\xfd7zXZ", Kind(name="an xz archive", hint=_UNPACK, is_archive=True)),
+    (b"7z\xbc\xaf\x27\x1c", Kind(name="a 7z archive", hint=_UNPACK, is_archive=True)),
+    (b"\x28\xb5\x2f\xfd", Kind(name="a zstandard archive", hint=_UNPACK, is_archive=True)),
+    (b"Rar!", Kind(name="a rar archive", hint=_UNPACK, is_archive=True)),
+    (b"GGUF", Kind(name="a GGUF file", hint="give the PEFT folder it was made from")),
+    (b"\x93NUMPY", Kind(name="a numpy array", hint="give the PEFT folder it was made from")),
+    (b"\x89HDF", Kind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
+)
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether the file is a plain one, and a Git LFS pointer. No larger file is opened, and no link is followed."""
+    try:
+        facts = path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > _POINTER_BYTES:
+            return False
+        kind = recognise(read_plain(path, _POINTER_BYTES))
+    except OSError:
+        return False
+    return kind is not None and kind.is_pointer
+
+
+def recognise(start: bytes) -> Kind | None:
+    """The kind of a file that begins with `start` (`LOOKED_AT` bytes suffice); None when it is unknown."""
+    for magic, kind in _KINDS:
+        if start.startswith(magic):
+            return kind
+    if start[257:262] == b"ustar":
+        return Kind(name="a tar archive", hint=_UNPACK, is_archive=True)
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return Kind(name="a pickle, which can run code when it is opened", hint=_CONVERT, is_pickle=True)
+    text = start.lstrip()[:15].lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return Kind(name="a web page (an error page saved as the file?)", hint="download the file again")
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatLayout:
+    """A binary float: sign, then `exponent` bits, then `mantissa` bits; codes without sign grow with the magnitude.
+
+    `largest` is the code of the largest finite magnitude; with `infinity`, the next code is infinity. Every other
+    code above is a NaN. `nan_is_minus_zero`: the code of -0 is the only NaN instead (the FNUZ kinds).
+    """
+
+    exponent: int
+    mantissa: int
+    bias: int
+    largest: int
+    infinity: bool = True
+    nan_is_minus_zero: bool = False
+
+    @property
+    def sign_bit(self) -> int:
+        """The code of -0; all bits below it are those of the magnitude."""
+        return 1 << (self.exponent + self.mantissa)
+
+    @property
+    def maximum(self) -> float:
+        """The largest finite magnitude."""
+        return self.magnitude(self.largest)
+
+    @property
+    def rounding(self) -> float:
+        """The largest relative error of rounding a number in range to this layout."""
+        return 2.0 ** -(self.mantissa + 1)
+
+    def magnitude(self, code: int) -> float:
+        """The value of a code without sign; one above `largest` it is what the next power of two would be."""
+        exponent, fraction = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
+        if exponent:
+            return math.ldexp((1 << self.mantissa) | fraction, exponent - self.bias - self.mantissa)
+        return math.ldexp(fraction, 1 - self.bias - self.mantissa)
+
+    def is_nan(self, sign: int, code: int) -> bool:
+        """Whether sign and code spell a NaN."""
+        if self.nan_is_minus_zero:
+            return bool(sign) and code == 0
+        return code > self.largest + self.infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dtype:
+    """One dtype of the format. `torch` is torch's name for it, "" where this package never makes such a tensor."""
+
+    bits: int
+    torch: str = ""
+    layout: FloatLayout | None = None
+    is_integer: bool = False
+
+
+def _integer(bits: int, torch: str = "") -> Dtype:
+    return Dtype(bits=bits, torch=torch, is_integer=True)
+
+
+_F8_E5M2: Final = FloatLayout(exponent=5, mantissa=2, bias=15, largest=0x7B)
+_F8_E4M3: Final = FloatLayout(exponent=4, mantissa=3, bias=7, largest=0x7E, infinity=False)
+_E5M2FNUZ: Final = FloatLayout(exponent=5, mantissa=2, bias=16, largest=0x7F, infinity=False, nan_is_minus_zero=True)
+_E4M3FNUZ: Final = FloatLayout(exponent=4, mantissa=3, bias=8, largest=0x7F, infinity=False, nan_is_minus_zero=True)
+_F16: Final = FloatLayout(exponent=5, mantissa=10, bias=15, largest=0x7BFF)
+_BF16: Final = FloatLayout(exponent=8, mantissa=7, bias=127, largest=0x7F7F)
+F32: Final = FloatLayout(exponent=8, mantissa=23, bias=127, largest=0x7F7F_FFFF)
+_F64: Final = FloatLayout(exponent=11, mantissa=52, bias=1023, largest=0x7FEF_FFFF_FFFF_FFFF)
+
+DTYPES: Final[Mapping[str, Dtype]] = MappingProxyType(
+    {
+        "BOOL": _integer(8, "bool"),
+        "F4": Dtype(bits=4),
+        "F6_E2M3": Dtype(bits=6),
+        "F6_E3M2": Dtype(bits=6),
+        "U8": _integer(8, "uint8"),
+        "I8": _integer(8, "int8"),
+        "F8_E5M2": Dtype(bits=8, torch="float8_e5m2", layout=_F8_E5M2),
+        "F8_E4M3": Dtype(bits=8, torch="float8_e4m3fn", layout=_F8_E4M3),
+        "F8_E8M0": Dtype(bits=8),
+        "F8_E4M3FNUZ": Dtype(bits=8, layout=_E4M3FNUZ),
+        "F8_E5M2FNUZ": Dtype(bits=8, layout=_E5M2FNUZ),
+        "I16": _integer(16, "int16"),
+        "U16": _integer(16),
+        "F16": Dtype(bits=16, torch="float16", layout=_F16),
+        "BF16": Dtype(bits=16, torch="bfloat16", layout=_BF16),
+        "I32": _integer(32, "int32"),
+        "U32": _integer(32),
+        "F32": Dtype(bits=32, torch="float32", layout=F32),
+        "C64": Dtype(bits=64),
+        "F64": Dtype(bits=64, torch="float64", layout=_F64),
+        "I64": _integer(64, "int64"),
+        "U64": _integer(64),
+    }
+)
+"""Every dtype of the format, by the name that headers have for it."""
+
+DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType({name: dtype.bits for name, dtype in DTYPES.items()})
+"""Bits of one element, for every dtype of the format."""
+
+FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
+"""What a low-rank factor may be stored in."""
+
+CHOICES: Final[Mapping[str, str]] = MappingProxyType({DTYPES[name].torch: name for name in ("F32", "BF16", "F16")})
+"""What users may ask for with `--dtype`, and the format's name for it."""
+
+
+SAMPLES: Final = 16
+"""Numbers kept of each tensor."""
+
+_GOLDEN: Final = 0x9E37_79B9_7F4A_7C15  # 2**64 divided by the golden ratio: multiples of it fill the circle evenly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFacts:
+    """One tensor of a base. `sha256` is the hex digest of its bytes; `samples` its sampled numbers, end to end."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    samples: bytes
+
+    def to_json(self) -> list[Any]:
+        """`[name, dtype, shape, sha256, samples in base64]`."""
+        samples = base64.b64encode(self.samples).decode("ascii")
+        return [self.name, self.dtype, list(self.shape), self.sha256, samples]
+
+    @classmethod
+    def from_json(cls, value: Json, path: str = "tensor") -> TensorFacts:
+        """Read the value that `to_json` makes, strictly.
+
+        Raises:
+            ValueError: with the path of the first wrong value.
+        """
+        match value:
+            case [str() as name, dtype, shape, sha256, str() as samples]:
+                pass
+            case _:
+                raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
+        if dtype not in DTYPE_BITS:
+            raise ValueError(f"{path}: dtype {shown(dtype)} is not one of safetensors")
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{path}: expected the shape as a list of natural numbers, got {shown(shape)}")
+        try:
+            digest = parse_digest(f"sha256:{sha256}")
+            raw = base64.b64decode(samples, validate=True)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return cls(name=name, dtype=dtype, shape=tuple(shape), sha256=digest[7:], samples=raw)
+
+
+def sample_offsets(spec: TensorSpec) -> tuple[int, ...]:
+    """Where in the tensor's bytes its `SAMPLES` numbers lie; empty for an empty tensor.
+
+    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: they
+    spread evenly whatever the shape, and so do the first few alone. For dtypes below 8 bits it is the byte around it.
+    """
+    bits, elements = DTYPE_BITS[spec.dtype], spec.elements
+    if not elements:
+        return ()
+    positions = (((k + 1) * _GOLDEN % (1 << 64)) * elements >> 64 for k in range(SAMPLES))
+    return tuple(position * bits // 8 for position in positions)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapterhub.core.arguments import Count, ModelLike, parsed
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.memory import keep_none, large_memory
+from adapterhub.core.disk.held_file import keep_none, large_memory
 from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.inference.bank.engines import Hooks, NativeEngine, PeftEngine, ensure_outside_use

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.disk.memory import keep
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
+from adapterhub.core.disk.held_file import REPAIR_HINT, keep
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
 from adapterhub.distribution.finding import FoundAdapter, Identify, check_folder, folder_in
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest

@@ -28,8 +28,7 @@ from adapterhub.formats.contract.contract import (
 from adapterhub.formats.contract.reader import MAX_PROMPT_TOKENS, Plan, Wanted
 from adapterhub.formats.contract.results import REASONS, TestedCase, Verdict
 from adapterhub.formats.contract.standards import Bounds
-from adapterhub.formats.prompts.form import PromptForm, Turn
-from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.formats.prompts.form import PromptForm, Turn, prompt_tokens
 from adapterhub.inference.generation import NEW_TOKENS, Writing, continued, padded
 from adapterhub.inference.tuning import Encoded, read_examples
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.errors import ChatTemplateRefused
 from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expect, Golden, LeaveAlone, ids_digest
 from adapterhub.formats.contract.standards import Bounds
-from adapterhub.formats.prompts.rendering import base_template, has_other_template
+from adapterhub.formats.prompts.form import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
     Judgement,
     Measured,

@@ -28,8 +28,7 @@ from adapterhub.formats.contract.contract import (
 )
 from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES, Plan, Wanted, parse_contract
 from adapterhub.formats.contract.standards import Bounds
-from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.formats.prompts.rendering import base_template, base_template_digest, has_other_template
+from adapterhub.formats.prompts.form import PromptForm, base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
     Row,
     Score,

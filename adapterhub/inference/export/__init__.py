@@ -19,10 +19,10 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-from adapterhub.core.disk.new_folder import ensure_new
+from adapterhub.core.disk.files import ensure_new
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.safetensors.dtypes import CHOICES
+from adapterhub.formats.safetensors.header import CHOICES
 from adapterhub.inference.export._job import Adapter, Exported, Job, Steps
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.library.store.catalog import AdapterLike

@@ -20,7 +20,7 @@ from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.engines import SETTINGS, BaseFacts, Verdict, judge
 from adapterhub.formats.manifest import Manifest
-from adapterhub.formats.modules.base_names import BaseNames, find_names
+from adapterhub.formats.modules import BaseNames, find_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_config, base_facts

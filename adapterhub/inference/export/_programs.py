@@ -7,10 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.disk.files import sync_file
-from adapterhub.core.disk.new_folder import new_file, new_folder
+from adapterhub.core.disk.files import new_file, new_folder, sync_file
 from adapterhub.core.errors import UnsupportedAdapter, UsageProblem, shown
-from adapterhub.formats.foreign.foreign_file import MLX_WEIGHTS
+from adapterhub.formats.foreign.conversion import MLX_WEIGHTS
 from adapterhub.formats.foreign.reading import Method
 from adapterhub.formats.foreign.writing import Program, modules_of, write_file
 from adapterhub.formats.manifest import CONFIG_FILE

@@ -18,12 +18,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.new_folder import new_file
+from adapterhub.core.disk.files import new_file
 from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.formats.engines.llama_cpp import BASES, GgufBase
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.prompts.gguf import PROMPT_PREFIX
+from adapterhub.formats.prompts.modelfile import PROMPT_PREFIX
 from adapterhub.inference.export._job import Adapter, Exported, Job
 from adapterhub.inference.export._prompts import prompt_notes, prompt_prefix
 from adapterhub.weights.dtypes import CHOSEN_DTYPES

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.formats.prompts.modelfile import modelfile_lines
 from adapterhub.inference.export._job import Exported, Job

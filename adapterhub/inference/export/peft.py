@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import Incompatible, UnsupportedAdapter, shown
 from adapterhub.formats.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE

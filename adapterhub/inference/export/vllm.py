@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import RefusedAdapter, UsageProblem, shown
 from adapterhub.formats.engines import judge
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE

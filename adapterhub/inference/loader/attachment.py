@@ -19,8 +19,7 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import MergeRefused, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import Check, Finder, FoundAdapter, check_folder, with_weights
-from adapterhub.formats.base.fingerprint import BaseVerdict
-from adapterhub.formats.base.vocabulary import COPY_HINT
+from adapterhub.formats.base.fingerprint import COPY_HINT, BaseVerdict
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.loader.base import BaseModel, PipelineModules, as_given, as_model, ensure_unpacked
 from adapterhub.inference.loader.identity import BaseCheck, BaseCheckResult, identify, pin, sample_base

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import CouldNotTell, UnsupportedAdapter, UsageProblem, shown
-from adapterhub.formats.base.precision import Interval
+from adapterhub.formats.base.fingerprint import Interval
 from adapterhub.formats.diffusion.components import COMPONENTS
-from adapterhub.formats.safetensors.dtypes import CHOICES, DTYPES
+from adapterhub.formats.safetensors.header import CHOICES, DTYPES
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 QuantState = Any

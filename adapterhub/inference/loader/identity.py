@@ -18,13 +18,21 @@ from torch import Tensor
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import FoundAdapter
-from adapterhub.formats.base.fingerprint import BaseComparison, BaseFingerprint, BaseVerdict, is_buffer, resized_text
-from adapterhub.formats.base.precision import Interval, interval, may_be_same, number_text, stored_bytes
-from adapterhub.formats.base.vocabulary import is_vocabulary
-from adapterhub.formats.modules.key_maps import OtherNames, other_names
-from adapterhub.formats.safetensors.dtypes import DTYPES
-from adapterhub.formats.safetensors.facts import sample_offsets
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.base.fingerprint import (
+    BaseComparison,
+    BaseFingerprint,
+    BaseVerdict,
+    Interval,
+    interval,
+    is_buffer,
+    is_vocabulary,
+    may_be_same,
+    number_text,
+    resized_text,
+    stored_bytes,
+)
+from adapterhub.formats.modules import OtherNames, other_names
+from adapterhub.formats.safetensors.header import DTYPES, TensorSpec, sample_offsets
 from adapterhub.inference.loader.base import BaseModel, model_types, source_intervals, source_shape
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.bases.requested import Families

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adapterhub.core.errors import BaseMismatch, MalformedConfig, RefusedAdapter, UnsupportedAdapter, shown
 from adapterhub.core.limits import limits
-from adapterhub.formats.base.vocabulary import resize_hint
+from adapterhub.formats.base.fingerprint import resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.fields import Fields
 from adapterhub.formats.peft.methods import ADALORA_MARGIN

@@ -17,7 +17,7 @@ from adapterhub.core.disk.held_file import HeldFile
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.distribution.finding import FoundAdapter
 from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
-from adapterhub.formats.modules.key_maps import OtherNames, names_with_all, other_names
+from adapterhub.formats.modules import OtherNames, names_with_all, other_names
 from adapterhub.formats.peft.config import AdapterConfig, ensure_attachable, owner, saved_name
 from adapterhub.formats.peft.pairs import PEFT_PREFIX, ROWS
 from adapterhub.formats.safetensors.file import TensorFile

@@ -30,7 +30,7 @@ class Auto:
     """Chooses adapters by a routing file. Threads may share it."""
 
     def __init__(self, route: Route, encoder: Encoder) -> None:
-        from adapterhub.formats.meaning.routes import Chooser
+        from adapterhub.formats.meaning.routing import Chooser
 
         self._chooser = Chooser(route, encoder)
 

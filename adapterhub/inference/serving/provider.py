@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest, Progress, hex_of
-from adapterhub.core.disk.memory import used_memory
+from adapterhub.core.disk.held_file import used_memory
 from adapterhub.core.errors import (
     AdapterHubError,
     AdapterNotFound,

@@ -13,7 +13,7 @@ from typing import Final
 
 from adapterhub.core.errors import NotFound, UsageProblem, shown
 from adapterhub.formats.engines.vllm import MAX_RANKS, slot_rank
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.header import TensorFacts
 
 PLUGIN: Final = "adapterhub"
 GUARD: Final = "adapterhub.vllm_plugin.guard.Guard"

@@ -15,8 +15,7 @@ from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreac
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.licenses.expression import Expression
-from adapterhub.formats.licenses.rules import Term
+from adapterhub.formats.licenses import Expression, Term
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord

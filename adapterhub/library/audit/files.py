@@ -14,7 +14,7 @@ from typing import Final
 from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
-from adapterhub.formats.safetensors.kinds import LOOKED_AT, is_pointer, recognise
+from adapterhub.formats.safetensors.header import LOOKED_AT, is_pointer, recognise
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.subject import TAKEN, Entry, kind_of_name

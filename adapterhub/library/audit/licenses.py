@@ -15,8 +15,7 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
-from adapterhub.formats.licenses.expression import joined
-from adapterhub.formats.licenses.rules import CANNOT_JOIN, Term, terms_of
+from adapterhub.formats.licenses import CANNOT_JOIN, Term, joined, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
 from adapterhub.library.audit._subject import Composition, Part, Subject, Surroundings
 from adapterhub.trust.verify import Finding

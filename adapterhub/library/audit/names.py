@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import shown
-from adapterhub.core.lookalike import fold, is_one_edit_apart
+from adapterhub.core.specs import fold, is_one_edit_apart
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.audit._subject import Subject, Surroundings
 from adapterhub.library.store.catalog import Installed

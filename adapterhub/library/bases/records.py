@@ -25,17 +25,15 @@ from adapterhub.core.errors import (
     UsageProblem,
     shown,
 )
-from adapterhub.core.made_names import made_name
-from adapterhub.core.specs import BaseSpec, looks_like_revision
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict, compare, fingerprint_tensors
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.core.specs import BaseSpec, looks_like_revision, made_name
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseHints, BaseVerdict, compare, fingerprint_tensors
 from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS, stated_component
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import BaseRef, Manifest
-from adapterhub.formats.safetensors.facts import TensorFacts
+from adapterhub.formats.safetensors.header import TensorFacts
 
 if TYPE_CHECKING:
-    from adapterhub.formats.base.pipelines import Looked
+    from adapterhub.formats.base.folders import Looked
 
 __all__ = ["BaseRecord", "Bases"]
 
@@ -205,7 +203,7 @@ class Bases:
         progress: Progress | None = None,
     ) -> BaseRecord:
         """The base in the folder or file `path` now, without registering it; see `look_at`."""
-        from adapterhub.formats.base.pipelines import look_at
+        from adapterhub.formats.base.folders import look_at
 
         place = Path(absolute(path))
         looked = look_at(
@@ -257,7 +255,7 @@ class Bases:
         Raises:
             BaseNotFound, Malformed, CouldNotTell: as `state_digest`.
         """
-        from adapterhub.formats.base.state import state_digest
+        from adapterhub.formats.base.folders import state_digest
 
         whole = self.pipeline_of(record) or record
         assert whole.path is not None  # the caller found it
@@ -542,7 +540,7 @@ class BaseRecord(Documented, keys="alias path fingerprint=digests hints=names pa
 
     def has(self, modules: list[str]) -> bool:
         """Whether the base has all of an adapter's modules, under the names of either release of transformers."""
-        from adapterhub.formats.modules.base_names import find_names
+        from adapterhub.formats.modules import find_names
 
         own = frozenset(fact.name.rpartition(".")[0] for fact in self.tensors)
         names = find_names(modules, own)

@@ -13,8 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.disk.files import digest_of_file
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import digest_of_file, make_folder
 from adapterhub.core.errors import AdapterHubError, Conflict, NotAllowed, NotFound, StoreLocked
 from adapterhub.core.extras import missing, require
 from adapterhub.formats.meaning.model import FILES, MODEL, TOKENIZER_FILE, is_model, take_model

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.files import digest_of_file
-from adapterhub.core.disk.inside import is_own
-from adapterhub.core.disk.nearest import ensure_there
+from adapterhub.core.disk.files import digest_of_file, ensure_there, is_own
 from adapterhub.core.errors import AdapterNotFound, CouldNotTell, Malformed, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES

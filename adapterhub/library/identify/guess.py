@@ -10,8 +10,7 @@ from typing import Final
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import digest_of_file
 from adapterhub.core.errors import AdapterHubError, SpecError, UsageProblem, shown
-from adapterhub.core.made_names import made_name
-from adapterhub.core.specs import AdapterName, looks_like_revision, parse_name
+from adapterhub.core.specs import AdapterName, looks_like_revision, made_name, parse_name
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.identify.matching import base_matches, is_named, read_orphan

@@ -16,11 +16,9 @@ from adapterhub.core.digests import Digest, Progress, hex_of
 from adapterhub.core.disk.files import open_plain
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.foreign.foreign_file import foreign
-from adapterhub.formats.foreign.metadata import read_metadata
-from adapterhub.formats.foreign.reading import Reading
-from adapterhub.formats.foreign.recognition import PEFT
-from adapterhub.formats.foreign.tables.unet import UNETS
+from adapterhub.formats.foreign.conversion import foreign
+from adapterhub.formats.foreign.reading import PEFT, Reading, read_metadata
+from adapterhub.formats.foreign.tables import UNETS
 from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.formats.safetensors.file import read_header
 

@@ -15,19 +15,17 @@ from typing import IO, Annotated, Final, Literal
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, MalformedManifest, MalformedTensorFile
-from adapterhub.formats.base.precision import may_be_same, stored_bytes
-from adapterhub.formats.base.weight_reader import read_facts
+from adapterhub.formats.base.fingerprint import may_be_same, stored_bytes
+from adapterhub.formats.base.weight_files import read_facts
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.foreign.conversion import planned
-from adapterhub.formats.foreign.foreign_file import foreign
+from adapterhub.formats.foreign.conversion import foreign, planned
 from adapterhub.formats.foreign.reading import Reading
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Manifest
-from adapterhub.formats.modules.places import place_of
+from adapterhub.formats.modules import place_of
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, KeyPair, sort_keys
-from adapterhub.formats.safetensors.facts import TensorFacts, sample_offsets
 from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec, sample_offsets
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.identify.lora_files import Hashes, LoraFile, family_of_images
 from adapterhub.library.library import Library

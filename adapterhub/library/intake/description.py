@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed, UsageProblem, shown
 from adapterhub.core.specs import AdapterName
-from adapterhub.formats.base.hints import BaseHints
+from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.manifest import CARD_FILE, BaseRef, FileEntry, Manifest, Parent
 from adapterhub.library.bases.records import BaseRecord
 

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.nearest import ensure_there
+from adapterhub.core.disk.files import ensure_there
 from adapterhub.core.errors import AdapterHubError, MalformedTensorFile, reworded, shown
-from adapterhub.formats.foreign.foreign_file import Foreign, foreign, foreign_path
-from adapterhub.formats.foreign.metadata import Header
+from adapterhub.formats.foreign.conversion import Foreign, foreign, foreign_path
+from adapterhub.formats.foreign.reading import Header
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.intake.staging import refused

@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, strict_json
 from adapterhub.core.errors import AdapterHubError, UsageProblem, shown
-from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
-from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
-from adapterhub.formats.cards.telling import own_words
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES
+from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, own_words, split_card
 from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE
 from adapterhub.formats.prompts.form import MAX_CHAT_TEMPLATE_BYTES, PromptForm, template_digest, template_of
-from adapterhub.formats.prompts.gguf import LOOKED_AT_BYTES, prompt_prefix
-from adapterhub.formats.prompts.modelfile import LIMIT_BYTES, form_in_modelfile
+from adapterhub.formats.prompts.modelfile import LIMIT_BYTES, LOOKED_AT_BYTES, form_in_modelfile, prompt_prefix
 from adapterhub.trust.verify import manifest_in
 from adapterhub.trust.verify.subject import Entry, take
 
 if TYPE_CHECKING:
-    from adapterhub.formats.base.hints import BaseHints
+    from adapterhub.formats.base.fingerprint import BaseHints
 
 _JINJA: Final = "chat_template.jinja"
 _TOKENIZER: Final = "tokenizer_config.json"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from adapterhub.core.digests import Digest, Progress, digest_of
-from adapterhub.core.disk.files import NO_LINKS, is_sound, sync_folder, write_file
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import NO_LINKS, is_sound, make_folder, sync_folder, write_file
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import (
     BaseMismatch,

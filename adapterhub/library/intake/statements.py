@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import SignatureRefused
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
 from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.blobs import Store
 from adapterhub.trust.signing.results import SignedStatement, read_made

@@ -24,18 +24,18 @@ from pathlib import Path
 from typing import IO
 
 from adapterhub.core.digests import Digest, Progress, copy_hashed, hex_of
-from adapterhub.core.disk.claims import Held, claim, finished
 from adapterhub.core.disk.files import (
     NO_LINKS,
+    RealFolder,
     clone_or_copy,
     is_sound,
+    make_folder,
     open_plain,
     read_plain,
     sync_file,
     write_new,
 )
-from adapterhub.core.disk.real_folder import RealFolder, make_folder
-from adapterhub.core.disk.root import Root
+from adapterhub.core.disk.root import Held, Root, claim, finished
 from adapterhub.core.errors import BlobNotFound, DigestMismatch
 from adapterhub.formats.manifest import LIMIT_BYTES, Manifest
 

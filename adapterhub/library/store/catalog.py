@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.disk.claims import Claim
+from adapterhub.core.disk.root import Claim
 from adapterhub.core.display import html_table, size_text
 from adapterhub.core.errors import AdapterHubError, NotAllowed, SpecError, StoreLocked
 from adapterhub.core.specs import AdapterSpec, version_key
@@ -352,7 +352,7 @@ def folder_below(root: Path, build: Installed) -> str:
 
 def row_of(build: Installed, root: Path) -> BuildRow:
     """The index row of a build that is installed in the library under `root`."""
-    from adapterhub.formats.cards.telling import examples_of, own_words
+    from adapterhub.formats.cards.card import examples_of, own_words
 
     manifest, fingerprint = build.manifest, build.base.fingerprint
     return BuildRow(
@@ -386,7 +386,7 @@ def _contract_of(build: Installed) -> Contract | None:
     """The contract of a build, for the examples in it; None without a sound one, which other checks refuse."""
     if build.manifest.file(CONTRACT_FILE) is None:
         return None
-    from adapterhub.formats.cards.widget import contract_shown
+    from adapterhub.formats.cards.card import contract_shown
 
     return contract_shown(build.folder)
 

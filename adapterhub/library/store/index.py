@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import make_folder
 from adapterhub.core.errors import Malformed
 from adapterhub.library.store import vectors
 from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow, conditions_of

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, hex_of
-from adapterhub.core.disk.claims import Claim, claim, finished, living
-from adapterhub.core.disk.real_folder import RealFolder, matching
+from adapterhub.core.disk.files import RealFolder, matching
+from adapterhub.core.disk.root import Claim, claim, finished, living
 from adapterhub.core.errors import StoreLocked
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.store.blobs import Store

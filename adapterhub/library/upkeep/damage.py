@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from adapterhub.core.digests import Digest, Progress, digest_of, hex_of
-from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
+from adapterhub.core.disk.files import RealFolder, digest_of_file, matching, read_json, read_plain
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.disk.real_folder import RealFolder, matching
 from adapterhub.core.errors import AdapterHubError, DigestMismatch, Malformed, MalformedManifest, NotAllowed, shown
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import MANIFEST_FILE

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import IO, Annotated, TypeVar
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.files import digest_of_file, is_sound, write_durably, write_file, write_new
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import digest_of_file, is_sound, make_folder, write_durably, write_file, write_new
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.cards.card import card_for

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.claims import living
+from adapterhub.core.disk.root import living
 from adapterhub.formats.documented import Documented
 from adapterhub.library.intake.staging import signature_objects
 from adapterhub.library.library import Library

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.disk.files import read_plain, write_durably
+from adapterhub.core.disk.files import output_place, read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
-from adapterhub.core.disk.output_place import output_place
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
-from adapterhub.core.hub_ids import parse_hub_id
-from adapterhub.core.specs import AdapterName, AdapterSpec, parse_name, parse_version, version_of
+from adapterhub.core.specs import AdapterName, AdapterSpec, parse_hub_id, parse_name, parse_version, version_of
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.formats.contract.standards import bound_text
-from adapterhub.formats.documents import DocumentReader, toml_of
+from adapterhub.formats.documents import DocumentReader, both_sides, toml_of
 from adapterhub.formats.manifest import CONTRACT_FILE
-from adapterhub.formats.toml_lines import both_sides
 from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import (
     AdapterRequirement,

@@ -15,9 +15,8 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.files import is_sound
+from adapterhub.core.disk.files import RealFolder, is_sound
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
-from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.disk.root import alone_in
 from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.specs import AdapterName

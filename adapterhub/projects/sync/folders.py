@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from adapterhub.core.digests import Digest, copy_hashed, digest_of
-from adapterhub.core.disk import real_folder
-from adapterhub.core.disk.files import NO_LINKS, clone_or_copy, read_plain
+from adapterhub.core.disk import files
+from adapterhub.core.disk.files import NO_LINKS, RealFolder, clone_or_copy, not_written, read_plain
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
-from adapterhub.core.disk.new_folder import not_written
-from adapterhub.core.disk.real_folder import RealFolder
 from adapterhub.core.errors import DigestMismatch, NotAllowed, shown
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
@@ -441,7 +439,7 @@ def _found(inside: RealFolder) -> RealFolder | None:
 
 
 def _check_owner(adapters: RealFolder, inside: RealFolder) -> None:
-    if real_folder.mount_of(adapters.handle) != real_folder.mount_of(inside.handle):
+    if files.mount_of(adapters.handle) != files.mount_of(inside.handle):
         raise _refused(adapters.path, "is a mount point")
     # accept the owner of the project: root in a container often works in another user's checkout
     if os.fstat(adapters.handle).st_uid not in (os.geteuid(), os.fstat(inside.handle).st_uid):

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.files import read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, SpecError, shown
 from adapterhub.core.specs import parse_version
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
 from adapterhub.formats.release import Provenance
-from adapterhub.formats.signature import Identity, Statement, read_statement
-from adapterhub.formats.signed import Bundle, pre_authentication
+from adapterhub.formats.signature import Bundle, Identity, Statement, pre_authentication, read_statement
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
 
 _LIMIT_BYTES: Final = 64 << 20
@@ -154,7 +152,7 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
     except OSError as error:
         what = "is a link" if error.errno == errno.ELOOP else f"cannot be read: {error.strerror}"
         raise _odd(path, what) from None
-    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+    from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
 
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # before `fdopen`, which has its own error for a folder
         os.close(handle)
@@ -170,7 +168,7 @@ def bounded(raw: bytes, where: str) -> bytes:
     Raises:
         SignatureRefused: more than 1 MiB.
     """
-    from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+    from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
 
     if len(raw) > SIGNATURE_LIMIT_BYTES:
         raise _odd(Path(where), f"holds more than {SIGNATURE_LIMIT_BYTES} bytes, which no signature does")

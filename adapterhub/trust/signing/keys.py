@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import digest_of_file, write_durably
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import digest_of_file, make_folder, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import (
     Conflict,
@@ -30,8 +29,18 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
-from adapterhub.formats.signature import Identity, read_statement, signed_files, statement_bytes
-from adapterhub.formats.signed import Bundle, PublicKey, bounded_key, hash_of, pre_authentication, public_half
+from adapterhub.formats.signature import (
+    Bundle,
+    Identity,
+    PublicKey,
+    bounded_key,
+    hash_of,
+    pre_authentication,
+    public_half,
+    read_statement,
+    signed_files,
+    statement_bytes,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

@@ -14,9 +14,8 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import SignatureRefused, shown
 from adapterhub.formats.contract.results import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.made import check_made
 from adapterhub.formats.manifest import Manifest
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES, Bundle, pre_authentication
+from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES, Bundle, check_made, pre_authentication
 from adapterhub.trust.signing.keys import SigningKey
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
 

@@ -17,13 +17,12 @@ from typing import Annotated, Any, Final
 
 from adapterhub.core.arguments import parse
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.owned_file import read_owned
+from adapterhub.core.disk.files import read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.signed import PublicKey
+from adapterhub.formats.signature import PublicKey
 from adapterhub.trust.signing.keys import parse_key_name
 from adapterhub.trust.signing.policy import SignaturePolicy, strict_policy
 

@@ -25,8 +25,8 @@ from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
-from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
+from adapterhub.formats.safetensors.header import TensorFacts
 from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from adapterhub.core.disk.inside import inside
+from adapterhub.core.disk.files import inside
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatch, MalformedTensorFile, shown
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.foreign.recognition import PEFT, scheme_among
+from adapterhub.formats.foreign.reading import PEFT, scheme_among
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 
 Severity = Literal["error", "warning", "unknown", "note"]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
+from adapterhub.core.disk.files import NO_LINK, LeadsOut, inside
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
-from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
 from adapterhub.core.errors import MalformedTensorFile, RefusedAdapter, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
@@ -36,11 +36,18 @@ from adapterhub.formats.manifest import (
 )
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
-from adapterhub.formats.safetensors.dtypes import DTYPES, FACTOR_DTYPES, FloatLayout
-from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.formats.safetensors.kinds import LOOKED_AT, POINTER, is_pointer, recognise
+from adapterhub.formats.safetensors.header import (
+    DTYPES,
+    FACTOR_DTYPES,
+    LOOKED_AT,
+    POINTER,
+    FloatLayout,
+    TensorFacts,
+    TensorSpec,
+    is_pointer,
+    recognise,
+)
 from adapterhub.trust.verify.report import Facts, Finding, some
 
 

@@ -20,7 +20,7 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
-from adapterhub.formats.modules.base_names import Rule, find_rule
+from adapterhub.formats.modules import Rule, find_rule
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header

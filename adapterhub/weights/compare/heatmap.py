@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from adapterhub.core.disk.new_folder import new_file
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import new_file, output_place
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.extras import require
-from adapterhub.formats.modules.places import place_of, short_names
+from adapterhub.formats.modules import place_of, short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

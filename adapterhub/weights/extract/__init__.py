@@ -22,15 +22,14 @@ from typing import Annotated, Any
 import torch
 
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import BaseMismatch, Incompatible, UsageProblem, alike_once, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.pairs import PEFT_PREFIX
 from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord, Bases
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description

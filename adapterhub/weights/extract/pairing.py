@@ -18,11 +18,9 @@ from torch import Tensor
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
-from adapterhub.formats.base.fingerprint import is_buffer
-from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, is_buffer
 from adapterhub.formats.peft.pairs import FactorLayout
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank

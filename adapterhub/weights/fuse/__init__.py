@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Annotated, Final, final
 
 from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.new_folder import ensure_new, new_folder
+from adapterhub.core.disk.files import ensure_new, new_folder
 from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import Finder, FoundAdapter, with_weights
@@ -35,10 +35,10 @@ from adapterhub.formats.base.fingerprint import BaseVerdict, compare, is_buffer
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Parent
-from adapterhub.formats.modules.base_names import find_names
+from adapterhub.formats.modules import find_names
 from adapterhub.formats.peft.config import owner
-from adapterhub.formats.safetensors.dtypes import CHOICES
-from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
+from adapterhub.formats.safetensors.header import CHOICES
+from adapterhub.formats.safetensors.header import DTYPES as FORMATS
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import Families
 from adapterhub.library.default import LibraryLike, open_library

@@ -12,15 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.core.disk.files import read_json
-from adapterhub.core.disk.inside import NO_LINK, LeadsOut, inside
+from adapterhub.core.disk.files import NO_LINK, LeadsOut, inside, read_json
 from adapterhub.core.errors import CouldNotTell, Malformed, shown
-from adapterhub.formats.base.fingerprint import is_buffer
-from adapterhub.formats.base.hints import CONFIG_LIMIT_BYTES
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, is_buffer
 from adapterhub.formats.base.weight_files import INDEX_LIMIT_BYTES, TOKENIZER_FILES, index_of
-from adapterhub.formats.safetensors.facts import TensorFacts
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM

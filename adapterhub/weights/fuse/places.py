@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
-from adapterhub.formats.modules.base_names import BaseNames
+from adapterhub.formats.modules import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.peft.pairs import NESTED, FactorLayout, Factors
-from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse.model import StoredBase

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, MergeRefused, shown
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.fuse.model import StoredBase
 from adapterhub.weights.fuse.places import AdapterTensor, TensorChange, TensorUpdate

@@ -19,7 +19,7 @@ from torch import Tensor
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.base.pipelines import pipeline_name
+from adapterhub.formats.base.folders import pipeline_name
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.pairs import (

@@ -50,13 +50,12 @@ from torch import Tensor
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.memory import keep_none
-from adapterhub.core.disk.new_folder import new_folder
+from adapterhub.core.disk.files import new_folder
+from adapterhub.core.disk.held_file import keep_none
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.safetensors.dtypes import DTYPE_BITS
-from adapterhub.formats.safetensors.dtypes import DTYPES as FORMATS
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
+from adapterhub.formats.safetensors.header import DTYPES as FORMATS
 from adapterhub.weights.catalogue import Method, describe, names
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES
 from adapterhub.weights.lowrank.algebra import (

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, Progress, digest_of
-from adapterhub.core.disk.files import digest_of_file, write_durably
+from adapterhub.core.disk.files import digest_of_file, ensure_new, write_durably
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.disk.new_folder import ensure_new
 from adapterhub.core.errors import (
     AdapterNotFound,
     BaseMismatch,
@@ -33,7 +32,7 @@ from adapterhub.core.specs import AdapterSpec, hint_for_unknown_base
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
-from adapterhub.formats.base.pipelines import component_in, is_pipeline
+from adapterhub.formats.base.folders import component_in, is_pipeline
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
 from adapterhub.formats.prompts.form import PromptForm

@@ -10,12 +10,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.files import read_typed
 from adapterhub.core.errors import Malformed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec, names_folder, parse_name, parse_version
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.formats.manifest import Manifest
-from adapterhub.formats.safetensors.dtypes import CHOICES
+from adapterhub.formats.safetensors.header import CHOICES
 from adapterhub.weights.catalogue import Method, Option, describe, names
 
 MAX_DEPTH: Final = 8

@@ -51,8 +51,8 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from adapterhub.core.dates import Moment, moment_or_none
-from adapterhub.core.disk.claims import claim, finished, living
-from adapterhub.core.disk.real_folder import make_folder
+from adapterhub.core.disk.files import make_folder
+from adapterhub.core.disk.root import claim, finished, living
 from adapterhub.core.errors import NotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.formats.administration import LogEntry, Token, User
 from adapterhub_registry.database.db import (

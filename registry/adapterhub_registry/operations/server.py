@@ -30,7 +30,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import LOGGING_CONFIG, Config
 from uvicorn.server import ServerState
 
-from adapterhub.core.disk.claims import holder_facts, read_holder
+from adapterhub.core.disk.root import holder_facts, read_holder
 from adapterhub.core.errors import Conflict, NotAllowed, UsageProblem, shown
 from adapterhub.pages.wire import TOO_LARGE, Patience, StrictProtocol
 from adapterhub_registry.access.telemetry import log_as_json

@@ -18,7 +18,7 @@ from adapterhub.core.errors import NotFound, RemoteUnreachable, UsageProblem, sh
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.administration import Delivery, HeldName, LogEntry, NewToken, Token, User, Webhook
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.signed import KEY_LIMIT_BYTES
+from adapterhub.formats.signature import KEY_LIMIT_BYTES
 from adapterhub_registry.access.tokens import ROLES, door_of
 from adapterhub_registry.operations.far import FarNames, FarRegistry, FarTests, FarTokens, FarWebhooks
 from adapterhub_registry.outbox import TYPES

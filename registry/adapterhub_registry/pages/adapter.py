@@ -13,14 +13,14 @@ from sqlalchemy import Row, select
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.errors import AdapterHubError
-from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.administration import NamespaceRule
+from adapterhub.formats.cards.card import vllm_rank
 from adapterhub.formats.cards.metadata import split_block
-from adapterhub.formats.cards.usage import vllm_rank
 from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reader import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
-from adapterhub.formats.signed import SIGNATURE_LIMIT_BYTES
+from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
 from adapterhub.pages.page import Asked
 from adapterhub.pages.values import AdapterPage, Answer, Badge, Day, Feed, FeedEntry, Link, Snippet, VersionLine
 from adapterhub_registry.api.context import Registry

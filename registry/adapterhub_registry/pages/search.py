@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub.core.hub_ids import is_hub_id
+from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.relevance import question_words

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 from adapterhub.core.digests import canonical_json, digest_of, hex_of, strict_json
 from adapterhub.core.errors import AdapterHubError, BlobNotFound
-from adapterhub.core.hub_ids import is_hub_id
-from adapterhub.formats.cards.card import tags_for
+from adapterhub.core.specs import is_hub_id
+from adapterhub.formats.cards.card import description_of, examples_of, own_words, tags_for
 from adapterhub.formats.cards.metadata import BASE_TAG, UnreadableCard, read_metadata
-from adapterhub.formats.cards.telling import description_of, examples_of, own_words
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse_contract
 from adapterhub.formats.manifest import (

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import ColumnElement, Row, delete, false, func, insert, or_, select, true, update
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.lookalike import fold
+from adapterhub.core.specs import fold
 from adapterhub_registry import outbox
 from adapterhub_registry.access import rights
 from adapterhub_registry.access.tokens import Caller, reached_names, seen_with

@@ -22,8 +22,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.formats.contract.contract import Contract, Demand, Expect, Recorded, ids_digest
 from adapterhub.formats.contract.reader import Plan, Wanted, parse_contract
 from adapterhub.formats.manifest import WEIGHTS_FILE
-from adapterhub.formats.prompts.form import PromptForm
-from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.formats.prompts.form import PromptForm, prompt_tokens
 from tests.bench.contracts.changes import Change
 from tests.bench.contracts.families import Family
 from tests.bench.contracts.tasks import Task

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapterhub.core.errors import MalformedTensorFile
-from adapterhub.formats.foreign.foreign_file import foreign
+from adapterhub.formats.foreign.conversion import foreign
 
 WORDS = (
     "down", "blocks", "down_blocks", "up_blocks", "mid_block", "input_blocks", "middle_block", "output_blocks", "double_blocks",

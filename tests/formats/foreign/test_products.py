@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from adapterhub.core.errors import MalformedTensorFile
-from adapterhub.formats.foreign.foreign_file import foreign
+from adapterhub.formats.foreign.conversion import foreign
 from adapterhub.trust.verify import verify_folder
 
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from adapterhub.formats.foreign.foreign_file import foreign
-from adapterhub.formats.foreign.tables.unet import SD1, SDXL
+from adapterhub.formats.foreign.conversion import foreign
+from adapterhub.formats.foreign.tables import SD1, SDXL
 from adapterhub.trust.verify import verify_folder
 from tests.support.foreign_files import flux, kohya, meant_by, mlx, pair, update
 

@@ -22,7 +22,7 @@ from adapterhub.core.errors import (
 from adapterhub.formats.contract.contract import WRITERS, Contract, Expect, Golden
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested, TestedCase
-from adapterhub.formats.prompts.rendering import prompt_tokens
+from adapterhub.formats.prompts.form import prompt_tokens
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.api.steps.contracts.testing import ContractSubject, Models, base_for, engine_name, model_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
-from adapterhub.core.disk.files import write_durably
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import output_place, write_durably
 from adapterhub.core.errors import (
     CouldNotTell,
     Malformed,

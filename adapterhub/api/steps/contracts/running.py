@@ -24,12 +24,11 @@ from adapterhub.api.steps.contracts.testing import (
 )
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
-from adapterhub.core.disk.files import digest_of_file, write_durably
-from adapterhub.core.disk.output_place import output_place
+from adapterhub.core.disk.files import digest_of_file, output_place, write_durably
 from adapterhub.core.errors import CouldNotTell, Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.prompts.rendering import prompt_texts
+from adapterhub.formats.prompts.form import prompt_texts
 from adapterhub.inference.contracts import runners
 from adapterhub.inference.contracts.runners import METRIC, LmEvalTask, ensure_askable, lm_eval_task
 

@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from adapterhub.core.digests import Digest, copy_hashed
-from adapterhub.core.disk.files import digest_of_file, sync_file
-from adapterhub.core.disk.output_place import output_place
-from adapterhub.core.disk.real_folder import OTHERS_MAY_WRITE, make_folder
+from adapterhub.core.disk.files import OTHERS_MAY_WRITE, digest_of_file, make_folder, output_place, sync_file
 from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, shown
 from adapterhub.core.extras import require
 from adapterhub.distribution.wheels import Say, Wheel

@@ -15,9 +15,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.foreign.denoisers import Named, family_of, named
-from adapterhub.formats.foreign.places import denoiser, flat, flat_clip, placed
-from adapterhub.formats.foreign.products import method_of, module_of, settings_of
+from adapterhub.formats.foreign.conversion import method_of, module_of, settings_of
+from adapterhub.formats.foreign.places import Named, denoiser, family_of, flat, flat_clip, named, placed
 from adapterhub.formats.foreign.reading import Module, Reading, Source, scalar
 from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec

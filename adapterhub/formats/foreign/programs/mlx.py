@@ -15,8 +15,7 @@ from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.reading import MATRIX, MAX_ALPHA, Cut, Module, Reading, Source
 from adapterhub.formats.foreign.writing import Output, Program, Read, plain_alpha
 from adapterhub.formats.peft.fields import base_is_path
-from adapterhub.formats.safetensors.dtypes import FACTOR_DTYPES
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
 
 _SLOTS: Final = {"lora_a": "a", "lora_b": "b", "m": "m"}
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.\d+\.")

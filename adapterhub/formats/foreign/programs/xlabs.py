@@ -7,7 +7,7 @@ from typing import Final
 from adapterhub.core.errors import shown
 from adapterhub.formats.foreign.places import placed
 from adapterhub.formats.foreign.reading import Module, Reading, Source, lora_module
-from adapterhub.formats.foreign.tables.flux import xlabs_modules
+from adapterhub.formats.foreign.tables import xlabs_modules
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _PREFIX: Final = "diffusion_model."

@@ -24,8 +24,7 @@ from typing import Any, Final, NamedTuple
 from adapterhub.core.digests import Digest, digest_of, parse_digest
 from adapterhub.core.errors import Malformed, SpecError, problem_list, shown
 from adapterhub.core.specs import AdapterSpec, parse_name, parse_namespace
-from adapterhub.formats.documents import DocumentReader, toml_of
-from adapterhub.formats.toml_lines import line_of, lines_of
+from adapterhub.formats.documents import DocumentReader, line_of, lines_of, toml_of
 from adapterhub.inference.serving.refusal import RequestRefused
 
 MOST_TENANTS: Final = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from adapterhub.core.disk.nearest import read_typed
+from adapterhub.core.disk.files import read_typed
 from adapterhub.core.errors import AdapterHubError, Malformed, shown
 
 if TYPE_CHECKING:

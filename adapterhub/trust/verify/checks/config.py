@@ -9,7 +9,7 @@ from adapterhub.core.errors import MalformedConfig
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig
-from adapterhub.formats.safetensors.kinds import recognise
+from adapterhub.formats.safetensors.header import recognise
 from adapterhub.trust.verify.report import Finding, Severity
 from adapterhub.trust.verify.subject import Subject
 

@@ -10,7 +10,7 @@ from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import DigestMismatch, MalformedManifest
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, Manifest
-from adapterhub.formats.safetensors.kinds import recognise
+from adapterhub.formats.safetensors.header import recognise
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 

@@ -7,12 +7,11 @@ from typing import Final
 
 from adapterhub.core.disk.held_file import PIECE_BYTES
 from adapterhub.core.errors import MalformedTensorFile, shown
-from adapterhub.formats.base.vocabulary import COPY_HINT, OUTPUT_HEADS, is_embedding, resize_hint
+from adapterhub.formats.base.fingerprint import COPY_HINT, OUTPUT_HEADS, is_embedding, resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.modules.base_names import Rule, find_names
+from adapterhub.formats.modules import Rule, find_names
 from adapterhub.formats.peft.keys import KeyPair
-from adapterhub.formats.safetensors.facts import TensorFacts
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.trust.verify.report import Finding, some
 from adapterhub.trust.verify.subject import Subject
 

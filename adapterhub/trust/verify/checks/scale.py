@@ -12,8 +12,7 @@ from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.keys import KeyPair
-from adapterhub.formats.safetensors.dtypes import DTYPES, F32, FACTOR_DTYPES
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPES, F32, FACTOR_DTYPES, TensorSpec
 from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject, as_floats
 

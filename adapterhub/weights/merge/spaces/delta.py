@@ -19,7 +19,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.memory import used_memory
+from adapterhub.core.disk.held_file import used_memory
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.weights.lowrank.algebra import LowRank, RankCut, check_rank, cut, cut_sum, nothing, taking_part
 from adapterhub.weights.lowrank.randomized import closest, side_by_side, strips

@@ -23,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from adapterhub.core.hub_ids import COUNTED, COUNTER
+from adapterhub.core.specs import COUNTED, COUNTER
 from adapterhub_registry.api.bodies import ThreadedRoute, anyone, hub_router, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,

@@ -8,7 +8,7 @@ from alembic import op
 from sqlalchemy import Column, ForeignKey, Integer, String, Text, inspect, text
 
 from adapterhub.formats.contract.results import Attested
-from adapterhub.formats.signed import Bundle, PublicKey, pre_authentication
+from adapterhub.formats.signature import Bundle, PublicKey, pre_authentication
 from adapterhub_registry.database.search_tables import TEXTS, add_trigrams
 
 revision = "0013"

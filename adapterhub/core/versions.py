@@ -1,9 +1,4 @@
-"""Whether a version lies in a range, by one rule that no release of `packaging` changes: a lock depends on it.
-
-The rule is PEP 440 to the letter. `>V` leaves out post-releases of V itself, and `<V` its pre-releases: `>1.0rc1` takes
-1.0.post1, which `packaging` did not until 26. A pre-release counts like any other version, and a local part
-(`0+abcdef`) is compared only where a clause has one.
-"""
+"""What versions mean, apart from their text."""
 
 from __future__ import annotations
 
@@ -14,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from packaging.version import Version
+
 
 _OPERATORS: Final = ("==", "!=", "~=", "<=", ">=", "<", ">")
 

@@ -1,1 +1,0 @@
-"""What versions mean, apart from their text."""

@@ -1,1 +1,0 @@
-"""Licences: SPDX expressions and their terms."""
