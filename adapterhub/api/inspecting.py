@@ -224,6 +224,7 @@ class WithInspection(OpenedLibrary):
 
         Raises:
             AdapterNotFound, NoCompatibleRelease, BaseNotFound: it is not installed.
+            Malformed: the record or folder of the base cannot be read.
             NotFound: it is no merge.
         """
         from adapterhub.api.searching import find_build

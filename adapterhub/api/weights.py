@@ -217,7 +217,6 @@ class ExtractedBuild(Extracted, keys=f"{_ADDED} {_EXTRACTED}", title="Extracted"
     added: Added
 
 
-# ---------------------------------------------------------------- what a library can do
 @parsed
 class WithWeights(OpenedLibrary):
     """Everything that computes with the numbers of adapters; torch is imported by the first call."""
@@ -284,7 +283,7 @@ class WithWeights(OpenedLibrary):
         Raises:
             NotFound: there is no such recipe.
             MergeRefused: they cannot be added up; every reason is listed.
-            BaseMismatch: they were made for different bases.
+            BaseMismatch, Malformed: they were made for different bases, or that of one cannot be read.
             ReleaseExists, Conflict: the name and version exist for this base, or the folder does; nothing was merged.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UsageProblem: arguments that do not go together.

@@ -263,7 +263,7 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
 HEADERS_BY_PATH: Mapping[str, str] = {
     "formats/safetensors/file.py": "defines it",
     **dict.fromkeys(
-        ("formats/base/pipelines.py", "formats/base/weight_reader.py", "weights/model_files.py"),
+        ("formats/base/folders.py", "formats/base/weight_files.py", "weights/model_files.py"),
         "models, which have fingerprints",
     ),
     "formats/meaning/encoder.py": "the model of search by meaning, which has a digest",

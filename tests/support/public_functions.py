@@ -49,7 +49,12 @@ class Function:
         for p in self.parameters:
             chosen = value if p.name == name else good(self.kinds[p.name])
             if p.kind is p.VAR_POSITIONAL:
-                args += [chosen] if p.name == name else []
+                before = [each for each in self.parameters if each.kind is p.POSITIONAL_OR_KEYWORD]
+                args += (
+                    [*(given.pop(each.name, good(self.kinds[each.name])) for each in before), chosen]
+                    if p.name == name
+                    else []
+                )
             elif p.kind is p.VAR_KEYWORD:
                 given |= {"anything": chosen} if p.name == name else {}
             elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and not _has_rest(self.parameters):
