@@ -139,7 +139,7 @@ def renew(series: dict[str, Any], printed: str) -> int:
     return renewed
 
 
-def written(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - of the file
+def written(value: Any, depth: int = 0) -> str:
     """JSON with one line for each list of numbers or texts."""
     if isinstance(value, dict):
         parts = [f"{json.dumps(key)}: {written(one, depth + 1)}" for key, one in value.items()]

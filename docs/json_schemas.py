@@ -50,7 +50,7 @@ _WORDS: Final = {"string": "text", "boolean": "true or false"}
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ANN401, ARG002 - pydantic's signature
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
         return False
 
 
@@ -79,7 +79,7 @@ def schemas_of(chapters: Mapping[str, Mapping[str, Any]]) -> Schema:
     }
 
 
-def _collect(hint: Any, types: dict[str, Any]) -> None:  # noqa: ANN401 - a type
+def _collect(hint: Any, types: dict[str, Any]) -> None:
     """Put the TypedDicts inside of a type into `types`, by name."""
     if is_typeddict(hint):
         if types.setdefault(hint.__name__, hint) is not hint:
@@ -92,7 +92,7 @@ def _collect(hint: Any, types: dict[str, Any]) -> None:  # noqa: ANN401 - a type
             _collect(part, types)
 
 
-def _description(hint: Any) -> str:  # noqa: ANN401 - a type
+def _description(hint: Any) -> str:
     """The outermost text of `Annotated` in a type."""
     texts = [part for part in get_args(hint)[1:] if isinstance(part, str)] if get_origin(hint) is Annotated else []
     if texts:

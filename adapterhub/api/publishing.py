@@ -519,7 +519,7 @@ def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | Reposi
 def _namespace_in(to: str) -> str | None:
     """The namespace that a build gets at the place `to`: the word before the name of the repository."""
     words = to.partition("://")[2].split("/")[1:] if is_url(to) else to.split("/")
-    return None if names_folder(to) or len(words) < 2 else words[-2]  # noqa: PLR2004 - a namespace and a name
+    return None if names_folder(to) or len(words) < 2 else words[-2]
 
 
 def _entry(path: str, data: bytes) -> FileEntry:

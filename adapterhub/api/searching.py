@@ -110,7 +110,7 @@ class Listing(Sequence[T], Generic[T]):
 
     def __repr__(self) -> str:
         names = ", ".join(str(cells[0]) for _, cells in self._rows[:3])
-        more = f", {names}{', …' if len(self) > 3 else ''}" if names else ""  # noqa: PLR2004 - a line
+        more = f", {names}{', …' if len(self) > 3 else ''}" if names else ""
         return f"<{len(self)} {self._what}{'s' * (len(self) != 1)}{more.replace(', ', ': ', 1)}>"
 
     def _repr_html_(self) -> str:
@@ -444,7 +444,7 @@ def _long_name(row: BuildRow) -> str:
     return f"{row.full_name}-{row.version}" + (f"-r{row.rank}" if row.rank else "")
 
 
-def _folder(name: str, place: Path, build: Any) -> AdapterFolder:  # noqa: ANN401 - a row or an entry of a lock
+def _folder(name: str, place: Path, build: Any) -> AdapterFolder:
     from adapterhub.api.listed import AdapterFolder
 
     path = os.path.abspath(place)  # noqa: PTH100 - keeps links: the name that the user gave stays
@@ -506,7 +506,7 @@ def find_installed(
     by: By = "auto",
     far: bool = False,
     steps: Steps | None = None,
-    **filters: Any,  # noqa: ANN401 - Filters' fields
+    **filters: Any,
 ) -> Hits:
     """The installed builds for `base` that match `filters`, the fields of `Filters`, and why each matches the text.
 
@@ -583,7 +583,7 @@ def search_installed(
     names: Sequence[str] = (),
     sort: str = "name",
     reverse: bool = False,
-    **filters: Any,  # noqa: ANN401 - Filters' fields
+    **filters: Any,
 ) -> list[BuildRow]:
     """The builds of `find_installed` that match one of `names`.
 

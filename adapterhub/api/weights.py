@@ -346,7 +346,7 @@ class WithWeights(OpenedLibrary):
         self,
         combination: Combination,
         target: Description | Path,
-        about: Any,  # noqa: ANN401 - `About`
+        about: Any,
         *,
         what: str = "merge",
         test: MergeTest | None,
@@ -489,7 +489,7 @@ class WithWeights(OpenedLibrary):
         from adapterhub.weights.compare.heatmap import check_picture, write_picture
 
         pairs = with_shares(adapters, weights) if adapters else []
-        if len(pairs) < 2 or (diff and len(pairs) > 2):  # noqa: PLR2004 - of a pair
+        if len(pairs) < 2 or (diff and len(pairs) > 2):
             count = "two adapters to compare with `--diff`" if diff else "at least two adapters to compare"
             raise UsageProblem(f"give {count}", hint="see the examples of `adapt compare --help`")
         if diff:

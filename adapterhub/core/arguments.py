@@ -151,7 +151,7 @@ class _Parameters:
         """The values of `kwargs`, parsed; unknown names are for the call to refuse."""
         return {name: self._value(name, value) if name in self.kinds else value for name, value in kwargs.items()}
 
-    def _value(self, name: str, value: Any) -> Any:  # noqa: ANN401 - any argument
+    def _value(self, name: str, value: Any) -> Any:
         return parse(self.kinds[name], value, f"`{name}`")
 
 
@@ -189,7 +189,7 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in inspect.signature(plain).parameters}
 
 
-def parse(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - as an annotation allows
+def parse(kind: Any, value: Any, where: str) -> Any:
     """`value` as the annotation `kind` says; `where` names the parameter in the refusal.
 
     Raises:
@@ -201,7 +201,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - as an ann
         raise UsageProblem(str(error)) from None
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - as `parse`
+def _read(kind: Any, value: Any, where: str) -> Any:
     kind = getattr(kind, "__supertype__", kind)  # of a `NewType`
     origin = get_origin(kind)
     reader = _READERS.get(origin if origin is not None else kind)

@@ -46,7 +46,7 @@ def digest_of(data: bytes | memoryview) -> Digest:
     return Digest("sha256:" + hashlib.sha256(data).hexdigest())
 
 
-def digest_of_hash(hasher: Any) -> Digest:  # noqa: ANN401 - hashlib's type has no public name before 3.12
+def digest_of_hash(hasher: Any) -> Digest:
     """The digest of all bytes that a `hashlib.sha256()` object has hashed so far."""
     return Digest("sha256:" + hasher.hexdigest())
 

@@ -40,7 +40,7 @@ class AliasTarget(Documented):
     weight: Annotated[float, "its share of the requests is this divided by the sum of all weights"] = 1.0
 
     @classmethod
-    def from_json(cls, value: Any) -> AliasTarget:  # noqa: ANN401 - JSON
+    def from_json(cls, value: Any) -> AliasTarget:
         """The target in a JSON value.
 
         Raises:

@@ -46,7 +46,7 @@ class Documented:
         return found
 
 
-def json_value(value: object) -> Any:  # noqa: ANN401 - a JSON value
+def json_value(value: object) -> Any:
     """The JSON value of what a document holds: paths and specs as text, a member of an enumeration as its name."""
     if isinstance(value, Documented):
         return value.to_json()

@@ -293,7 +293,7 @@ def public_half(key: object, where: str) -> PublicKey:
     return PublicKey(pem=key.public_bytes(serialization.Encoding.PEM, form).decode())
 
 
-def hash_of(key: EllipticCurvePublicKey) -> Any:  # noqa: ANN401 - a hash of `cryptography`
+def hash_of(key: EllipticCurvePublicKey) -> Any:
     """The hash that goes with the curve of a key."""
     from cryptography.hazmat.primitives import hashes
 
@@ -308,14 +308,14 @@ class SignedObject:
 
     def __init__(self, value: object, path: str) -> None:
         if not isinstance(value, dict):
-            raise ValueError(f"{path or 'the file'}: expected an object")  # noqa: TRY004 - callers name the file
+            raise ValueError(f"{path or 'the file'}: expected an object")
         self.value: dict[str, Any] = value
         self._path = path
 
     def _at(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
 
-    def _take(self, key: str, kind: type) -> Any:  # noqa: ANN401 - of the type `kind`
+    def _take(self, key: str, kind: type) -> Any:
         item = self.value.get(key)
         if type(item) is not kind:
             got = shown(item) if key in self.value else "nothing"

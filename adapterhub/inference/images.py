@@ -94,7 +94,7 @@ def draw(
         return Drawn(image=image, adapters=attached.adapters, seconds=time.perf_counter() - start)
 
 
-def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:  # noqa: ANN401 - a pipeline of diffusers
+def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:
     """The pipeline in a folder of diffusers, frozen, on the first GPU if there is one.
 
     Reads only safetensors weights, runs no code that comes with the pipeline, and downloads nothing.
@@ -150,7 +150,7 @@ def write_png(image: Image, path: Path) -> None:
     write_durably(output_place(path), held.getvalue())
 
 
-def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:  # noqa: ANN401
+def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:
     try:
         found = drawn_by(pipeline, drawing.settings(), on_step)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -164,7 +164,7 @@ def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:  #
     return image
 
 
-def drawn_by(pipeline: Any, settings: Mapping[str, Any], on_step: OnStep | None = None) -> Any:  # noqa: ANN401
+def drawn_by(pipeline: Any, settings: Mapping[str, Any], on_step: OnStep | None = None) -> Any:
     """What a pipeline draws: a list of images, or a tensor of latents as its `output_type`.
 
     Raises whatever the pipeline raises.
@@ -172,7 +172,7 @@ def drawn_by(pipeline: Any, settings: Mapping[str, Any], on_step: OnStep | None 
     arguments = dict(settings)
     if on_step is not None:
 
-        def after(running: Any, step: int, _time: object, kept: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+        def after(running: Any, step: int, _time: object, kept: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, max(step + 1, int(getattr(running, "num_timesteps", 0))))
             return kept
 

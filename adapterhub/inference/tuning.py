@@ -335,7 +335,7 @@ def _example(value: object, line: int, *, takes_prompts: bool) -> Example:
         ValueError: it is not an example.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"contains {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+        raise ValueError(f"contains {shown(value, 40)}, expected an object")
     keys = frozenset(value)
     for answer in _ANSWERS:
         if keys == {"prompt", answer}:
@@ -348,7 +348,7 @@ def _example(value: object, line: int, *, takes_prompts: bool) -> Example:
         turns = _turns(value["messages"], fewest=2 - takes_prompts)
         if takes_prompts and turns[-1].role == "user":
             return Example(prompt=turns, completion="", line=line)
-        if len(turns) < 2 or turns[-1].role != "assistant" or not turns[-1].content:  # noqa: PLR2004 - as below
+        if len(turns) < 2 or turns[-1].role != "assistant" or not turns[-1].content:
             raise ValueError("`messages` does not end with the assistant's answer")
         return Example(prompt=turns[:-1], completion=turns[-1].content, line=line)
     named = ", ".join(f"`{shown(key, 40)}`" for key in value) or "nothing"
@@ -371,7 +371,7 @@ def _turns(value: object, *, fewest: int) -> tuple[Turn, ...]:
 def _text(value: dict[str, Any], key: str) -> str:
     text = value[key]
     if not isinstance(text, str):
-        raise ValueError(f"`{key}` is {shown(text, 40)}, expected text")  # noqa: TRY004 - as every other reason
+        raise ValueError(f"`{key}` is {shown(text, 40)}, expected text")
     return text
 
 

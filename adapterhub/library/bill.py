@@ -217,7 +217,7 @@ def _properties(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": f"adapterhub:{key}", "value": text} for key, text in values.items() if text]
 
 
-def _numbers(metrics: Any, path: str = "") -> Iterator[tuple[str, float]]:  # noqa: ANN401 - JSON of an author
+def _numbers(metrics: Any, path: str = "") -> Iterator[tuple[str, float]]:
     for key, value in metrics.items():
         if type(value) in (int, float):
             yield f"{path}{key}", value

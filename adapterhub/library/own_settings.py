@@ -93,7 +93,7 @@ def _standards(value: object) -> Standards:
     policy, age, bounds = tests.get("policy", "off"), tests.get("max_age"), tests.get("bounds", {})
     if not isinstance(policy, str) or not isinstance(age, str | None) or not isinstance(bounds, dict):
         told = "expected a text as `policy`, a text as `max_age` and an object as `bounds`"
-        raise ValueError(told)  # noqa: TRY004 - one class for the caller
+        raise ValueError(told)
     return Standards(
         policy=parse_tests_policy(policy),
         max_age=None if age is None else parse_age(age),

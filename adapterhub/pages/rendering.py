@@ -136,7 +136,7 @@ def twin(value: object) -> str:
     return json.dumps(value, default=_fields, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def _fields(value: Any) -> dict[str, object]:  # noqa: ANN401 - a dataclass
+def _fields(value: Any) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 

@@ -36,7 +36,7 @@ def parse_key(text: str) -> AdapterName:
         SpecError: it is neither.
     """
     name, *rest = text.split("@")
-    if len(rest) > 2:  # noqa: PLR2004 - the alias and a version
+    if len(rest) > 2:
         raise SpecError(text, "expected NAME, NAME@ALIAS or NAME@ALIAS@VERSION")
     parse_name(name)
     if rest:
@@ -46,7 +46,7 @@ def parse_key(text: str) -> AdapterName:
     return AdapterName(text)
 
 
-def weights_in(value: Any) -> dict[str, float]:  # noqa: ANN401 - TOML
+def weights_in(value: Any) -> dict[str, float]:
     """The weight of each version in the value of an alias: a version, or a table of weights.
 
     TOML reads the key in `{1.2 = 0.9}` as a table `1` with the key `2`; that is `1.2` here.

@@ -155,7 +155,7 @@ class TrustedProjects:
             raise Root(self._root).explain(error) from error
 
 
-def _project(item: Any) -> TrustedProject:  # noqa: ANN401 - any JSON value
+def _project(item: Any) -> TrustedProject:
     folder, digest, remotes, sources = item["folder"], item["digest"], item["remotes"], item["sources"]
     texts = isinstance(folder, str) and isinstance(digest, str)
     lists = isinstance(remotes, list) and isinstance(sources, list)

@@ -112,7 +112,7 @@ def _operation(target_of: Callable[..., Target], *, by_sequence: bool) -> Operat
         else:
             each, *more = rest
             slots, lengths = each.unique_consecutive(return_counts=True)
-        if weights.dim() == 4:  # noqa: PLR2004 - [slots, 1, out, in]
+        if weights.dim() == 4:
             weights = weights.squeeze(1)
         target, keep, scale = target_of(output, weights.shape[1], *more, **named)
         weights = weights[:, : target.shape[1]]  # a layer and its adapter may be padded to different widths

@@ -37,7 +37,7 @@ _ids: dict[int, Digest] = {}
 @parsed
 def lora_request(
     adapter: AdapterSpec | str,
-    llm: Any = None,  # noqa: ANN401 - vLLM's LLM or AsyncLLM
+    llm: Any = None,
     *,
     base: BaseSpec | str | None = None,
     library: Library | str | os.PathLike[str] | None = None,
@@ -99,7 +99,7 @@ def _root_of(library: Library | str | os.PathLike[str] | None) -> Path:
     return Path(library if isinstance(library, str | os.PathLike) else library.root).absolute()
 
 
-def _served(llm: Any) -> tuple[BaseSpec, int]:  # noqa: ANN401 - vLLM's class
+def _served(llm: Any) -> tuple[BaseSpec, int]:
     """The folder of the model in memory, and the largest rank that it takes."""
     from adapterhub.core.specs import BaseSpec
     from adapterhub.vllm_plugin.resolver import folder_of_model

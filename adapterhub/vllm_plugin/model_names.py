@@ -261,7 +261,7 @@ class ModelNames:
 
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
-        if status == 200:  # noqa: PLR2004 - OK
+        if status == 200:
             asked: Asked = scope[ASKED]
             status, value = self._listing(json.loads(body), name, asked.tenant)
             body = json.dumps(value).encode()
@@ -348,7 +348,7 @@ class _Exchange:
         if self.refusal is not None:
             return
         if message["type"] == "http.response.start":
-            self._is_answer = message["status"] == 200 and not self.is_unload  # noqa: PLR2004 - OK
+            self._is_answer = message["status"] == 200 and not self.is_unload
             if self.leased is not None and is_stream(message):
                 base = self._names.resolver.base_digest()
                 self._field = described(self.leased.label, self.leased.digest, base)

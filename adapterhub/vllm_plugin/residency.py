@@ -211,7 +211,7 @@ class Lifetime:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def of(self, app: Any) -> AsyncIterator[None]:  # noqa: ANN401 - vLLM's FastAPI application
+    async def of(self, app: Any) -> AsyncIterator[None]:
         """Do it while the block, the life of `app`, lasts. Runs on the event loop of its requests.
 
         Raises:
@@ -245,7 +245,7 @@ class Lifetime:
                 running.enter_context(self._resolver.followers(refresh_aliases))
             yield
 
-    async def _load(self, models: Any) -> None:  # noqa: ANN401 - vLLM's OpenAIServingModels
+    async def _load(self, models: Any) -> None:
         pins = self._resolver.settings.pins
         base = models.model_config.model
         for name in (*pins, *self._resolver.settings.preload):

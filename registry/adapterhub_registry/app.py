@@ -81,7 +81,7 @@ def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
     if settings.s3 is None:
         return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
     with extra_named("keeping blobs in S3"):
-        from adapterhub_registry.storage import s3  # noqa: PLC0415 - `obstore` is optional
+        from adapterhub_registry.storage import s3
     bucket = s3.Bucket(settings.s3)
     return s3.S3Blobs(bucket), s3.S3Xorbs(bucket)
 

@@ -128,7 +128,7 @@ def load_settings(
     secret_file: Path | None = None,
     public_url: str | None = None,
     limits: ServerLimits | None = None,
-    **more: Any,  # noqa: ANN401 - further members of Settings
+    **more: Any,
 ) -> Settings:
     """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
 

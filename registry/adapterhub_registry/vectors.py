@@ -105,13 +105,13 @@ def waiting(connection: Connection) -> int:
 
 
 def _encoder(root: Path) -> Encoder:
-    from adapterhub.formats.meaning.encoder import Encoder  # noqa: PLC0415 - numpy, which only a worker needs
+    from adapterhub.formats.meaning.encoder import Encoder
 
     return Encoder(model_place(root))
 
 
 def _packed(encoder: Encoder, texts: list[str]) -> bytes:
-    from adapterhub.formats.meaning.ranking import packed_build  # noqa: PLC0415 - as above
+    from adapterhub.formats.meaning.ranking import packed_build
 
     return packed_build(encoder.vectors(texts))
 
@@ -196,7 +196,7 @@ class Nearest:
 
     @cached_property
     def _encoder(self) -> Encoder:
-        from adapterhub.formats.meaning.encoder import Encoder  # noqa: PLC0415 - numpy, only for this search
+        from adapterhub.formats.meaning.encoder import Encoder
 
         return Encoder(model_place(self._root))
 
@@ -275,7 +275,7 @@ class Nearest:
 
     @staticmethod
     def _compared(connection: Connection, held: _Held | None) -> _Held:
-        from adapterhub.formats.meaning.ranking import Block  # noqa: PLC0415 - numpy, only for this search
+        from adapterhub.formats.meaning.ranking import Block
 
         count = connection.scalar(_COUNT) or 0
         if held is not None and held.count != count:

@@ -86,7 +86,7 @@ class Once:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._running: set[Hashable] = set()
 
-    def result(self, subject: Hashable, key: Hashable, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - of any type
+    def result(self, subject: Hashable, key: Hashable, make: Callable[[], Any]) -> Any:
         """The result kept under `(subject, key)`, or a new one of `make`.
 
         Raises:
@@ -176,7 +176,7 @@ def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
 
 
 def _with(before: Mapping[str, _KnownSketches], rows: Sequence[Row[Any]]) -> dict[str, _KnownSketches]:
-    from adapterhub.formats.derived.likeness import Sketches  # noqa: PLC0415 - numpy, for these answers alone
+    from adapterhub.formats.derived.likeness import Sketches
 
     after = dict(before)
     for key in {row.key_id for row in rows}:
@@ -327,8 +327,8 @@ def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, ke
 
 
 def _record(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, key: str) -> tuple[DerivedRecord, bytes]:
-    from adapterhub.formats.derived.deriving import derive  # noqa: PLC0415 - numpy, which only a worker needs
-    from adapterhub.formats.derived.likeness import Sketch  # noqa: PLC0415 - as above
+    from adapterhub.formats.derived.deriving import derive
+    from adapterhub.formats.derived.likeness import Sketch
 
     sketch = Sketch(key)
     opened = open_build(files, blob_store)

@@ -61,7 +61,7 @@ class Verdicts(Sequence["Tested"]):
         return [result.to_json() for result in self.results]
 
     def __repr__(self) -> str:
-        return f"<{self.verdict}: {', '.join(map(repr, self.results[:3]))}{', …' * (len(self) > 3)}>"  # noqa: PLR2004 - a line
+        return f"<{self.verdict}: {', '.join(map(repr, self.results[:3]))}{', …' * (len(self) > 3)}>"
 
 
 @parsed

@@ -210,7 +210,7 @@ class Playing:
         if (tokens := number_in(asked)) is None:
             raise UsageProblem(f"`{shown(asked, 40)}` new tokens, expected a whole number")
         temperature = _float(form.get("temperature", "0"), "temperature")
-        if not 0 <= temperature <= 2:  # noqa: PLR2004 - as the form says
+        if not 0 <= temperature <= 2:
             raise UsageProblem(f"temperature {temperature:g}, expected 0 to 2")
         return _Wish(
             base=base,

@@ -198,7 +198,7 @@ def make_route(
     return replace(route, threshold=checked(route).proposed(LEAST_ACCURACY))
 
 
-def _chosen(library: Library, over: Sequence[AdapterSpec], record: Any) -> list[Installed]:  # noqa: ANN401 - a BaseRecord
+def _chosen(library: Library, over: Sequence[AdapterSpec], record: Any) -> list[Installed]:
     from adapterhub.distribution.choosing import find_installed
     from adapterhub.library.bases.requested import RequestedBase
 

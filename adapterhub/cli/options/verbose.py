@@ -26,7 +26,7 @@ class _Requests(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one request with the status of its response."""
-        if isinstance(record.args, tuple) and len(record.args) == 5:  # noqa: PLR2004 - method, URL, protocol, status, reason
+        if isinstance(record.args, tuple) and len(record.args) == 5:
             method, url, _, status, reason = record.args
             self.out.detail(f"{method} {str(url).partition('?')[0]}: {status} {reason}")
 

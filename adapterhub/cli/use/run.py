@@ -486,7 +486,7 @@ def _row(raw: bytes, line: int, default: Choice | None) -> Row:
     """
     value = strict_json(raw, limit_bytes=MAX_LINE_BYTES)
     if not isinstance(value, dict):
-        raise ValueError(f"is {shown(value, 40)}, expected an object")  # noqa: TRY004 - as every other reason
+        raise ValueError(f"is {shown(value, 40)}, expected an object")
     unknown = [key for key in value if key not in _KEYS]
     if unknown:
         raise ValueError(f"has `{shown(unknown[0], 40)}`, expected {', '.join(f'`{key}`' for key in _KEYS)}")

@@ -178,7 +178,7 @@ def _say_kinds(out: Output, found: Comparison) -> None:
         if module.pairs:
             kinds.setdefault(place_of(module.module).kind, []).append(module)
     figures = dict(_FIGURES)
-    if len(found.adapters) > 2:  # noqa: PLR2004 - the norms of a pair are no longer those of two adapters
+    if len(found.adapters) > 2:
         del figures["norm 1"], figures["norm 2"]
     names = short_names(kinds)
     rows = []
@@ -240,7 +240,7 @@ def _number(value: float | None) -> str:
     """Four decimals below 10, else four significant digits."""
     if value is None:
         return "-"
-    return f"{round(value, 4) + 0.0:.4f}" if abs(value) < 10 else f"{value:.4g}"  # noqa: PLR2004 - digits
+    return f"{round(value, 4) + 0.0:.4f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 def _estimate(share: Share) -> str:

@@ -458,9 +458,9 @@ def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
     etag = headers.get("x-linked-etag", headers.get("etag", "")).removeprefix("W/").strip('"')
     if not all(c in "0123456789abcdef" for c in etag):
         return
-    if len(etag) == 64:  # noqa: PLR2004 - sha256
+    if len(etag) == 64:
         actual = hashlib.sha256(body).hexdigest()
-    elif len(etag) == 40 and "x-repo-commit" in headers:  # noqa: PLR2004 - sha1
+    elif len(etag) == 40 and "x-repo-commit" in headers:
         actual = git_sha1(body)
     else:
         return

@@ -188,7 +188,7 @@ class RegistryAliases:
                 hint="`adapt alias set` without `--remote` sets it in your library",
             )
 
-    def _read(self, told: Any, key: str) -> list[PublishedAlias]:  # noqa: ANN401 - JSON
+    def _read(self, told: Any, key: str) -> list[PublishedAlias]:
         try:
             return [_published(one, self._wire.endpoint) for one in told[key]]
         except (LookupError, TypeError, ValueError, UsageProblem) as error:
@@ -198,7 +198,7 @@ class RegistryAliases:
         return RemoteUnreachable(f"{self._wire.endpoint} sent no aliases: {shown(repr(error), 160)}")
 
 
-def _published(value: Any, place: str) -> PublishedAlias:  # noqa: ANN401 - JSON
+def _published(value: Any, place: str) -> PublishedAlias:
     repo, name, adapter = value["repo"], parse_alias(value["alias"]), value["adapter"]
     namespace, _, bare = repo.partition("/")
     full_name = f"{namespace}/{parse_name(adapter) if adapter is not None else bare}"
@@ -208,7 +208,7 @@ def _published(value: Any, place: str) -> PublishedAlias:  # noqa: ANN401 - JSON
     return PublishedAlias(repo=repo, alias=Alias(adapter=full_name, name=name, moves=(move,), place=place))
 
 
-def _move(value: Any, *, at: str, by: str) -> AliasMove:  # noqa: ANN401 - JSON
+def _move(value: Any, *, at: str, by: str) -> AliasMove:
     action, targets = value["action"], value["targets"]
     if action not in ACTIONS or not isinstance(by, str) or len(targets) > MOST_TARGETS:
         raise ValueError("no move of an alias")
@@ -257,7 +257,7 @@ def events_since(wire: Wire, since: int | None, wait_s: int) -> EventPage:
         raise RemoteUnreachable(f"{wire.endpoint} sent events that this version cannot read") from None
 
 
-def _page(told: Any) -> EventPage:  # noqa: ANN401 - JSON
+def _page(told: Any) -> EventPage:
     if not (type(told["next"]) is int and isinstance(told["missed"], bool)):
         raise ValueError("expected a number and a truth value")
     return EventPage(events=tuple(_event(one) for one in told["events"]), next=told["next"], missed=told["missed"])

@@ -652,6 +652,6 @@ def _from_helper(helper: str, key: str, variables: Mapping[str, str]) -> Credent
         return None  # as Docker takes it: there are none
     told = strict_json(done.stdout)
     if not isinstance(told, dict):
-        raise ValueError(f"`docker-credential-{helper}` printed no object")  # noqa: TRY004 - one class for the caller
+        raise ValueError(f"`docker-credential-{helper}` printed no object")
     user, secret = str(told.get("Username", "")), str(told.get("Secret", ""))
     return Credentials(refresh=secret) if user == _REFRESHES else Credentials(user=user, password=secret)

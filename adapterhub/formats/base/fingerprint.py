@@ -190,7 +190,7 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     dotted = f".{name}"
     if dotted.endswith((".rotary_emb.inv_freq", ".position_ids", ".attn.masked_bias", ".attention.masked_bias")):
         return True
-    mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]  # noqa: PLR2004 - [1, 1, n, n]
+    mask = len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
     return mask and dotted.endswith((".attn.bias", ".attention.bias"))
 
 

@@ -98,7 +98,7 @@ def read_metadata(text: str) -> Metadata:
 
 
 @cache
-def _loader() -> Any:  # noqa: ANN401 - a class of a module that is imported late
+def _loader() -> Any:
     """PyYAML's safe loader, in C where available, with the Hub's booleans: `no` is Norwegian, not false."""
     import yaml
 
@@ -132,7 +132,7 @@ def _check_events(events: Iterable[Any], first: int) -> None:
             depth -= 1
 
 
-def _lines(node: Any, path: str, first: int) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - a node of PyYAML
+def _lines(node: Any, path: str, first: int) -> Iterator[tuple[str, int]]:
     """The line of each key and list item below a node.
 
     Raises:

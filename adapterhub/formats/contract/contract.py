@@ -450,7 +450,7 @@ def rounded(number: float | None) -> float | None:
     return None if number is None else float(f"{number:.{_SIGNIFICANT}g}") + 0.0  # no -0
 
 
-def asked_json(asked: Asked | None) -> Any:  # noqa: ANN401 - a JSON value
+def asked_json(asked: Asked | None) -> Any:
     """The JSON value of what is asked."""
     return [dict(turn) for turn in asked] if isinstance(asked, tuple) else asked
 

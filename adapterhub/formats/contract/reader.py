@@ -513,7 +513,7 @@ def _value(line: bytes) -> dict[str, Any]:
         raise ValueError(f"{len(line)} bytes, expected at most {MAX_LINE_BYTES}")
     value = strict_json(line, limit_bytes=MAX_LINE_BYTES)
     if not isinstance(value, dict):
-        raise ValueError(f"expected an object, got {JSON_KINDS.get(type(value), 'something else')}")  # noqa: TRY004
+        raise ValueError(f"expected an object, got {JSON_KINDS.get(type(value), 'something else')}")
     if _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     try:

@@ -214,7 +214,7 @@ class Attested:
         """
         value = strict_json(payload, limit_bytes=RESULT_LIMIT_BYTES)
         if not isinstance(value, dict):
-            raise ValueError("statement: expected an object")  # noqa: TRY004 - one class for the caller
+            raise ValueError("statement: expected an object")
         reader = _Reader()
         made = reader.statement(value)
         if reader.problems:

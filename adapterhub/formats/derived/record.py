@@ -65,7 +65,7 @@ class DerivedRecord(Documented, keys="schema weights config norm others modules 
     schema: str = SCHEMA
 
     @classmethod
-    def from_json(cls, value: Any) -> DerivedRecord:  # noqa: ANN401 - a JSON value
+    def from_json(cls, value: Any) -> DerivedRecord:
         """Read the value that `to_json` makes.
 
         Raises:

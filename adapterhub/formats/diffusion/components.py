@@ -68,7 +68,7 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
         entry = value.get(name)
         if entry is None or entry == [None, None]:
             continue
-        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):  # noqa: PLR2004
+        if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
             raise Malformed(f"{path}: `{name}` is {shown(entry)}, expected [library, class]")
         if not (pipeline / name).is_dir():
             raise Malformed(
@@ -169,7 +169,7 @@ def transposed(spec: TensorSpec, name: str) -> TensorView:
     Raises:
         ValueError: it is no matrix, or its numbers do not fill whole bytes.
     """
-    if len(spec.shape) != 2 or DTYPE_BITS[spec.dtype] % 8:  # noqa: PLR2004 - a matrix
+    if len(spec.shape) != 2 or DTYPE_BITS[spec.dtype] % 8:
         raise ValueError(f"`{shown(spec.name)}`: expected a matrix of whole bytes, got {spec.dtype} {list(spec.shape)}")
     shape = (spec.shape[1], spec.shape[0])
     return TensorView(name=name, dtype=spec.dtype, shape=shape, pieces=((spec.start, spec.end),), is_transposed=True)

@@ -550,7 +550,7 @@ def folded(down: bytes, down_spec: TensorSpec, mid: bytes, mid_spec: TensorSpec)
     return np.ascontiguousarray(np.einsum("pqhw,qi->pihw", core, a).astype("<f4")).tobytes()
 
 
-def _floats(raw: bytes, spec: TensorSpec) -> Any:  # noqa: ANN401 - a numpy array
+def _floats(raw: bytes, spec: TensorSpec) -> Any:
     from adapterhub.formats.derived.reading import floats
 
     return floats(raw, spec.dtype).astype("<f8")
@@ -586,7 +586,7 @@ def padded(raw: bytes, spec: TensorSpec, shape: tuple[int, ...], factor: float) 
     return made.tobytes()
 
 
-def _stored(numbers: Any, dtype: str) -> Any:  # noqa: ANN401 - numpy arrays
+def _stored(numbers: Any, dtype: str) -> Any:
     """Numbers in a dtype, as unsigned integers of its width; rounded to the nearest."""
     import numpy as np
 
@@ -669,7 +669,7 @@ def foreign_path(path: Path) -> Path | None:
         few = ", ".join(f"`{shown(p.name)}`" for p in found[:4])
         raise MalformedTensorFile(
             str(path),
-            f"holds {len(found)} files that may be adapters ({few}{', …' if len(found) > 4 else ''})",  # noqa: PLR2004
+            f"holds {len(found)} files that may be adapters ({few}{', …' if len(found) > 4 else ''})",
             code="E_CONFLICT",
             hint="give one of them, or all: `adapt add FOLDER/*.safetensors`",
         )

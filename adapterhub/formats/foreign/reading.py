@@ -531,7 +531,7 @@ def _license(text: str) -> str | None:
 
 def _hex(text: str) -> str:
     text = text.strip().lower().removeprefix("0x").removeprefix("sha256:")
-    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else ""  # noqa: PLR2004 - of sha256
+    return text if len(text) == 64 and set(text) <= set("0123456789abcdef") else ""
 
 
 def _triggers(metadata: Mapping[str, str]) -> Iterator[Trigger]:
@@ -561,7 +561,7 @@ def _words(metadata: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         yield tag, "guessed", "ss_tag_frequency"
 
 
-def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:  # noqa: ANN401 - any JSON of that kind
+def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
     text = metadata.get(key, "")
     if not text:
         return kind()

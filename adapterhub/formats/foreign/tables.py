@@ -38,7 +38,7 @@ def _of_linear1(part: int) -> Callable[[int, int], Rows | None]:
     def rows(out: int, width: int) -> Rows | None:
         if out <= 3 * width:
             return ()
-        return ((part * width, (part + 1) * width if part < 3 else out),)  # noqa: PLR2004 - q, k, v, then the rest
+        return ((part * width, (part + 1) * width if part < 3 else out),)
 
     return rows
 

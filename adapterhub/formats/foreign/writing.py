@@ -215,7 +215,7 @@ def joined(
     downs = [module.slots["lora_A.weight"] for module in there]
     scales = {module.scale for module in there}
     dtypes = {(cut.dtype, module.slots["lora_B.weight"].dtype) for cut, module in zip(downs, there, strict=True)}
-    if len(scales) > 1 or len(dtypes) > 1 or any(len(module.slots) > 2 for module in there):  # noqa: PLR2004 - A and B
+    if len(scales) > 1 or len(dtypes) > 1 or any(len(module.slots) > 2 for module in there):
         what = "scales" if len(scales) > 1 else "dtypes" if len(dtypes) > 1 else "magnitudes or biases"
         reason = f"its parts `{shown(first.name)}` and others have different {what}"
         message = f"`{shown(label)}` is one module in that program; nothing was written"

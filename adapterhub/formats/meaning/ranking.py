@@ -41,7 +41,7 @@ def packed_build(vectors: NDArray[Any]) -> bytes:
     not.
     """
     prompts = vectors[1:]
-    if len(prompts) < 2:  # noqa: PLR2004 - nothing to compare with
+    if len(prompts) < 2:
         return packed(vectors)
     others = prompts.sum(0) - prompts
     alike = (prompts * others).sum(1) >= LEAST_ALIKE * np.linalg.norm(others, axis=1)

@@ -98,7 +98,7 @@ class FactorLayout:
         """The rank of each part for a rank in a config: the inverse of `config_rank`, at least 1."""
         return max(1, rank // self.parts) if self.kind == "conv" else rank
 
-    def split(self, a: Any, b: Any) -> tuple[tuple[Any, Any], ...]:  # noqa: ANN401 - arrays of torch or of numpy
+    def split(self, a: Any, b: Any) -> tuple[tuple[Any, Any], ...]:
         """The factors of each part, [r, width] and [part_out, r], from A and B as in the file; views of them."""
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         if self.parts == 1:
@@ -343,7 +343,7 @@ def pair_up_products(specs: Iterable[TensorSpec], config: AdapterConfig, folder:
     return Pairs(MappingProxyType(modules), tuple(others), MappingProxyType({}))
 
 
-def multiplied(xp: Any, tensors: Arrays) -> tuple[Array, Array]:  # noqa: ANN401 - torch or numpy
+def multiplied(xp: Any, tensors: Arrays) -> tuple[Array, Array]:
     """A [r, width] and B [out, r] of one module, by PEFT's names of its tensors, which are float64.
 
     Their product is the update without its scale. The rank is the smallest that the shapes tell, or lower where a merge
@@ -373,7 +373,7 @@ def multiplied(xp: Any, tensors: Arrays) -> tuple[Array, Array]:  # noqa: ANN401
     return xp.kron(outer_a, inner_a), xp.kron(outer_b, inner_b)
 
 
-def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:  # noqa: ANN401 - torch or numpy
+def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
     """A and B of each of the two matrices whose Kronecker product is the update of a LoKr module, as in `multiplied`.
 
     None where it is not that of two matrices: PEFT orders the kernel of a one-dimensional convolution otherwise.
@@ -392,19 +392,19 @@ def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tupl
     return _kept(*outer), _kept(*inner)
 
 
-def _hadamard_side(xp: Any, tensors: Arrays, side: str) -> tuple[Array, Array]:  # noqa: ANN401 - torch or numpy
+def _hadamard_side(xp: Any, tensors: Arrays, side: str) -> tuple[Array, Array]:
     """One of the two factors of LoHa as a pair [r, width], [out, r]."""
     left, right = tensors[f"hada_w{side}_a"], tensors[f"hada_w{side}_b"]
     core = tensors.get(f"hada_t{side}")
     return (right, left) if core is None else (_with_core(xp, core, right), left.T)
 
 
-def _with_core(xp: Any, core: Array, right: Array) -> Array:  # noqa: ANN401 - torch or numpy
+def _with_core(xp: Any, core: Array, right: Array) -> Array:
     made = xp.einsum("ijkl,jr->irkl", core, right)
     return made.reshape(made.shape[0], -1)
 
 
-def _split(xp: Any, matrix: Array) -> tuple[Array, Array]:  # noqa: ANN401 - torch or numpy
+def _split(xp: Any, matrix: Array) -> tuple[Array, Array]:
     """A matrix as a pair of its own smaller size, one of them the identity."""
     rows, columns = matrix.shape
     one = xp.eye(min(rows, columns), dtype=matrix.dtype)

@@ -216,7 +216,7 @@ class _Structure:
         elif found == "{":
             match = _QUANTIFIER.match(self.pattern, self.at)
             # A brace that is no quantifier is a plain character to `re`, and fuzzy matching to `regex`.
-            if match is None or match[0] in ("{}", "{,}") or max(len(match[1]), len(match[3])) > 9:  # noqa: PLR2004 - digits
+            if match is None or match[0] in ("{}", "{,}") or max(len(match[1]), len(match[3])) > 9:
                 raise RefusedPattern("has a brace that is not a repeat count; write it as `\\{`")
             self.at = match.end()
             low = int(match[1] or 0)
@@ -412,13 +412,13 @@ class AnyPattern(_Matcher):
         return None if match is None else str(match.groupdict().get("idx", ""))
 
 
-def _guarded(pattern: str) -> Any:  # noqa: ANN401 - a `regex` pattern; the package has no types
+def _guarded(pattern: str) -> Any:
     import regex  # plain names save this import of 30 ms
 
     return regex.compile(pattern, regex.VERSION0)
 
 
-def _run(match: Any, name: str) -> Any:  # noqa: ANN401 - a bound method of a `regex` pattern, and its result
+def _run(match: Any, name: str) -> Any:
     try:
         return match(name, timeout=_SINGLE_MATCH_S)
     except TimeoutError:

@@ -319,7 +319,7 @@ def _split(template: str) -> tuple[str, str]:
             raise ValueError(f"`{match[0]}` stands alone at character {match.start() + 1}; `{match[0] * 2}` is a brace")
         else:
             sides[-1] += match[0][0]
-        if len(sides) > 2:  # noqa: PLR2004 - before and after
+        if len(sides) > 2:
             raise ValueError("expected exactly one `{input}`, got more")
     if len(sides) == 1:
         raise ValueError("expected exactly one `{input}`, got none")
@@ -408,7 +408,7 @@ def _text(form: PromptForm, asked: Asked) -> str:
 def _pair(asked: Asked) -> tuple[str, str]:
     """The two texts of a pair; one text is split at its one tab."""
     parts = asked.split("\t") if isinstance(asked, str) else asked
-    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):  # noqa: PLR2004 - a pair
+    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise UsageProblem("this adapter takes pairs of texts", hint="put one tab between the two")
     return str(parts[0]), str(parts[1])
 

@@ -68,7 +68,7 @@ def form_in_modelfile(text: str) -> PromptForm | None:
             argument = _unquoted(argument.strip()) or ""
             if name == "stop" and argument:
                 value.setdefault("stop", []).append(argument)
-            elif name == "num_predict" and argument.isascii() and argument.isdigit() and len(argument) < 6:  # noqa: PLR2004 - five digits
+            elif name == "num_predict" and argument.isascii() and argument.isdigit() and len(argument) < 6:
                 value["max_new_tokens"] = min(max(int(argument), 1), MAX_NEW_TOKENS)
     if "TEMPLATE" in said:
         if "SYSTEM" in said:
@@ -94,7 +94,7 @@ def _template(text: str) -> PromptForm:
             sides[-1] += "{{"
     sides[-1] += text[at:]
     left = next((side for side in re.split(_ACTION, text)[::2] if "{{" in side), None)
-    if left is not None or len(sides) != 2:  # noqa: PLR2004 - before and after
+    if left is not None or len(sides) != 2:
         what = shown(left[left.index("{{") :], 40) if left is not None else f"{len(sides) - 1} places for the prompt"
         raise Malformed(f"its Modelfile's TEMPLATE is a Go template with `{what}`, which is not translated")
     raw = PromptForm(form="raw")
@@ -143,7 +143,7 @@ _ARRAY: Final = 9
 
 def prompt_prefix(head: bytes) -> str | None:
     """The prefix that a GGUF file states, given its first `LOOKED_AT_BYTES`; None without one or for damage."""
-    if head[:4] != _MAGIC or len(head) < 24:  # noqa: PLR2004 - magic, version and two counts
+    if head[:4] != _MAGIC or len(head) < 24:
         return None
     version, _tensors, pairs = struct.unpack_from("<IQQ", head, 4)
     if version not in _VERSIONS or pairs > _MAX_PAIRS:

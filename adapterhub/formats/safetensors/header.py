@@ -288,7 +288,7 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
         return f"shape is {shown(shape, 40)}, expected a list of natural numbers"
     if len(shape) > MAX_DIMENSIONS:
         return f"has {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}"
-    if not _naturals(offsets) or len(offsets) != 2:  # noqa: PLR2004 - begin and end
+    if not _naturals(offsets) or len(offsets) != 2:
         return f"data_offsets is {shown(offsets, 40)}, expected two natural numbers"
     begin, stop = offsets
     bits = math.prod(shape) * DTYPE_BITS[dtype]
@@ -338,7 +338,7 @@ def _naturals(value: object) -> TypeGuard[list[int]]:
 def _natural(text: str) -> int:
     if text.startswith("-"):
         raise ValueError(f"number {shown(text, 24)} is negative")
-    if len(text) > 20:  # noqa: PLR2004 - digits of 2**64
+    if len(text) > 20:
         raise ValueError(f"number {shown(text, 24)} does not fit in 64 bits")
     return int(text)
 

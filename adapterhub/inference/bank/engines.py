@@ -244,7 +244,7 @@ class NativeEngine:
         for name, specs in places.items():
             module = modules[name]
             layer, device = _layer(module)
-            if len(specs) == 2 and device is None and isinstance(module, nn.Linear):  # noqa: PLR2004 - A and B alone
+            if len(specs) == 2 and device is None and isinstance(module, nn.Linear):
                 a, b = specs["lora_A.weight"], specs["lora_B.weight"]
                 view = memory.later(a, b, chosen or _kept(a.dtype, layer))
                 if view is not None:

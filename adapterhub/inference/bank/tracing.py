@@ -84,7 +84,7 @@ def changed_arguments(
     for name, value in given.items():
         if name not in inputs:
             changed[name] = value if isinstance(value, Tensor) else copy.deepcopy(value)
-            if short and name.endswith("attention_mask") and isinstance(value, Tensor) and value.ndim == 2:  # noqa: PLR2004 - [rows, tokens]
+            if short and name.endswith("attention_mask") and isinstance(value, Tensor) and value.ndim == 2:
                 changed[name] = value.clone()
                 changed[name][short, 1:] = 0
             continue
@@ -312,7 +312,7 @@ class Tracer:
             raise refusal(["the model is in training mode, in which its normalisation mixes the rows"])
         # Row i has the bits of i + 1, one per pass: no two rows change together, and none never.
         codes = [[(row + 1) >> bit & 1 for row in range(batch)] for bit in range(batch.bit_length())]
-        tokens = batch * max(tensor[0].numel() if tensor.ndim < 3 else tensor.shape[1] for tensor in inputs.values())  # noqa: PLR2004 - [rows, tokens]
+        tokens = batch * max(tensor[0].numel() if tensor.ndim < 3 else tensor.shape[1] for tensor in inputs.values())
         # Where experts choose tokens, sizes depend on contents; few tokens might come out alike by chance.
         others = [[2 + turn] * batch for turn in range(min(_MOST_PASSES, max(1, _TOKENS // tokens)))]
         marked = [[0] * batch, *codes]

@@ -514,7 +514,7 @@ def _base_problems(goldens: Sequence[Golden], measured: Measured, bounds: Bounds
         broken.append(f"base-loss-is-not-so: the base has {number}; this is not the base of the recording")
     alike = sum(measured.base[g.id].same for g in goldens) / len(goldens)
     gap = sum((g.base_loss or 0.0) - (g.loss or 0.0) for g in goldens) / len(goldens)
-    if alike >= 0.5 or gap < bounds.min_gap:  # noqa: PLR2004 - half of them
+    if alike >= 0.5 or gap < bounds.min_gap:
         broken.append(f"proves-nothing: the base alone gives {alike:.0%} of the recorded answers")
     return broken
 

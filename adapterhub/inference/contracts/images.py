@@ -272,7 +272,7 @@ def _settings(model: AdaptedPipeline, wanted: WantedImages) -> ImageSettings:
     )
 
 
-def _own_side(pipeline: Any) -> int:  # noqa: ANN401 - of diffusers
+def _own_side(pipeline: Any) -> int:
     """The pipeline's own size, halved until it is small; 256 where it does not say."""
     cells = getattr(pipeline, "default_sample_size", None)
     if cells is None:

@@ -256,7 +256,7 @@ class _Recorder:
         wanted = wanted[:count]
         prompts = prompts_in_tokens(self.form, [one.asked for one in wanted], self.model, self.tokenizer)
         found = encode(self.model, prompts, self.tick, vectors=vectors)
-        if kind == "classify" and found and len(found[0].logits) < 2:  # noqa: PLR2004 - labels to tell apart
+        if kind == "classify" and found and len(found[0].logits) < 2:
             raise Incompatible("an adapter that gives one number has no labels, and a contract compares labels")
         if not all(one.is_finite for one in found):
             raise Incompatible("the adapter's numbers are not finite")

@@ -90,7 +90,7 @@ def _dtype(adapter: Adapter, name: str | None) -> torch.dtype:
         return CHOSEN_DTYPES[name]
     modules = adapter.factors.modules.values()
     own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
-    exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)  # noqa: PLR2004 - a power of two
+    exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)
     if own == {torch.float16}:
         exact &= all(factors.scale >= 1 for factors in modules)  # a smaller scale costs numbers below 6e-5 some bits
     return own.pop() if len(own) == 1 and exact and torch.float64 not in own else torch.float32

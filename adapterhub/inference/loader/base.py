@@ -369,7 +369,7 @@ class PipelineModules(nn.Module):
         UsageProblem: the pipeline has none of these components in memory.
     """
 
-    def __init__(self, pipeline: Any) -> None:  # noqa: ANN401 - diffusers is not needed here
+    def __init__(self, pipeline: Any) -> None:
         super().__init__()
         object.__setattr__(self, "pipeline", pipeline)  # no child: it may be a module itself
         for name in COMPONENTS:
@@ -389,7 +389,7 @@ class PipelineModules(nn.Module):
         return tuple(self._modules)
 
 
-def as_model(model: Any) -> Any:  # noqa: ANN401 - checked by `BaseModel`
+def as_model(model: Any) -> Any:
     """A pipeline as one model; anything else unchanged."""
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "components", None), Mapping):
         return PipelineModules(model)

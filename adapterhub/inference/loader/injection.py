@@ -85,10 +85,10 @@ def _conv1d() -> type[nn.Module]:
     return layer
 
 
-def _peft(kind: str, **settings: Any) -> Callable[[], Any]:  # noqa: ANN401 - PEFT's own settings
+def _peft(kind: str, **settings: Any) -> Callable[[], Any]:
     """Makes a config of PEFT when it is needed: a bank that adds the factors itself needs none."""
 
-    def make() -> Any:  # noqa: ANN401 - PEFT has no types
+    def make() -> Any:
         import peft
 
         return getattr(peft, kind)(**settings)

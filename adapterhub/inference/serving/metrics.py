@@ -62,7 +62,7 @@ class ServingMetrics:
         self._series(self._tokens, adapter, "prompt")(prompt)
         self._series(self._tokens, adapter, "generated")(generated)
 
-    def _series(self, counter: Any, adapter: str | None, *more: str) -> Callable[[float], None]:  # noqa: ANN401 - see _counters
+    def _series(self, counter: Any, adapter: str | None, *more: str) -> Callable[[float], None]:
         name = BASE if adapter is None else self._labels.get(adapter)
         if name is None:
             assert adapter is not None

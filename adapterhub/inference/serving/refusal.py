@@ -116,4 +116,4 @@ class RequestRefused(Exception):
     def headers(self) -> dict[str, str]:
         """The headers of the answer beside its type and length."""
         made = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
-        return made | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})  # noqa: PLR2004 - unauthorised
+        return made | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})

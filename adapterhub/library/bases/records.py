@@ -574,9 +574,9 @@ class BaseRecord(Documented, keys="alias path fingerprint=digests hints=names pa
             raise ValueError(f"{absent[0]}: missing")
         for key, kinds in (("alias", (str,)), ("path", (str, type(None))), ("hub", (str, type(None)))):
             if not isinstance(value[key], kinds):
-                raise ValueError(f"{key}: expected text, got {shown(value[key])}")  # noqa: TRY004 - gathered as one
+                raise ValueError(f"{key}: expected text, got {shown(value[key])}")
         if not isinstance(value["tensors"], list):
-            raise ValueError("tensors: expected a list")  # noqa: TRY004 - as above
+            raise ValueError("tensors: expected a list")
         tensors = tuple(TensorFacts.from_json(t, f"tensors[{i}]") for i, t in enumerate(value["tensors"]))
         return cls(
             alias=value["alias"],

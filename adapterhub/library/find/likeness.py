@@ -75,7 +75,7 @@ class Similar(
     def scale_words(self) -> tuple[str, ...]:
         """`2 times as strong`, where the strength differs by more than rounding; the sign is that of the cosine."""
         scale = abs(self.scale or 1.0)
-        return () if abs(scale - 1) < 0.01 else (f"{scale:.3g} times as strong",)  # noqa: PLR2004 - rounding is less
+        return () if abs(scale - 1) < 0.01 else (f"{scale:.3g} times as strong",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +238,7 @@ class _Seeker:
         declared = {one.digest for one in build.manifest.parents} if build is not None else set()
         own = build.manifest.digest if build is not None else None
         others = [one for one in others if own is None or not self._names_as_parent(one.digest, own)]
-        if len(others) < 2:  # noqa: PLR2004 - one is no sum
+        if len(others) < 2:
             return (), None
         begin = [at for at, one in enumerate(others) if one.digest in declared]
         proposed = pursue(sketch, Sketches([one.sketch for one in others]).numbers, begin)
@@ -252,7 +252,7 @@ class _Seeker:
                 except (AdapterHubError, OSError):  # a damaged one is for `verify` to tell
                     continue
             result = explain(gram([self._updates, *opened])) if opened else None
-        if result is None or len(result.weights) < 2:  # noqa: PLR2004 - as above
+        if result is None or len(result.weights) < 2:
             return (), None
         if result.unexplained > LEFT and result.unexplained > min(MOSTLY, BETTER * result.alone):
             return (), None
@@ -357,7 +357,7 @@ def _opened(library: InstalledBuilds, row: BuildRow) -> AbstractContextManager[A
 
 def _error_at(cosine: float) -> float:
     """How far below the exact cosine a sketch's may lie: five times the error that was measured there."""
-    return 0.02 if cosine >= 0.99 else 0.05 if cosine >= NEAR else 0.2  # noqa: PLR2004 - as measured
+    return 0.02 if cosine >= 0.99 else 0.05 if cosine >= NEAR else 0.2
 
 
 def _name(adapter: Installed | Path) -> str:

@@ -124,7 +124,7 @@ def _of_hash(library: Library, text: str) -> Iterator[Match]:
     for name, origin in _originals(library):
         how = matches_hash(text, origin)
         if how:
-            yield Match(what="adapter", name=name, sure="proven" if len(text) == 64 else "likely", how=how)  # noqa: PLR2004
+            yield Match(what="adapter", name=name, sure="proven" if len(text) == 64 else "likely", how=how)
 
 
 def _of_hashes(library: Library, hashes: Hashes | None) -> Iterator[Match]:

@@ -298,4 +298,4 @@ def matches_hash(text: str, origin: Mapping[str, Any]) -> str:
 
 def is_hash(text: str) -> bool:
     """Whether an argument can be a hash of a file: 10 to 64 hexadecimal digits."""
-    return 10 <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")  # noqa: PLR2004 - AutoV2, sha256
+    return 10 <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")

@@ -242,7 +242,7 @@ def _user() -> str:
     return f"{name}@{os.uname().nodename}"
 
 
-def _parsed(value: Any) -> Alias:  # noqa: ANN401 - JSON
+def _parsed(value: Any) -> Alias:
     spec = AdapterSpec.parse(value["adapter"])
     moves = []
     for move in value["moves"]:

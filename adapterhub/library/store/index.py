@@ -91,7 +91,7 @@ class Index:
     def find(self, filters: Filters) -> list[Hit]:
         """The builds of `search`, and why each matches the text."""
         where, values = conditions_of(filters)
-        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"  # noqa: S608 - own column names
+        sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"
         with self._reading() as connection:
             if filters.text:
                 from adapterhub.library.store.words import Where, find_words
@@ -120,7 +120,7 @@ class Index:
 
     def numbered(self, numbers: Iterable[int]) -> dict[int, BuildRow]:
         """The builds with these numbers that are still there, in this order."""
-        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE rowid = ?"  # noqa: S608 - own column names
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM builds WHERE rowid = ?"
         with self._reading() as connection:
             found = {number: connection.execute(sql, (number,)).fetchone() for number in numbers}
         return {number: BuildRow._make(row) for number, row in found.items() if row is not None}
@@ -140,7 +140,7 @@ class Index:
         """Registered bases by alias."""
         columns = ", ".join(BaseRow._fields)
         with self._reading() as connection:
-            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]  # noqa: S608 - own columns
+            return [BaseRow._make(row) for row in connection.execute(f"SELECT {columns} FROM bases ORDER BY alias")]
 
     def equivalents(self, weights: str) -> tuple[str, ...]:
         """Fingerprints declared by builds that are the registered base `weights`, in any precision or file layout."""
@@ -175,7 +175,7 @@ class Index:
     def sketches(self) -> list[SketchRow]:
         """Every sketch that was made, and the builds that have none."""
         with self._reading() as connection:
-            rows = connection.execute(f"SELECT {', '.join(SketchRow._fields)} FROM sketches").fetchall()  # noqa: S608 - own columns
+            rows = connection.execute(f"SELECT {', '.join(SketchRow._fields)} FROM sketches").fetchall()
         rows.sort()  # in a third of the time in which SQLite reads them by digest
         return [SketchRow._make(row) for row in rows]
 
@@ -184,7 +184,7 @@ class Index:
 
         It spares the making of a row for each, which takes four times as long as the reading of all.
         """
-        sql = f"SELECT {', '.join(SketchRow._fields)} FROM sketches WHERE rowid = ?"  # noqa: S608 - own columns
+        sql = f"SELECT {', '.join(SketchRow._fields)} FROM sketches WHERE rowid = ?"
         with self._reading() as connection:
             connection.execute("BEGIN")  # what is chosen is there to be read
             made = connection.execute("SELECT rowid, sketch FROM sketches WHERE sketch != x''").fetchall()
@@ -307,7 +307,7 @@ class Index:
                 ("matches", _MATCH, set(matches)),
             ):
                 columns = ", ".join(names)
-                found = set(copy.execute(f"SELECT {columns} FROM {table}"))  # noqa: S608 - own names
+                found = set(copy.execute(f"SELECT {columns} FROM {table}"))
                 if table == "matches":  # pairs of removed bases do no harm
                     found &= wanted
                 if found != wanted:
@@ -380,7 +380,7 @@ def _put(
 ) -> None:
     """Add rows; each replaces one with the same key."""
     marks = ", ".join("?" * len(columns))
-    sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608 - own names
+    sql = f"INSERT OR REPLACE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
     connection.executemany(sql, rows)
 
 

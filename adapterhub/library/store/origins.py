@@ -134,7 +134,7 @@ def read_origin(path: Path) -> Origin:
         raise ValueError(f"expected an object with the texts {', '.join(_KEYS)}")
     repository = value.get("repository", "")
     if not isinstance(repository, str):
-        raise ValueError("expected a text as `repository`")  # noqa: TRY004 - a file, not an argument
+        raise ValueError("expected a text as `repository`")
     digest = parse_digest(value["adapter"])
     return Origin(adapter=digest, name=value["name"], place=value["place"], repository=repository)
 

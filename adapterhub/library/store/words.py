@@ -83,7 +83,7 @@ def find_words(
     most = min(limit or relevance.MOST_RANKED, relevance.MOST_RANKED)
     source = "builds_fts" if not where.conditions else "builds_fts JOIN builds ON builds.rowid = builds_fts.rowid"
     conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
-    sql = f"SELECT builds_fts.rowid FROM {source} WHERE {conditions} ORDER BY builds_fts.rowid LIMIT ?"  # noqa: S608 - own conditions
+    sql = f"SELECT builds_fts.rowid FROM {source} WHERE {conditions} ORDER BY builds_fts.rowid LIMIT ?"
 
     def holders(condition: All, many: int) -> list[int]:
         query = where.matching(" AND ".join(f"({_either(words)})" for words in condition))
@@ -106,7 +106,7 @@ def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
     for at in range(0, len(numbers), 500):  # SQLite bounds the number of values
         some = numbers[at : at + 500]
         marks = ", ".join("?" * len(some))
-        sql = f"SELECT rowid, name, task, description, prompts FROM builds_fts WHERE rowid IN ({marks})"  # noqa: S608 - marks
+        sql = f"SELECT rowid, name, task, description, prompts FROM builds_fts WHERE rowid IN ({marks})"
         found |= {row[0]: Wording(*row[1:]) for row in connection.execute(sql, some)}
     return found
 
@@ -118,7 +118,7 @@ def _beginning(connection: sqlite3.Connection, text: str, where: Where, limit: i
     """
     words = relevance.words_of(text)
     conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
-    sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"  # noqa: S608 - own conditions
+    sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"
     sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
     for cut in range(_LONGEST_ENDING + 1) if words else ():
         query = " AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words)

@@ -243,7 +243,7 @@ def _damage(path: Path, root: Path, message: str, hint: str) -> Finding:
 
 def _object(path: Path) -> None:
     if not isinstance(read_json(path, _LIMIT_BYTES), dict):
-        raise ValueError("expected a JSON object")  # noqa: TRY004 - one class for the caller
+        raise ValueError("expected a JSON object")
 
 
 def _named_by_its_bytes(path: Path) -> None:

@@ -343,7 +343,7 @@ def read_state(store: Store, project: Path) -> dict[str, Placed]:
         return {}
 
 
-def _placed(item: Any) -> Placed:  # noqa: ANN401 - any JSON value; what it lacks raises
+def _placed(item: Any) -> Placed:
     files = {name: tuple(stamp) for name, stamp in item["files"].items()}  # a damaged one equals no stamp
     return Placed(str(item["digest"]), int(item["inode"]), files)
 

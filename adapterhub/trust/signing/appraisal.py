@@ -109,7 +109,7 @@ def is_older(version: str, other: str) -> bool:
     return Version(version) < Version(other)
 
 
-def _seen(item: Any) -> FirstUse:  # noqa: ANN401 - any JSON value
+def _seen(item: Any) -> FirstUse:
     builds = []
     for build in item["builds"]:
         rank = build["rank"]

@@ -359,10 +359,10 @@ def clock() -> float:
 
 def _trust(value: object) -> Trust:
     if not isinstance(value, dict) or not isinstance(value.get("keys"), list):
-        raise ValueError("keys: expected a list")  # noqa: TRY004 - one class for the caller
+        raise ValueError("keys: expected a list")
     policies = value.get("policies", {})
     if not isinstance(policies, dict):
-        raise ValueError("policies: expected an object")  # noqa: TRY004 - one class for the caller
+        raise ValueError("policies: expected an object")
     keys = tuple(_key(item, f"keys[{n}]") for n, item in enumerate(value["keys"]))
     if len({key.name for key in keys}) != len(keys):
         raise ValueError("keys: a name is given twice")
@@ -379,7 +379,7 @@ def _trust(value: object) -> Trust:
 def _revoked(items: object) -> Iterator[RevokedKey]:
     names = ("name", "fingerprint", "reason")
     if not isinstance(items, list):
-        raise ValueError("revoked: expected a list")  # noqa: TRY004 - as above
+        raise ValueError("revoked: expected a list")
     for number, item in enumerate(items):
         if not isinstance(item, dict) or not all(isinstance(item.get(name), str) for name in names):
             raise ValueError(f"revoked[{number}]: expected the texts {', '.join(names)}")
@@ -389,7 +389,7 @@ def _revoked(items: object) -> Iterator[RevokedKey]:
 
 def _key(item: object, where: str) -> TrustedKey:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str) or not isinstance(item.get("key"), str):
-        raise ValueError(f"{where}: expected the texts `name` and `key`")  # noqa: TRY004 - as above
+        raise ValueError(f"{where}: expected the texts `name` and `key`")
     lists: dict[str, Any] = {name: item.get(name, []) for name in ("adapters", "remotes", "accepts", "replaces")}
     for name, found in lists.items():
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):

@@ -272,7 +272,7 @@ def _above(limit: int) -> bytes:
     return bytes((byte & 0x7F) > limit for byte in range(256))
 
 
-def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:  # noqa: ANN401 - a numpy array; numpy is not imported at module level
+def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:
     """The numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
     import numpy as np
 

@@ -107,7 +107,7 @@ class ThreadedRoute(APIRoute):
     The framework's dependencies would take a third of the time of what is requested most often.
     """
 
-    def __init__(self, path: str, endpoint: Callable[[Request], Response], **more: Any) -> None:  # noqa: ANN401 - as in the parent
+    def __init__(self, path: str, endpoint: Callable[[Request], Response], **more: Any) -> None:
         super().__init__(path, endpoint, **more)
 
         async def answer(request: Request) -> Response:

@@ -229,7 +229,7 @@ adapters = Table(
 )
 
 
-def _key_of_row(context: Any) -> str:  # noqa: ANN401 - SQLAlchemy's context of an insert
+def _key_of_row(context: Any) -> str:
     return version_key(context.get_current_parameters()["version"])
 
 
@@ -398,7 +398,7 @@ class Database:
             with connection.begin():
                 yield connection
 
-    def look(self, statement: PreparedSql | PreparedPair, **given: object) -> Any:  # noqa: ANN401 - as `Prepared.first`
+    def look(self, statement: PreparedSql | PreparedPair, **given: object) -> Any:
         """The first row of one statement, which needs no transaction around it.
 
         It runs once more where the connection at hand turns out to be closed, as reading twice does no harm.

@@ -32,7 +32,7 @@ class PreparedSql:
         self._statement = statement
         self._forms: dict[str, _DriverForm] = {}
 
-    def first(self, connection: Connection, **given: object) -> Any | None:  # noqa: ANN401 - as `rows`
+    def first(self, connection: Connection, **given: object) -> Any | None:
         """The first row, by the names of its columns, in the transaction of `connection`; None without rows."""
         return next(iter(self.rows(connection, **given)), None)
 

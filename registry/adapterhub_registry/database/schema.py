@@ -95,7 +95,7 @@ def bring_up_to_date(connection: Connection) -> None:
 
 def upgrade(connection: Connection, revision: str) -> None:
     """Run the migrations from `revision` on, in the caller's transaction."""
-    from alembic import command, config  # noqa: PLC0415 - only an old database needs Alembic
+    from alembic import command, config
 
     settings = config.Config()
     settings.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -170,10 +170,10 @@ def postgresql_engine(url: URL, *, connections: int) -> Engine:
         is_read = connection.get_execution_options().get("reads", False)
         connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY" if is_read else "BEGIN")
 
-    def on_checkin(_connection: object, record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's
+    def on_checkin(_connection: object, record: Any) -> None:
         record.info["used_at"] = time.monotonic()
 
-    def on_checkout(connection: Any, record: Any, _proxy: object) -> None:  # noqa: ANN401 - SQLAlchemy's
+    def on_checkout(connection: Any, record: Any, _proxy: object) -> None:
         used_at = record.info.get("used_at")
         if used_at is not None and time.monotonic() - used_at > IDLE_S:
             try:

@@ -86,7 +86,7 @@ def change_tokens(here: Visit, asked: Asked) -> UsersPage | Elsewhere:
 
 
 def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):  # noqa: PLR2004 - digits
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise UsageProblem(f"{what}: expected a whole number")
     return int(text)
 

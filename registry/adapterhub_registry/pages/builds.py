@@ -394,7 +394,7 @@ def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, .
         return ()
 
     def make() -> tuple[list[tuple[float, float]], list[tuple[int, float]]]:
-        from adapterhub.formats.derived.likeness import nearest, placed  # noqa: PLC0415 - numpy, for this page alone
+        from adapterhub.formats.derived.likeness import nearest, placed
 
         return placed(packed), nearest(packed)
 
@@ -507,8 +507,8 @@ def _parsed(name: str) -> tuple[str, str]:
 
 
 def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[float]) -> Comparison:
-    from adapterhub.formats.derived.comparison import Weighted, compare_two  # noqa: PLC0415
-    from adapterhub.formats.derived.reading import AdapterUpdates  # noqa: PLC0415 - numpy, for this page alone
+    from adapterhub.formats.derived.comparison import Weighted, compare_two
+    from adapterhub.formats.derived.reading import AdapterUpdates
 
     pair = []
     for label, mine, weight in zip(("first", "second"), files, weights, strict=True):

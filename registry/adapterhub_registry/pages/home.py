@@ -86,7 +86,7 @@ def read_ahead() -> None:
     """Load the templates, and numpy where it is, so that no page waits for them."""
     read_templates()
     with contextlib.suppress(ImportError):
-        import adapterhub.formats.derived.likeness  # noqa: F401, PLC0415 - a server starts without numpy
+        import adapterhub.formats.derived.likeness  # noqa: F401 - a server starts without numpy
 
 
 SESSION_S: Final = 12 * 3600

@@ -343,7 +343,7 @@ class S3Blobs:
         """
         problem: DigestMismatch | Malformed | None = None
         for item in self._bucket.items(_staging(UploadId(sent, "any-owner")).rpartition("/")[0]):
-            if item.key.count("/") == 2:  # noqa: PLR2004 - no part of an upload
+            if item.key.count("/") == 2:
                 try:
                     blob = self._taken(item.key, item.size, expected_sha256, size)
                 except (DigestMismatch, Malformed) as error:

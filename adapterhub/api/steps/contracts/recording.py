@@ -216,7 +216,7 @@ def _put(
     return added.build.folder / CONTRACT_FILE, added.build, added.created
 
 
-def _where(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:  # noqa: ANN401 - of transformers
+def _where(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:
     """Where a contract is recorded; without a `tokenizer`, `model` is a pipeline that has its own."""
     kind = IMAGE if tokenizer is None else ""
     programs = dict(part.split(" ", 1) for part in engine_name(kind).split(", "))

@@ -264,7 +264,7 @@ def _with_goldens(
     bounds = contract.bounds.tightened(question.bounds)
     made = replace(made, contract=contract.digest, bounds=asdict(bounds))
 
-    def task_with(model: Any, tokenizer: Any) -> LmEvalTask:  # noqa: ANN401 - of transformers
+    def task_with(model: Any, tokenizer: Any) -> LmEvalTask:
         return lm_eval_task(contract, _comparable_prompts(contract, model, tokenizer), task_named(subject))
 
     try:
@@ -280,7 +280,7 @@ def _with_goldens(
     return made if found is None else _judged(made, contract, bounds, held.task, found)
 
 
-def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[str]:  # noqa: ANN401 - of transformers
+def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[str]:
     """The prompts of the goldens as text.
 
     Raises:

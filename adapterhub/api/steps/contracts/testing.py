@@ -192,7 +192,7 @@ class Models:
             lambda: load_base(path, dtype=dtype, load_in=load_in, labels=labels, is_encoder=is_encoder),
         )
 
-    def pipeline(self, record: BaseRecord, dtype: str) -> Any:  # noqa: ANN401 - of diffusers
+    def pipeline(self, record: BaseRecord, dtype: str) -> Any:
         """A base that draws images."""
         from adapterhub.inference.images import load_pipeline
 

@@ -238,7 +238,7 @@ def _outputs(
     component: str,
     ends: Mapping[str, str],
     reading: Reading,
-    kind: Any,  # noqa: ANN401
+    kind: Any,
 ) -> list[Output]:
     name = f"{component}.{module.name}" if component else module.name
     found = []

@@ -143,7 +143,7 @@ _ENDS: Final = MappingProxyType({"lora_A.weight": "lora_down.weight", "lora_B.we
 _ENCODERS: Final = ("text_encoder", "text_encoder_2")
 
 
-def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:  # noqa: ANN401 - of a manifest
+def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:
     module = one.module
     for slot, output in one.tensors.items():
         if slot == "lora_B.bias":

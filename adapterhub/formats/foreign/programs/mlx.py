@@ -65,7 +65,7 @@ def _config(source: Source) -> tuple[float, str | None, object]:
     if not 0 < scale <= MAX_ALPHA:
         source.refuse("E_ALPHA", f"`lora_parameters.scale` is {scale:g}, expected above 0 and at most {MAX_ALPHA}")
     model = config.get("model")
-    is_name = isinstance(model, str) and len(model) < 256 and model.isprintable() and not base_is_path(model)  # noqa: PLR2004
+    is_name = isinstance(model, str) and len(model) < 256 and model.isprintable() and not base_is_path(model)
     return float(scale), model if is_name else None, parameters.get("rank") if isinstance(parameters, dict) else None
 
 

@@ -69,7 +69,7 @@ async def read_body(scope: Message, receive: Receive) -> bytes:
         RequestRefused: 413 for a longer one, 408 for a slow one, 400 where the client left.
     """
     length = header_of(scope, "content-length")
-    if length and (len(length) > 12 or not length.isdigit() or int(length) > MOST_BYTES):  # noqa: PLR2004 - more digits are beyond any limit
+    if length and (len(length) > 12 or not length.isdigit() or int(length) > MOST_BYTES):
         raise RequestRefused(413, f"expected a body of at most {MOST_BYTES} bytes")
     pieces: list[bytes] = []
     try:

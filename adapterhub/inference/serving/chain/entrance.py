@@ -81,7 +81,7 @@ class _Exchange:
             asked.status = message["status"]
             self._is_stream = is_stream(message)
             message["headers"] = [*message["headers"], (b"x-request-id", asked.request_id.encode("latin-1"))]
-        elif body and asked.status is not None and asked.status >= 400:  # noqa: PLR2004 - an error
+        elif body and asked.status is not None and asked.status >= 400:
             asked.failed(body)
         await self._send(message)
 

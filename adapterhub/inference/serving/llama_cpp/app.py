@@ -267,7 +267,7 @@ class _Call:
             slot.is_fresh = slot.is_fresh and found[0] != HTTPStatus.OK
             return found
 
-    def _joined(self, answers: list[tuple[int, Any]]) -> Any:  # noqa: ANN401 - JSON
+    def _joined(self, answers: list[tuple[int, Any]]) -> Any:
         values = [value for _, value in answers]
         if len(values) == 1:
             return values[0]
@@ -353,7 +353,7 @@ async def _cancelled(tasks: list[asyncio.Task[_T]]) -> None:
 
 
 # ---------------------------------------------------------------- names in answers
-def _renamed(value: Any, name: str) -> Any:  # noqa: ANN401 - JSON
+def _renamed(value: Any, name: str) -> Any:
     """A JSON answer with `name` where the engine names the file of its model, and with its usage in OpenAI's words."""
     if isinstance(value, list):
         return [_renamed(one, name) for one in value]

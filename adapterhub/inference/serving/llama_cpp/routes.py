@@ -184,7 +184,7 @@ def _difference(one: list[float], other: list[float]) -> float:
     return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
 
 
-def _leaves(value: Any) -> Iterator[str | float]:  # noqa: ANN401 - JSON
+def _leaves(value: Any) -> Iterator[str | float]:
     if isinstance(value, dict):
         for key, one in value.items():
             if key not in _UNTOLD:

@@ -38,7 +38,7 @@ class _Joining:
         self._transport = transport
         self._pieces: list[bytes] = []
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - as the transport has it
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
