@@ -737,7 +737,7 @@ class WithWeights(OpenedLibrary):
             AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
             RefusedAdapter, DigestMismatch: its files are not sound.
             Conflict: the output exists.
-            NotAllowed: the output would lie in a library's own folders, or in a folder that nobody may write.
+            NotAllowed: the output would lie in a library's own folders, or where you may not write.
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
             UnsupportedAdapter: the format cannot carry it; nothing was written.
