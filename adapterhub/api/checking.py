@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.withdrawal import FindSource
     from adapterhub.formats.engines import Verdict
-    from adapterhub.library.audit import Audit, Surroundings
-    from adapterhub.library.audit import Subject as AuditSubject
+    from adapterhub.library.audit import Audit, AuditedAdapter, Surroundings
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
@@ -520,7 +519,7 @@ def checked_by(adapter: VerifiedFolder, targets: Sequence[str]) -> Checked:
 
 
 # ---------------------------------------------------------------- audit
-def _audit_subjects(library: Library, adapters: Sequence[str], around: Surroundings) -> Iterator[AuditSubject]:
+def _audit_subjects(library: Library, adapters: Sequence[str], around: Surroundings) -> Iterator[AuditedAdapter]:
     from adapterhub.library.audit import subject_of_build, subject_of_folder
 
     if not adapters:

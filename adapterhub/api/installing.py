@@ -390,13 +390,13 @@ class WithInstalling(OpenedLibrary):
         if test is None:
             return None
         from adapterhub.api.steps.contracts.gating import ContractGate
-        from adapterhub.api.steps.contracts.testing import Question
+        from adapterhub.api.steps.contracts.testing import TestQuestion
         from adapterhub.formats.contract.reader import contract_in
 
         build = next((build for build in self.installed() if build.manifest.digest == digest), None)
         contract = contract_in(build.folder) if build is not None else None
         if contract is not None:
-            return ContractGate(self, test, self.reports, Question(contract=contract, is_foreign=True))
+            return ContractGate(self, test, self.reports, TestQuestion(contract=contract, is_foreign=True))
         what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
         if test == "keep":
             raise CouldNotTell(
@@ -446,9 +446,9 @@ def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_i
             raise UsageProblem(f"`{given}` needs `--test`")
         return None
     from adapterhub.api.steps.contracts.gating import ContractGate
-    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.api.steps.contracts.testing import TestQuestion
 
-    return ContractGate(session.library, test, session.out, Question(dtype=dtype or "auto", load_in=load_in))
+    return ContractGate(session.library, test, session.out, TestQuestion(dtype=dtype or "auto", load_in=load_in))
 
 
 def install_specs(

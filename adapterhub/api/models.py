@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.generation import Answer
     from adapterhub.inference.images import Drawn
     from adapterhub.inference.loader import Attached
-    from adapterhub.inference.playground import Bounds, Playground
+    from adapterhub.inference.playground import Playground, PlaygroundBounds
 
 
 @parsed
@@ -87,7 +87,7 @@ class WithModels(OpenedLibrary):
         self,
         base: BaseLike | None = None,
         *,
-        bounds: Bounds | None = None,
+        bounds: PlaygroundBounds | None = None,
         dtype: LoadPrecision = "auto",
         load_in: LoadIn | None = None,
         allow_base_mismatch: bool = False,

@@ -168,7 +168,7 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.searching import find_build
         from adapterhub.api.steps.contracts.gating import ContractGate
         from adapterhub.api.steps.contracts.recording import contract_line, sign_results
-        from adapterhub.api.steps.contracts.testing import Question
+        from adapterhub.api.steps.contracts.testing import TestQuestion
         from adapterhub.api.steps.keys import sign_build, signing_key
         from adapterhub.api.steps.publishing import tell_refused
         from adapterhub.formats.cards.card import contract_shown, tags_for
@@ -186,7 +186,7 @@ class WithPublishing(OpenedLibrary):
         there = to if isinstance(to, str) else str(Path(to).absolute())
         if results:
             return self._send_results(build, there, remote=remote, token=token, offline=offline)
-        gate = ContractGate(self, test, self.reports, Question(base_alone=True)) if test else None
+        gate = ContractGate(self, test, self.reports, TestQuestion(base_alone=True)) if test else None
         release = publishable(
             Release(
                 manifest=build.manifest,

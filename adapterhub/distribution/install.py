@@ -78,7 +78,7 @@ class PlannedFile(Documented, title="InstallFile"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal(Documented):
+class InstallRefusal(Documented):
     """A release that does not fit, and why."""
 
     release: str
@@ -146,9 +146,9 @@ class Install(
         )
 
     @property
-    def refused(self) -> tuple[Refusal, ...]:
+    def refused(self) -> tuple[InstallRefusal, ...]:
         """Newer releases that do not fit."""
-        return tuple(Refusal(release=one, reason=why) for one, why in self.plan.resolution.refusals)
+        return tuple(InstallRefusal(release=one, reason=why) for one, why in self.plan.resolution.refusals)
 
     @property
     def has_contract(self) -> bool:

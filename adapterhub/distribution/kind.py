@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class RemoteAccess:
     """What a session gives for opening a place. A relative path begins at `folder`.
 
     `variables` are the environment variables of the face, in which other programs name their files.
@@ -51,7 +51,7 @@ class Kind(ABC):
         """
 
     @abstractmethod
-    def open(self, address: str, access: Access) -> Source:
+    def open(self, address: str, access: RemoteAccess) -> Source:
         """The place as a source. Nothing is requested from a server yet.
 
         Raises:

@@ -120,7 +120,7 @@ _WEIGHTS: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class LicenseChoice:
     """One way to satisfy an expression: the identifiers that apply then, `WITH` exceptions included."""
 
     identifiers: frozenset[str]
@@ -141,10 +141,10 @@ class Expression:
     """A licence expression in normal form, and the ways to satisfy it."""
 
     text: str
-    choices: tuple[Choice, ...]
+    choices: tuple[LicenseChoice, ...]
 
     @property
-    def best(self) -> Choice:
+    def best(self) -> LicenseChoice:
         """The least restrictive choice."""
         return min(self.choices, key=lambda choice: choice.cost)
 
@@ -185,16 +185,16 @@ def joined(expressions: Iterable[Expression]) -> Expression | None:
     if not distinct:
         return None
     parts = [f"({text})" if " OR " in text and len(distinct) > 1 else text for text in distinct]
-    choices = [Choice(identifiers=frozenset())]
+    choices = [LicenseChoice(identifiers=frozenset())]
     for expression in distinct.values():
         choices = _both(choices, expression.choices)
     return Expression(text=" AND ".join(parts), choices=tuple(choices))
 
 
-def _both(some: Iterable[Choice], others: Iterable[Choice]) -> list[Choice]:
+def _both(some: Iterable[LicenseChoice], others: Iterable[LicenseChoice]) -> list[LicenseChoice]:
     """Each choice of one with each of the other; only the best are kept, which bounds their number."""
     sets = {a.identifiers | b.identifiers for a, b in itertools.product(some, others)}
-    return sorted((Choice(identifiers=one) for one in sets), key=lambda choice: choice.cost)[:MAX_CHOICES]
+    return sorted((LicenseChoice(identifiers=one) for one in sets), key=lambda choice: choice.cost)[:MAX_CHOICES]
 
 
 def _depth(tokens: Iterable[str]) -> int:
@@ -211,19 +211,19 @@ class _Reader:
     def __init__(self, tokens: list[str]) -> None:
         self._tokens = tokens
 
-    def any_of(self) -> list[Choice]:
+    def any_of(self) -> list[LicenseChoice]:
         choices = self._all_of()
         while self._take("OR"):
             choices = [*choices, *self._all_of()]
         return sorted(set(choices), key=lambda choice: choice.cost)[:MAX_CHOICES]
 
-    def _all_of(self) -> list[Choice]:
+    def _all_of(self) -> list[LicenseChoice]:
         choices = self._one()
         while self._take("AND"):
             choices = _both(choices, self._one())
         return choices
 
-    def _one(self) -> list[Choice]:
+    def _one(self) -> list[LicenseChoice]:
         token = self._tokens.pop(0)
         if token == "(":  # noqa: S105 - a parenthesis
             inner = self.any_of()
@@ -231,7 +231,7 @@ class _Reader:
             return inner
         if self._take("WITH"):
             token = f"{token} WITH {self._tokens.pop(0)}"
-        return [Choice(identifiers=frozenset({token}))]
+        return [LicenseChoice(identifiers=frozenset({token}))]
 
     def _take(self, word: str) -> bool:
         if self._tokens[:1] != [word]:

@@ -23,7 +23,7 @@ _JUDGED: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class NameRule:
     """Turns an adapter's module name into the base's: removes `dropped` in front and puts `added` there."""
 
     dropped: str = ""
@@ -42,9 +42,9 @@ class Rule:
         return self.dropped + name[len(self.added) :]
 
 
-def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
+def find_rule(modules: list[str], base: frozenset[str]) -> NameRule:
     """The rule that maps the most of `modules` to names in `base`."""
-    best, most = Rule(), sum(m in base for m in modules)
+    best, most = NameRule(), sum(m in base for m in modules)
     if most == len(modules):
         return best
     step = max(1, len(modules) // _SAMPLED)
@@ -59,7 +59,7 @@ def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
     likely = [candidate for candidate, _ in candidates.most_common(_JUDGED)]
     changes_least = sorted(likely, key=lambda c: (c[0].count(".") + c[1].count("."), c))
     for dropped, added in changes_least:
-        rule = Rule(dropped=dropped, added=added)
+        rule = NameRule(dropped=dropped, added=added)
         if not _is_fair(rule, modules):
             continue
         found = len({name for m in modules if (name := rule.apply(m)) in base})
@@ -71,7 +71,7 @@ def find_rule(modules: list[str], base: frozenset[str]) -> Rule:
 class BaseNames:
     """Maps module names of an adapter to the base and back: by `rule`, then by `other`, names of another release."""
 
-    def __init__(self, rule: Rule, other: OtherNames | None = None) -> None:
+    def __init__(self, rule: NameRule, other: OtherNames | None = None) -> None:
         self.rule, self.other = rule, other
         self._here = other.here if other else MappingProxyType({})
         self._there = {name: named for named, name in self._here.items()}
@@ -107,7 +107,7 @@ def find_names(modules: list[str], base: frozenset[str]) -> BaseNames:
     return BaseNames(rule)
 
 
-def _is_fair(rule: Rule, modules: list[str]) -> bool:
+def _is_fair(rule: NameRule, modules: list[str]) -> bool:
     """Whether a rule renames only what holds the layers and never maps one layer to another.
 
     A number may be dropped only if it is not a layer: it stands before every module, and more numbers follow. A rule is
@@ -415,7 +415,7 @@ _INDEX = "*"
 _MOST_DIGITS = 9
 
 
-class Place(NamedTuple):
+class ModulePlace(NamedTuple):
     """`kind` is the module's name with `*` for every number; `layer` is the first number, or None."""
 
     kind: str
@@ -423,12 +423,12 @@ class Place(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def place_of(module: str) -> Place:
+def place_of(module: str) -> ModulePlace:
     """Layer and kind of a module."""
     parts = module.split(".")
     numbers = [int(part) for part in parts if _is_number(part)]
     kind = ".".join(_INDEX if _is_number(part) else part for part in parts)
-    return Place(kind, numbers[0] if numbers else None)
+    return ModulePlace(kind, numbers[0] if numbers else None)
 
 
 def in_order(module: str) -> tuple[tuple[int, str], ...]:

@@ -37,7 +37,7 @@ _POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class PlaygroundBounds:
     """What one question may ask for; `waiting` counts the questions that are answered or wait."""
 
     side_by_side: int = 4
@@ -136,11 +136,16 @@ class Playground:
     """
 
     def __init__(
-        self, library: Library, record: BaseRecord, *, loading: Loading | None = None, bounds: Bounds | None = None
+        self,
+        library: Library,
+        record: BaseRecord,
+        *,
+        loading: Loading | None = None,
+        bounds: PlaygroundBounds | None = None,
     ) -> None:
         self.library = library
         self.record = record
-        self.bounds = bounds or Bounds()
+        self.bounds = bounds or PlaygroundBounds()
         self._loading = loading or Loading(base=None, dtype="auto", load_in=None, allow_base_mismatch=False)
         self._model: Model | None = None
         self._lock = threading.Lock()

@@ -24,14 +24,14 @@ RESIDENT: Final = 8
 """Adapters that stay in memory between two measurements."""
 
 
-class Measured(NamedTuple):
+class MeasuredTrial(NamedTuple):
     """Mean cross entropy in nats a token, over so many tokens of answers."""
 
     loss: float
     tokens: int
 
 
-def mean_of(parts: Sequence[Measured]) -> float:
+def mean_of(parts: Sequence[MeasuredTrial]) -> float:
     """The loss over all tokens of several measurements."""
     return math.fsum(part.loss * part.tokens for part in parts) / sum(part.tokens for part in parts)
 
@@ -53,7 +53,7 @@ class Bench:
         if self._bank is not None:
             self._bank.close()
 
-    def measure(self, adapter: AdapterLike | None, key: str, form: PromptForm, span: Span) -> Measured:
+    def measure(self, adapter: AdapterLike | None, key: str, form: PromptForm, span: Span) -> MeasuredTrial:
         """The loss of the answers of some examples with an adapter, or with the base alone for None.
 
         `key` names the adapter in the bank. The prompts take `form`; `raw` leaves the text of the examples unchanged.
@@ -75,7 +75,7 @@ class Bench:
                 found = losses.mean(self._model)
         if not math.isfinite(found):
             raise CouldNotTell("the loss on the examples is not a finite number")
-        return Measured(found, tokens)
+        return MeasuredTrial(found, tokens)
 
     def load(self) -> AdapterBank:
         """The bank on the base, which is loaded once.

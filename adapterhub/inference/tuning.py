@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.library import Library
 
-__all__ = ["Encoded", "Example", "Losses", "Tuned", "Turn", "encode", "ensure_causal", "read_examples", "tune"]
+__all__ = ["Encoded", "Example", "Losses", "TrainingTurn", "Tuned", "encode", "ensure_causal", "read_examples", "tune"]
 
 FEWEST_ADAPTERS: Final = 2
 LARGEST_WEIGHT: Final = 1.5
@@ -273,7 +273,7 @@ _ANSWERS: Final = ("completion", "answer")
 _FORMS: Final = '{"prompt": …, "completion": …}, {"messages": [{"role": …, "content": …}, …]} or {"text": …}'
 
 
-class Turn(NamedTuple):
+class TrainingTurn(NamedTuple):
     """One turn of a conversation."""
 
     role: str
@@ -288,7 +288,7 @@ class Example:
     completion, which is empty for a prompt alone. `line` is its line in the file, 0 if there is no file.
     """
 
-    prompt: str | tuple[Turn, ...] | None
+    prompt: str | tuple[TrainingTurn, ...] | None
     completion: str
     line: int = 0
 
@@ -355,7 +355,7 @@ def _example(value: object, line: int, *, takes_prompts: bool) -> Example:
     raise ValueError(f"has {shown(named, 200)}, expected `prompt` and `completion`, or `messages`, or `text`")
 
 
-def _turns(value: object, *, fewest: int) -> tuple[Turn, ...]:
+def _turns(value: object, *, fewest: int) -> tuple[TrainingTurn, ...]:
     if not isinstance(value, list) or len(value) < fewest:  # a question and its answer
         raise ValueError(f"`messages` is not a list of at least {'two turns' if fewest > 1 else 'one turn'}")
     turns = []
@@ -364,7 +364,7 @@ def _turns(value: object, *, fewest: int) -> tuple[Turn, ...]:
             raise ValueError(
                 f"`messages[{position}]` is {shown(turn, 60)}, expected a `role` of {', '.join(_ROLES)} and a `content`"
             )
-        turns.append(Turn(turn["role"], _text(turn, "content")))
+        turns.append(TrainingTurn(turn["role"], _text(turn, "content")))
     return tuple(turns)
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PageQuery:
     """A request for a page.
 
     `path` holds the parameters of the page's path, `query` the first value of each parameter of the URL, and `form`
@@ -75,8 +75,8 @@ class Page:
 
     path: str
     template: str
-    show: Callable[[PageSource, Asked], object]
-    act: Callable[[PageSource, Asked], object] | None = None
+    show: Callable[[PageSource, PageQuery], object]
+    act: Callable[[PageSource, PageQuery], object] | None = None
     media_type: str = "text/html"
 
 
@@ -94,11 +94,11 @@ class PageSource:
         """The links at the top of every page."""
         return (Link(text="Adapters", url="/"),)
 
-    def search(self, asked: Asked, config: bytes | None = None) -> SearchPage:
+    def search(self, asked: PageQuery, config: bytes | None = None) -> SearchPage:
         """The adapters that match the query; `config` is an uploaded file that names the base."""
         no_such_page()
 
-    def adapter(self, repo: str, asked: Asked) -> AdapterPage:
+    def adapter(self, repo: str, asked: PageQuery) -> AdapterPage:
         """The adapter `namespace/name`."""
         no_such_page()
 
@@ -122,7 +122,7 @@ class PageSource:
         """The figures of one build, by its version, or a revision."""
         no_such_page()
 
-    def compare(self, asked: Asked) -> ComparePage:
+    def compare(self, asked: PageQuery) -> ComparePage:
         """The builds `a` and `b` of the query beside each other, merged with the weights `wa` and `wb`."""
         no_such_page()
 
@@ -134,7 +134,7 @@ class PageSource:
         """A base by its digest, or by at least eight of its first digits."""
         no_such_page()
 
-    def feed(self, asked: Asked) -> Feed:
+    def feed(self, asked: PageQuery) -> Feed:
         """New versions and yanks of the namespace or base that the query names."""
         no_such_page()
 
@@ -158,15 +158,15 @@ class PageSource:
         """Newer releases and yanks; servers are asked only if `ask` is set."""
         no_such_page()
 
-    def playground(self, asked: Asked) -> PlaygroundPage:
+    def playground(self, asked: PageQuery) -> PlaygroundPage:
         """The form of the playground."""
         no_such_page()
 
-    def play(self, asked: Asked) -> PlaygroundPage:
+    def play(self, asked: PageQuery) -> PlaygroundPage:
         """The playground with its answers, or with a merge that was saved."""
         no_such_page()
 
-    def stream(self, asked: Asked) -> Stream:
+    def stream(self, asked: PageQuery) -> Stream:
         """The answers of the playground while they are written, as server-sent events."""
         no_such_page()
 
@@ -175,7 +175,7 @@ class PageSource:
         """Users and tokens."""
         no_such_page()
 
-    def change_tokens(self, asked: Asked) -> UsersPage | Elsewhere:
+    def change_tokens(self, asked: PageQuery) -> UsersPage | Elsewhere:
         """Create or revoke tokens, as the form says."""
         no_such_page()
 
@@ -191,6 +191,6 @@ class PageSource:
         """One repository, to yank from or to delete."""
         no_such_page()
 
-    def withdraw(self, asked: Asked) -> HandledPage | Elsewhere:
+    def withdraw(self, asked: PageQuery) -> HandledPage | Elsewhere:
         """Yank, take a yank back, or delete, as the form says."""
         no_such_page()

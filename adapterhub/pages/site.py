@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, UsageProblem
 from adapterhub.pages.guarding import FORM_FIELD, HEADERS, Cookies
-from adapterhub.pages.page import Asked, Elsewhere, Page, PageSource
+from adapterhub.pages.page import Elsewhere, Page, PageQuery, PageSource
 from adapterhub.pages.rendering import MEDIA_TYPES, STATIC_PATH, render, static_files, static_url, twin
 from adapterhub.pages.values import Problem, RawFile, Stream
 from adapterhub.pages.views import all_pages
@@ -135,7 +135,7 @@ async def _answer(home: Home, page: Page, request: Request) -> Response:
         texts = {name: text for name, text in form.items() if isinstance(text, str)}
         if request.method == "POST":
             home.cookies.check_form(request, texts.pop(FORM_FIELD, ""), address)
-        asked = Asked(
+        asked = PageQuery(
             path={name: home.decoded(text) for name, text in request.path_params.items()},
             query=dict(reversed(request.query_params.multi_items())),
             form=texts,

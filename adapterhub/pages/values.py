@@ -107,7 +107,7 @@ class RawFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class ChangeView:
     """One value of a config before and after, as JSON; None where it is absent. `key` is its path, as `a.b`."""
 
     key: str
@@ -124,7 +124,7 @@ class FileChange:
     url: str | None
     before_sha256: str | None
     after_sha256: str | None
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ChangeView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,7 @@ class CommitPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class FormChoice:
     """One choice of a facet: its value in the URL, its text, and whether it is chosen."""
 
     value: str
@@ -162,7 +162,7 @@ class Facet:
     name: str
     label: str
     value: str = ""
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[FormChoice, ...] = ()
     hint: str = ""
 
 
@@ -195,7 +195,7 @@ class SearchPage:
 
     words: str
     facets: tuple[Facet, ...]
-    sorts: tuple[Choice, ...]
+    sorts: tuple[FormChoice, ...]
     adapters: tuple[AdapterLine, ...]
     next_url: str | None
     conditions: tuple[Link, ...] = ()
@@ -218,7 +218,7 @@ class VersionLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class AnswerView:
     """One recorded question: what the adapter answered, and the base where it is known. Losses in nats per token."""
 
     question: str
@@ -255,7 +255,7 @@ class AdapterPage:
     snippets: tuple[Snippet, ...]
     files: tuple[FileLine, ...]
     more_files: int
-    answers: tuple[Answer, ...]
+    answers: tuple[AnswerView, ...]
     downloads: int | None
     days: tuple[Day, ...]
     commit: str
@@ -410,7 +410,7 @@ class ComparePage:
     a: str
     b: str
     sides: tuple[Compared, ...] = ()
-    config: tuple[Change, ...] = ()
+    config: tuple[ChangeView, ...] = ()
     cosine: float | None = None
     opposite: float | None = None
     opposite_error: float = 0.0
@@ -571,11 +571,11 @@ class OutdatedPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
+class TermView:
     """One adapter of a column with its weight: the fields `pick-COLUMN-TERM` and `weight-COLUMN-TERM`."""
 
     number: int
-    picks: tuple[Choice, ...]
+    picks: tuple[FormChoice, ...]
     weight: str
 
 
@@ -597,7 +597,7 @@ class Column:
     """One answer of the playground: the adapters that are added up for it; `is_sum` unless it is one with weight 1."""
 
     number: int
-    terms: tuple[Term, ...]
+    terms: tuple[TermView, ...]
     is_sum: bool
     answer: Answered | None = None
 
@@ -606,11 +606,11 @@ class Column:
 class PlaygroundPage:
     """The playground on one base. `saved` tells of a merge that was just saved, with the command that makes it."""
 
-    bases: tuple[Choice, ...]
+    bases: tuple[FormChoice, ...]
     base: str
     prompt: str
     most_characters: int
-    forms: tuple[Choice, ...]
+    forms: tuple[FormChoice, ...]
     tokens: int
     most_tokens: int
     temperature: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from adapterhub.pages.page import Asked, Elsewhere, Page, PageSource
+from adapterhub.pages.page import Elsewhere, Page, PageQuery, PageSource
 from adapterhub.pages.values import SignInPage
 
 _REFUSED: Final = "The registry does not know this token: it was mistyped, revoked, or has expired."
@@ -22,18 +22,18 @@ def _then(text: str) -> str:
     return text if is_path else "/"
 
 
-def _sign_in(source: PageSource, asked: Asked) -> object:
+def _sign_in(source: PageSource, asked: PageQuery) -> object:
     then = _then(asked.form.get("then", "/"))
     session = source.sign_in(asked.form.get("token", "").strip())
     return SignInPage(then=then, problem=_REFUSED) if session is None else Elsewhere(url=then, session=session)
 
 
-def _sign_out(source: PageSource, _asked: Asked) -> object:
+def _sign_out(source: PageSource, _asked: PageQuery) -> object:
     source.sign_out()
     return Elsewhere(url="/", signs_out=True)
 
 
-def _tree(source: PageSource, asked: Asked) -> object:
+def _tree(source: PageSource, asked: PageQuery) -> object:
     folder = asked.path.get("path", "").strip("/")
     return source.tree(asked.repo, asked.path["revision"], folder, asked.query.get("after", ""))
 

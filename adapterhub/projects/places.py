@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.ranks import ANY_RANK, RankRange
-from adapterhub.distribution.kind import Access
+from adapterhub.distribution.kind import RemoteAccess
 from adapterhub.distribution.remote_kinds import kind_named
 from adapterhub.projects.session import sources_from, wanted_from
 from adapterhub.projects.trust import ProjectTrust, ensure_no_takeover, keeping_trust
@@ -157,7 +157,7 @@ class ProjectSources:
             return self._session.project_source(Remote(name=name, url=address, kind=kind.name))
         key = kind.name, address
         if key not in self._directories:
-            self._directories[key] = kind.open(address, Access(folder=self._project.folder))
+            self._directories[key] = kind.open(address, RemoteAccess(folder=self._project.folder))
         return self._directories[key]
 
     def _disk_places(self) -> list[Source]:

@@ -201,13 +201,13 @@ class Session:
             RemoteUnreachable: `offline` forbids it.
             UsageProblem: this version has no such kind of remote.
         """
-        from adapterhub.distribution.kind import Access
+        from adapterhub.distribution.kind import RemoteAccess
         from adapterhub.distribution.remote_kinds import kind_named
 
         kind = kind_named(remote.kind)
         if offline and kind.is_server:
             raise RemoteUnreachable("`--offline` forbids contacting a server")
-        access = Access(
+        access = RemoteAccess(
             label=f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`",
             token=token or self._token_for(remote),
             silence_s=_silence_s(self.variables),

@@ -15,7 +15,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.roots import KnownProject, KnownProjects
 from adapterhub.library.store.rows import BuildRow
-from adapterhub.library.upkeep.lineage import Branch, Drawn, Lineage, Node, State, branch_of, drawn, lines_of
+from adapterhub.library.upkeep.lineage import Branch, DrawnLineage, Lineage, Node, State, branch_of, drawn, lines_of
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedMerge
 from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep
@@ -159,7 +159,7 @@ class ProjectNode(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ProjectTree(Drawn, Documented, keys="project adapters"):
+class ProjectTree(DrawnLineage, Documented, keys="project adapters"):
     """The locked adapters of a project."""
 
     project: Path
@@ -255,7 +255,7 @@ class HoldingGroup(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Holders(Drawn, Documented, keys="holders"):
+class Holders(DrawnLineage, Documented, keys="holders"):
     """Holders and the adapters they need."""
 
     holders: tuple[HoldingGroup, ...]
@@ -291,7 +291,7 @@ class Holders(Drawn, Documented, keys="holders"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Why(Drawn, Documented, keys="adapter digest uses"):
+class Why(DrawnLineage, Documented, keys="adapter digest uses"):
     """What needs an adapter."""
 
     adapter: Annotated[str, "name and version"]
@@ -307,7 +307,7 @@ class Why(Drawn, Documented, keys="adapter digest uses"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Needs(Drawn):
+class Needs(DrawnLineage):
     """What needs each of several builds."""
 
     builds: tuple[Why, ...]

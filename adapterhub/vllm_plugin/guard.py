@@ -20,7 +20,7 @@ from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, C
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
 from adapterhub.vllm_plugin.model_names import ModelNames
 from adapterhub.vllm_plugin.names import LOGGER
-from adapterhub.vllm_plugin.residency import Lifetime, Residency
+from adapterhub.vllm_plugin.residency import Lifetime, VllmResidency
 from adapterhub.vllm_plugin.resolver import MovingNames, registered_resolver
 
 _log = logging.getLogger(LOGGER)
@@ -65,7 +65,7 @@ class Guard:
         room = engine_room(resolver.argv) if is_shared else None
         if room is not None:
             gate.accept(lambda tenants: ensure_room(room, tenants.loaded, len(settings.pins)))
-        residency = Residency(resolver, gate, room)
+        residency = VllmResidency(resolver, gate, room)
         self._lifetime = Lifetime(resolver, residency, gate)
         self._inner = Draining(ModelNames(app, resolver, residency, gate), self._control_key)
         self._app = Access(self._inner, gate, resolver.metrics.refused)

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
 from adapterhub.formats.route import AUTO
-from adapterhub.inference.serving.access.gate import Asked
+from adapterhub.inference.serving.access.gate import AskedName
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import asking_for_usage, described, says_only_usage, with_field
 from adapterhub.inference.serving.chain.asgi import (
@@ -36,10 +36,10 @@ from adapterhub.inference.serving.chain.asgi import (
 from adapterhub.inference.serving.chain.bodies import demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Slots
-from adapterhub.inference.serving.metrics import Measured
+from adapterhub.inference.serving.metrics import MeasuredRequest
 from adapterhub.inference.serving.refusal import RequestRefused
 from adapterhub.inference.serving.vllm import option_in, sequences_in
-from adapterhub.vllm_plugin.residency import Models, Residency
+from adapterhub.vllm_plugin.residency import Models, VllmResidency
 from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal
 from adapterhub.vllm_plugin.routes import OPEN, ROUTES, SALTED
 
@@ -66,7 +66,7 @@ _GONE: Final[Message] = {"type": "http.disconnect"}
 class ModelNames:
     """ASGI middleware before vLLM's routes. `resolver` finds the adapters, `residency` keeps those that vLLM has."""
 
-    def __init__(self, app: App, resolver: AdapterHubResolver, residency: Residency, gate: Gate) -> None:
+    def __init__(self, app: App, resolver: AdapterHubResolver, residency: VllmResidency, gate: Gate) -> None:
         self._app, self._gate = app, gate
         self._salts: dict[str, str] = {}
         self._looking: Counter[str] = Counter()
@@ -95,7 +95,7 @@ class ModelNames:
     async def _forward(self, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
         if not is_json(scope):
             raise RequestRefused(415, "expected a body of the type `application/json`")
-        exchange = _Exchange(self, scope, receive, send, is_unload=is_unload)
+        exchange = _NamedExchange(self, scope, receive, send, is_unload=is_unload)
         try:
             await self._app(_with_known_headers(scope), exchange.receive, exchange.send)
         except Exception:
@@ -109,7 +109,7 @@ class ModelNames:
         if exchange.refusal is not None:
             raise exchange.refusal  # `Access` notes it
 
-    async def rewritten(self, exchange: _Exchange, body: bytes) -> bytes:
+    async def rewritten(self, exchange: _NamedExchange, body: bytes) -> bytes:
         """Rebuild the body: the fields of its route, and the adapter's one name. `exchange` gets the adapter.
 
         Raises:
@@ -143,7 +143,7 @@ class ModelNames:
         """Keep the cached prompts of a tenant from all others, who would learn by time and counts what it sent."""
         return self._salts.setdefault(tenant.name, secrets.token_hex(16))
 
-    async def _unloading(self, exchange: _Exchange, body: bytes) -> bytes:
+    async def _unloading(self, exchange: _NamedExchange, body: bytes) -> bytes:
         try:
             value = json.loads(body)
             name = value[exchange.key]
@@ -152,7 +152,7 @@ class ModelNames:
         named = await self._named(name, {}, exchange) if isinstance(name, str) else None
         return json.dumps({exchange.key: named or name}).encode()
 
-    async def _routed(self, exchange: _Exchange, value: dict[str, Any]) -> dict[str, Any]:
+    async def _routed(self, exchange: _NamedExchange, value: dict[str, Any]) -> dict[str, Any]:
         """The name of the adapter that the text of a request is for, or of the base, as a field.
 
         Raises:
@@ -182,7 +182,7 @@ class ModelNames:
             tenant.ensure_may_use_base()
         return {exchange.key: option_in(self.resolver.argv, "--served-model-name") or model}
 
-    async def _named(self, name: str, value: dict[str, Any], exchange: _Exchange) -> str | None:
+    async def _named(self, name: str, value: dict[str, Any], exchange: _NamedExchange) -> str | None:
         """The adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
         exact = name
         if not exchange.is_unload:
@@ -199,7 +199,7 @@ class ModelNames:
         exchange.leased = leased
         return leased.model
 
-    async def _found(self, name: str, exchange: _Exchange) -> LeasedAdapter | None:
+    async def _found(self, name: str, exchange: _NamedExchange) -> LeasedAdapter | None:
         """The adapter of that name; None leaves the refusal to vLLM. For a tenant, it is ours.
 
         A tenant must not learn from the form of a refusal whether others have an adapter of that name.
@@ -262,7 +262,7 @@ class ModelNames:
         await self._app({**scope, "path": MODELS, "raw_path": MODELS.encode()}, receive, kept)
         status = start["status"]
         if status == 200:
-            asked: Asked = scope[ASKED]
+            asked: AskedName = scope[ASKED]
             status, value = self._listing(json.loads(body), name, asked.tenant)
             body = json.dumps(value).encode()
         headers = [(key, data) for key, data in start["headers"] if key.lower() != b"content-length"]
@@ -297,7 +297,7 @@ class ModelNames:
         return tenant.base if card.get("parent") is None else tenant.allows(card["id"])
 
 
-class _Exchange:
+class _NamedExchange:
     """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
 
     def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
@@ -306,13 +306,13 @@ class _Exchange:
         self.is_unload = is_unload
         self.key = "lora_name" if is_unload else "model"
         self.key_header = header_of(scope, KEY_HEADER).decode("latin-1")
-        self.asked: Asked = scope.get(ASKED) or Asked(route=self.route, request_id="")
+        self.asked: AskedName = scope.get(ASKED) or AskedName(route=self.route, request_id="")
         self.tenant = self.asked.tenant
         self.client = self.tenant.name if self.tenant else str((scope.get("client") or ("",))[0])
         self.places = contextlib.AsyncExitStack()
         self.leased: LeasedAdapter | None = None
         self.refusal: RequestRefused | None = None
-        self.measured = Measured(names.resolver.metrics)
+        self.measured = MeasuredRequest(names.resolver.metrics)
         self.hides_usage = False
         """Whether the usage in the stream is for us alone."""
         self._names = names

@@ -49,7 +49,7 @@ class Resident:
     lora_id: int | None = None
 
 
-class Residency:
+class VllmResidency:
     """The adapters of one server. All methods run on its event loop.
 
     `room` is the number of adapters that vLLM keeps in memory; None where vLLM may choose what it evicts, since there
@@ -204,7 +204,7 @@ ALIASES_S: Final = 30.0
 class Lifetime:
     """The work of one server beside its requests."""
 
-    def __init__(self, resolver: AdapterHubResolver, residency: Residency, gate: Gate) -> None:
+    def __init__(self, resolver: AdapterHubResolver, residency: VllmResidency, gate: Gate) -> None:
         self._gate = gate
         self._resolver = resolver
         self._residency = residency

@@ -11,6 +11,7 @@ from adapterhub.inference.serving.chain.bodies import (
     MOST_CHOICES,
     Body,
     Chat,
+    ChatTurn,
     Completion,
     Count,
     Detokenize,
@@ -22,7 +23,6 @@ from adapterhub.inference.serving.chain.bodies import (
     Schema,
     Text,
     Tokens,
-    Turn,
     Word,
 )
 
@@ -78,7 +78,7 @@ class VllmChat(Chat, Sampling):
 class Reply(Body, Sampling):
     """POST /v1/responses. Nothing is stored: other keys could name what one has stored."""
 
-    input: Text | Annotated[list[Turn], Field(min_length=1, max_length=4096)]
+    input: Text | Annotated[list[ChatTurn], Field(min_length=1, max_length=4096)]
     instructions: Text | None = None
     max_output_tokens: Count | None = None
     store: Literal[False] = False
@@ -111,7 +111,7 @@ class Tokenize(Body):
     """POST /tokenize."""
 
     prompt: Text | None = None
-    messages: Annotated[list[Turn], Field(max_length=4096)] | None = None
+    messages: Annotated[list[ChatTurn], Field(max_length=4096)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None

@@ -54,7 +54,7 @@ from adapterhub_registry.database.schema import metadata, readable
 from adapterhub_registry.database.trees import EMPTY, FileTree, stored_nodes
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos.commits import drop_unnamed
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, Freed, KeptBlob, digest_of
+from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, FreedBlobs, KeptBlob, digest_of
 from adapterhub_registry.worker import forget_unnamed
 
 
@@ -166,7 +166,7 @@ def free_space(registry: Registry, *, policy: RetentionPolicy | None = None, dry
     dropped, lost = _drop_commits(registry, policy or RetentionPolicy(), before_s, dry_run=dry_run)
     if not dry_run:
         _forget(registry, before_s)
-    freed = Freed()
+    freed = FreedBlobs()
     for some in _batches(_unnamed(registry, before_s, lost)):
         if dry_run:
             gone = {kept.sha256 for kept in some}
@@ -176,7 +176,9 @@ def free_space(registry: Registry, *, policy: RetentionPolicy | None = None, dry
                 lock_space(connection, shared=False)
                 named = _named(connection, partial(_is_one_of, digests), before_s, lost)
                 gone = registry.blobs.remove(sorted(set(digests) - named), before_s)
-        freed = Freed(freed.number + len(gone), freed.bytes + sum(kept.size for kept in some if kept.sha256 in gone))
+        freed = FreedBlobs(
+            freed.number + len(gone), freed.bytes + sum(kept.size for kept in some if kept.sha256 in gone)
+        )
     xorbs = sweep_xorbs(registry, dry_run=dry_run)
     return FreedSpace(
         dry_run=dry_run,
@@ -188,7 +190,7 @@ def free_space(registry: Registry, *, policy: RetentionPolicy | None = None, dry
     )
 
 
-def sweep_xorbs(registry: Registry, *, dry_run: bool = False) -> Freed:
+def sweep_xorbs(registry: Registry, *, dry_run: bool = False) -> FreedBlobs:
     """Remove the xorbs of closed epochs and of repositories that are gone; `dry_run` only counts them."""
 
     def wanted(scope: str) -> bool:

@@ -32,7 +32,7 @@ from adapterhub_registry.repos.search import SHOWN, Fit, FoundAdapters, start_of
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
-    from adapterhub.formats.meaning.ranking import Block
+    from adapterhub.formats.meaning.ranking import VectorBlock
 
 
 AT_ONCE: Final = 32
@@ -132,7 +132,7 @@ class _Held:
     A row that is gone stays in its place, as `_GONE`. Until that is known, it is no build that a caller may see.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: VectorBlock) -> None:
         self.block = block
         self.builds: list[tuple[int, str]] = []
         self.last = 0
@@ -263,7 +263,7 @@ class Nearest:
                 break
         return hits
 
-    def _read(self, connection: Connection) -> tuple[list[tuple[int, str]], Block]:
+    def _read(self, connection: Connection) -> tuple[list[tuple[int, str]], VectorBlock]:
         """The builds and their vectors: rows that are new since the last time come behind those in memory."""
         with self._lock:
             if self._held is not None and (connection.scalar(_LAST) or 0) > self._held.last:
@@ -275,13 +275,13 @@ class Nearest:
 
     @staticmethod
     def _compared(connection: Connection, held: _Held | None) -> _Held:
-        from adapterhub.formats.meaning.ranking import Block
+        from adapterhub.formats.meaning.ranking import VectorBlock
 
         count = connection.scalar(_COUNT) or 0
         if held is not None and held.count != count:
             held.compare(connection)
         if held is None or len(held.builds) > 2 * max(count, _AT_ONCE):  # most rows are gone
-            held = _Held(Block([]))
+            held = _Held(VectorBlock([]))
             held.add(connection, true(), count)
         return held
 

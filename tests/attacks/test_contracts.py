@@ -20,7 +20,7 @@ import pytest
 
 import adapterhub
 from adapterhub.api.steps.contracts.gating import MergeTest
-from adapterhub.api.steps.contracts.testing import Question
+from adapterhub.api.steps.contracts.testing import TestQuestion
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import CouldNotTell
 from adapterhub.core.specs import BaseSpec
@@ -366,7 +366,7 @@ def test_all_parents_of_a_merge_share_one_budget(recorded: Adapt, tmp_path: Path
     (tmp_path / CONTRACT_FILE).write_bytes(replace(contract_of(recorded), goldens=(), expects=tuple(nevers)).to_bytes())
     parents = [Ingredient(folder=tmp_path, label=f"p{n}", weight=1.0) for n in range(32)]
     library = adapterhub.Library(recorded.library.root)
-    question = Question(on=BaseSpec.parse("base-7b"), budget_s=0.2)
+    question = TestQuestion(on=BaseSpec.parse("base-7b"), budget_s=0.2)
     test = MergeTest(library, parents, question, library.reports)
 
     with pytest.raises(CouldNotTell, match="Nothing was written"):

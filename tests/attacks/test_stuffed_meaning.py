@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapterhub.formats.meaning.encoder import Encoder
-from adapterhub.formats.meaning.ranking import Block, packed, packed_build
+from adapterhub.formats.meaning.ranking import VectorBlock, packed, packed_build
 from adapterhub.formats.meaning.texts import parts_of
 from tests.bench.find_questions import PLAIN, cards, questions
 from tests.support.real_encoder import minilm_base
@@ -32,7 +32,7 @@ def test_a_stuffed_card_wins_no_question_and_the_right_ones_are_found() -> None:
     vectors = encoder.vectors([question.text for question in asked])
     for prompts in ([], lists, mixed):
         parts = parts_of("stuffed", "questions", stuffing, prompts)
-        block = Block([*kept, packed_build(encoder.vectors(parts))])
+        block = VectorBlock([*kept, packed_build(encoder.vectors(parts))])
         won = right = 0
         for question, vector in zip(asked, vectors, strict=True):
             best = [at for at, _, _ in block.best(block.scores(vector), 5)]
@@ -57,8 +57,10 @@ def test_a_long_text_counts_by_its_beginning_alone() -> None:
 
 def test_scores_name_the_nearest_part() -> None:
     unit = np.eye(384, dtype=np.float32)
-    block = Block([packed(unit[:1]), packed(unit[[5, 1, 2]]), packed((unit[:1] + unit[1:2]) / np.sqrt(np.float32(2)))])
+    block = VectorBlock(
+        [packed(unit[:1]), packed(unit[[5, 1, 2]]), packed((unit[:1] + unit[1:2]) / np.sqrt(np.float32(2)))]
+    )
 
     assert block.best(block.scores(unit[2]), 1) == [(1, np.float32(0.9), 2)]
     assert [(at, part) for at, _, part in block.best(block.scores(unit[0]), 9)] == [(0, 0), (2, 0), (1, 0)]
-    assert Block([]).best(Block([]).scores(unit[0]), 3) == []
+    assert VectorBlock([]).best(VectorBlock([]).scores(unit[0]), 3) == []

@@ -32,7 +32,7 @@ from adapterhub.core.errors import (
 )
 from adapterhub.distribution.http import wire as _wire
 from adapterhub.distribution.http.wire import (
-    Answer,
+    HttpAnswer,
     HttpError,
     Wire,
     check_etag,
@@ -355,11 +355,11 @@ def test_a_long_name_of_a_packing_is_cut(net: Net) -> None:
 def test_a_server_may_ask_to_wait_for_a_while(text: str, expected: float) -> None:
     headers = [(b"Retry-After", text.encode("latin-1"))]
 
-    assert Answer(HTTP.Response(503, headers=headers)).pause_s == expected
+    assert HttpAnswer(HTTP.Response(503, headers=headers)).pause_s == expected
 
 
 def test_no_pause_is_asked_for_by_itself() -> None:
-    answer = Answer(HTTP.Response(200, headers={"X-Name": "Value"}))
+    answer = HttpAnswer(HTTP.Response(200, headers={"X-Name": "Value"}))
 
     assert (answer.pause_s, answer.packing, answer.headers["x-name"], answer.status) == (0.0, "", "Value", 200)
 
@@ -464,7 +464,7 @@ def test_a_server_without_ranges_is_read_up_to_the_end_of_the_range(net: Net) ->
 def test_words_of_a_failure_are_read_up_to_a_bound(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_wire, "MAX_ERROR_BYTES", 4)
     rest = iter([b"ab", b"cd", b"never read"])
-    answer = Answer(
+    answer = HttpAnswer(
         HTTP.Response(
             400, content=rest, request=HTTP.Request("GET", HERE), headers={"content-length": "9", "x-kept": "1"}
         )
@@ -483,7 +483,7 @@ def test_words_of_a_failure_are_read_up_to_a_bound(net: Net, monkeypatch: pytest
 
 def test_packed_words_of_a_failure_are_not_read() -> None:
     rest = iter([b"ab"])
-    answer = Answer(
+    answer = HttpAnswer(
         HTTP.Response(
             400,
             content=rest,
@@ -500,7 +500,7 @@ def test_packed_words_of_a_failure_are_not_read() -> None:
 
 @pytest.mark.parametrize(("status", "bad"), [(399, False), (400, True), (404, True), (200, False)])
 def test_a_status_of_400_and_more_is_raised(status: int, bad: bool) -> None:  # noqa: FBT001
-    answer = Answer(HTTP.Response(status, content=iter([b""]), request=HTTP.Request("GET", HERE)))
+    answer = HttpAnswer(HTTP.Response(status, content=iter([b""]), request=HTTP.Request("GET", HERE)))
     if bad:
         with pytest.raises(HfHubHTTPError):
             answer.raise_for_status()
@@ -538,7 +538,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(
 ) -> None:
     clock = Clock(pieces)
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    answer = Answer(clock, silence_s=2.0)
+    answer = HttpAnswer(clock, silence_s=2.0)
     if words is None:
         assert sum(map(len, answer.chunks())) == sum(size for _, size in pieces)
         return
@@ -550,7 +550,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(
 def test_time_of_our_own_between_pieces_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock([(0.5, 1), (0.5, 1)])
     monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    for _ in Answer(clock, silence_s=2.0).chunks():
+    for _ in HttpAnswer(clock, silence_s=2.0).chunks():
         clock.now += 100.0
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.core.errors import MalformedTensorFile
-from adapterhub.formats.safetensors.file import Limits, header_bytes, read_header
+from adapterhub.formats.safetensors.file import HeaderLimits, header_bytes, read_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS, BASE_LIMITS, DTYPE_BITS, TensorSpec, parse_header_text
 
 
@@ -27,7 +27,7 @@ def one(name: str = "a", dtype: str = "U8", shape: str = "[1]", offsets: str = "
     return with_header(entry.encode(), data)
 
 
-def refusal(path: Path, raw: bytes, limits: Limits = ADAPTER_LIMITS) -> MalformedTensorFile:
+def refusal(path: Path, raw: bytes, limits: HeaderLimits = ADAPTER_LIMITS) -> MalformedTensorFile:
     path.write_bytes(raw)
     with pytest.raises(MalformedTensorFile) as caught:
         read_header(path, limits=limits)
@@ -75,13 +75,13 @@ def test_the_quick_way_through_a_header_is_the_thorough_one(change: dict[str, st
         + ',"y":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"z":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}'
     )
 
-    def outcome(text: str, limits: Limits) -> object:
+    def outcome(text: str, limits: HeaderLimits) -> object:
         try:
             return parse_header_text(text, "x", limits, 100)
         except MalformedTensorFile as error:
             return error.code, error.reason
 
-    for limits in (ADAPTER_LIMITS, BASE_LIMITS, Limits(tensors=2)):
+    for limits in (ADAPTER_LIMITS, BASE_LIMITS, HeaderLimits(tensors=2)):
         assert outcome(text, limits) == outcome(text.replace('":{', '" :{'), limits)
 
 
@@ -238,7 +238,7 @@ def test_gaps_and_overlaps_name_both_tensors(file: Path) -> None:
 
 
 def test_limits_are_kept_before_anything_large_is_read(file: Path) -> None:
-    few = Limits(tensors=1, header_bytes=200, file_bytes=10_000)
+    few = HeaderLimits(tensors=1, header_bytes=200, file_bytes=10_000)
     two = header_bytes([TensorSpec.planned("a", "U8", (0,)), TensorSpec.planned("b", "U8", (0,))])
 
     assert refusal(file, two, few).code == "E_LIMIT"
@@ -260,7 +260,7 @@ def test_files_with_equal_headers_share_what_was_read_and_each_is_checked_by_its
     assert (after.path, after.metadata) == (other, {})
     assert "cut off" in str(refusal(other, raw[:-1]))
     assert str(refusal(other, raw + b"\3")).startswith(str(other))
-    assert refusal(other, raw, Limits(name_bytes=0)).code == "E_TENSOR_NAME"
+    assert refusal(other, raw, HeaderLimits(name_bytes=0)).code == "E_TENSOR_NAME"
 
 
 def test_a_base_may_have_names_that_an_adapter_may_not(file: Path) -> None:

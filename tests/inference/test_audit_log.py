@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from adapterhub.core.errors import NotAllowed
-from adapterhub.inference.serving.access.gate import Asked, AuditLog, stamp
+from adapterhub.inference.serving.access.gate import AskedName, AuditLog, stamp
 from adapterhub.inference.serving.answers import described, kind_in, usage_in, with_field
 
 
@@ -157,7 +157,7 @@ def test_an_error_in_another_form_has_no_type() -> None:
 
 
 def test_a_client_that_leaves_early_is_charged_an_estimate() -> None:
-    asked = Asked(route="/v1/completions", request_id="1")
+    asked = AskedName(route="/v1/completions", request_id="1")
     nothing = asked.tokens
     asked.begins(400)
     for _ in range(7):

@@ -20,7 +20,7 @@ import pytest
 from adapterhub.core.digests import digest_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
 from adapterhub.inference.serving.access.gate import Gate
-from adapterhub.inference.serving.access.tenants import Demand, Quotas, Tenant
+from adapterhub.inference.serving.access.tenants import Quotas, Tenant, TenantDemand
 from adapterhub.inference.serving.chain.bodies import demand_of
 from adapterhub.inference.serving.chain.slots import Owner, Slots
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine, command_of, environ_of
@@ -356,7 +356,7 @@ def test_prompts_and_choices_are_asked_one_by_one_and_their_tokens_summed(url: s
 def test_the_demand_of_a_request_counts_each_answer(
     value: dict[str, Any], size: int, expected: tuple[int, int]
 ) -> None:
-    assert demand_of(value, size) == Demand(*expected)
+    assert demand_of(value, size) == TenantDemand(*expected)
 
 
 def test_a_quota_counts_what_a_request_may_use_before_it_runs_and_what_it_used_afterwards() -> None:
@@ -365,11 +365,11 @@ def test_a_quota_counts_what_a_request_may_use_before_it_runs_and_what_it_used_a
     tenant = Tenant(name="a", keys=(), adapters=frozenset(), requests_per_minute=10, tokens_per_minute=1000)
 
     quotas.enter(tenant)
-    quotas.reserve(tenant, Demand(1, 900))
+    quotas.reserve(tenant, TenantDemand(1, 900))
     with pytest.raises(RequestRefused, match="may need 900 tokens"):
-        quotas.reserve(tenant, Demand(1, 900))
+        quotas.reserve(tenant, TenantDemand(1, 900))
     quotas.leave(tenant, 100, 900)
-    quotas.reserve(tenant, Demand(1, 800))
+    quotas.reserve(tenant, TenantDemand(1, 800))
 
 
 def test_many_prompts_count_as_many_requests(shared: str) -> None:

@@ -12,7 +12,7 @@ from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem
 from adapterhub.inference.answering import Typed
 from adapterhub.inference.generation import Question
 from adapterhub.inference.loader.text import load_base
-from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground
+from adapterhub.inference.playground import Answering, Begun, Ended, Event, Piece, Playground, PlaygroundBounds
 from tests.support.command_line import Adapt
 from tests.support.run_library import PROMPT, alone, make_library
 
@@ -87,7 +87,7 @@ def test_leaving_ends_the_writing_and_frees_the_base(playground: Playground) -> 
 
 def test_time_is_bounded(made: Path) -> None:
     library = adapterhub.Library(Adapt(made).library.root)
-    with library.playground(bounds=Bounds(seconds=0.0)) as playground:
+    with library.playground(bounds=PlaygroundBounds(seconds=0.0)) as playground:
         (ended,) = [e for e in playground.ask([{}], "Hi", typed=RAW, max_new_tokens=200) if isinstance(e, Ended)]
 
     assert (ended.why, ended.answer and ended.answer.tokens) == ("time", 1)
@@ -120,7 +120,7 @@ def test_what_is_too_much_is_refused(
 
 def test_few_questions_wait(made: Path) -> None:
     library = adapterhub.Library(Adapt(made).library.root)
-    with library.playground(bounds=Bounds(waiting=2)) as playground:
+    with library.playground(bounds=PlaygroundBounds(waiting=2)) as playground:
         open_ones = [playground.ask([{}], "Hi", typed=RAW, max_new_tokens=200) for _ in range(2)]
         with pytest.raises(Conflict, match="2 questions"):
             playground.ask([{}], "Hi")

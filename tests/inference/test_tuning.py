@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerFast
 from adapterhub.core.errors import Malformed, MergeRefused, NotFound, UsageProblem
 from adapterhub.inference.contracts.answers import plan_of_examples
 from adapterhub.inference.loader import attach, base_digest
-from adapterhub.inference.tuning import BATCH_TOKENS, Encoded, Example, Losses, Turn, encode, read_examples, tune
+from adapterhub.inference.tuning import (
+    BATCH_TOKENS,
+    Encoded,
+    Example,
+    Losses,
+    TrainingTurn,
+    encode,
+    read_examples,
+    tune,
+)
 from adapterhub.library.library import Library
 from tests.support.real_base import smollm2_base
 from tests.support.tiny_models import VOCABULARY, gpt2, llama, logits, save_adapter
@@ -72,7 +81,7 @@ def test_three_forms_are_read(tmp_path: Path) -> None:
 
     assert read_examples(path) == (
         Example(prompt="p", completion="c", line=1),
-        Example(prompt=(Turn("system", ""), Turn("user", "q")), completion="a", line=3),
+        Example(prompt=(TrainingTurn("system", ""), TrainingTurn("user", "q")), completion="a", line=3),
         Example(prompt=None, completion="t", line=4),
     )
 
@@ -157,7 +166,7 @@ def test_what_follows_the_prompt_is_wanted_with_an_end_mark() -> None:
         [
             Example(prompt="w1 w2", completion=" w3 w4"),
             Example(prompt=None, completion="w1 w2 w3"),
-            Example(prompt=(Turn("system", "w9"), Turn("user", "w1")), completion="w2"),
+            Example(prompt=(TrainingTurn("system", "w9"), TrainingTurn("user", "w1")), completion="w2"),
         ],
     )
 
@@ -173,7 +182,7 @@ def test_a_real_tokenizer_keeps_prompt_and_completion_apart() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2_base(), local_files_only=True)
     model = llama(vocab_size=len(tokenizer))
-    turns = (Turn("user", "Hello!"),)
+    turns = (TrainingTurn("user", "Hello!"),)
 
     plain, joined, chat = encode(
         tokenizer,
@@ -194,7 +203,7 @@ def test_examples_that_the_base_cannot_run_are_all_told() -> None:
     tokenizer, model = tiny_tokenizer(), llama(max_position_embeddings=8)
     refusing = tiny_tokenizer("{{ raise_exception('no system turn') }}")
     rewriting = tiny_tokenizer("{{ messages | length }} {{ messages[0].content }}")
-    chat = Example(prompt=(Turn("user", "w1"),), completion="w2", line=7)
+    chat = Example(prompt=(TrainingTurn("user", "w1"),), completion="w2", line=7)
 
     with pytest.raises(Malformed, match=r"example 1: 11 tokens, expected at most 8(.|\n)*line 3: has no target token"):
         encode(

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from adapterhub.library.identify import FAMILIES, Identity, identify
-from adapterhub.library.identify.matching import Family
+from adapterhub.library.identify.matching import MatchedFamily
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base, tensors_of_base
 
@@ -207,7 +207,7 @@ def test_an_adapter_on_the_first_layers_may_be_for_a_deeper_base(adapt, tmp_path
 
 
 # ---------------------------------------------------------------- families
-def adapter_of(family: Family, folder: Path, *, layers: int | None = None, suffix: str | None = None) -> Path:
+def adapter_of(family: MatchedFamily, folder: Path, *, layers: int | None = None, suffix: str | None = None) -> Path:
     """A file with rank-1 factors in the names and sizes of a family, as PEFT writes them."""
     wanted = {n: s for n, s in family.sizes.items() if suffix is None or n.endswith(suffix)}
     tensors = {}

@@ -31,7 +31,7 @@ from adapterhub.formats.manifest import (
     FileEntry,
     Manifest,
 )
-from adapterhub.formats.modules import Rule, find_rule
+from adapterhub.formats.modules import NameRule, find_rule
 from adapterhub.formats.peft.methods import attaches
 from adapterhub.formats.safetensors.file import header_bytes, parse_header
 from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
@@ -531,11 +531,11 @@ def test_names_may_differ_in_front_by_one_rule(make: Make, in_adapter: str, in_b
 def test_the_rule_that_changes_least_is_taken() -> None:
     modules = ["model.layers.0.q", "model.layers.1.q"]
 
-    assert find_rule(modules, frozenset(modules)) == Rule()
-    assert find_rule(modules, frozenset({"layers.0.q", "layers.1.q", "x.layers.0.q", "x.layers.1.q"})) == Rule(
+    assert find_rule(modules, frozenset(modules)) == NameRule()
+    assert find_rule(modules, frozenset({"layers.0.q", "layers.1.q", "x.layers.0.q", "x.layers.1.q"})) == NameRule(
         dropped="model."
     )
-    assert find_rule(modules, frozenset({"other"})) == Rule()
+    assert find_rule(modules, frozenset({"other"})) == NameRule()
 
 
 @pytest.mark.parametrize("layers", [(1, 2), (5,)])
@@ -552,18 +552,20 @@ def test_no_rule_takes_one_layer_for_another(make: Make, layers: tuple[int, ...]
 def test_no_rule_leads_to_where_other_modules_are() -> None:
     base = frozenset({"model.layers.0.q", "model.layers.1.q"})
 
-    assert find_rule(["model.layers%2f.0.q", "model.layers.1.q"], base) == Rule()
-    assert find_rule(["model.layers%2f.0.q", "model.layers%2f.1.q"], base) != Rule()
+    assert find_rule(["model.layers%2f.0.q", "model.layers.1.q"], base) == NameRule()
+    assert find_rule(["model.layers%2f.0.q", "model.layers%2f.1.q"], base) != NameRule()
 
 
 def test_a_number_in_front_of_every_name_may_go() -> None:
     modules = ["0.auto_model.encoder.layer.0.q", "0.auto_model.encoder.layer.1.q"]
 
-    assert find_rule(modules, frozenset({"encoder.layer.0.q", "encoder.layer.1.q"})) == Rule(dropped="0.auto_model.")
+    assert find_rule(modules, frozenset({"encoder.layer.0.q", "encoder.layer.1.q"})) == NameRule(
+        dropped="0.auto_model."
+    )
 
 
 def test_a_rule_and_its_inverse_agree() -> None:
-    rule = Rule(dropped="bert.", added="x.y.")
+    rule = NameRule(dropped="bert.", added="x.y.")
 
     assert rule.apply("bert.encoder.q") == "x.y.encoder.q"
     assert rule.undo("x.y.encoder.q") == "bert.encoder.q"

@@ -126,7 +126,14 @@ class WithContracts(OpenedLibrary):
             EngineFailed: the runner ended without a result.
         """
         from adapterhub.api.steps.contracts.recording import ensure_can_be_stated
-        from adapterhub.api.steps.contracts.testing import Models, Question, subject_of, verdict_on, verdicts_on, worst
+        from adapterhub.api.steps.contracts.testing import (
+            Models,
+            TestQuestion,
+            subject_of,
+            verdict_on,
+            verdicts_on,
+            worst,
+        )
         from adapterhub.api.steps.keys import signing_key
         from adapterhub.formats.contract.reader import read_rules
 
@@ -139,7 +146,7 @@ class WithContracts(OpenedLibrary):
             (runner is not None and everything, "`--runner` tests the adapters that you name", "leave out `--all`"),
             (runner is not None and sign, "a runner's result cannot be signed", "sign the verdict without `--runner`"),
         )
-        question = Question(
+        question = TestQuestion(
             on=base_of(base),
             dtype=dtype,
             load_in=load_in,
@@ -251,10 +258,10 @@ class Contracts:
             Incompatible: adapter and base answer alike, or too few answers are left.
             NotAllowed: a text looks private.
         """
-        from adapterhub.api.steps.contracts.recording import Recipe, plan_from, record_contract
+        from adapterhub.api.steps.contracts.recording import RecordingRecipe, plan_from, record_contract
         from adapterhub.api.steps.contracts.testing import subject_of
 
-        recipe = Recipe(
+        recipe = RecordingRecipe(
             plan=plan_from(_path(examples), _path(tests)),
             form=form,
             count=count,

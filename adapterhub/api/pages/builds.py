@@ -22,7 +22,7 @@ from adapterhub.pages.page import PageSource
 from adapterhub.pages.values import (
     AdapterLine,
     AdapterPage,
-    Answer,
+    AnswerView,
     Badge,
     BlobPage,
     CommitPage,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from adapterhub.api.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.rows import BuildRow
-    from adapterhub.pages.page import Asked
+    from adapterhub.pages.page import PageQuery
 
 _ANSWERS: Final = 5
 _TEXT_BYTES: Final = 1 << 20
@@ -52,7 +52,7 @@ class WithBuilds(PageSource):
     def __init__(self, library: Library) -> None:
         self._library = library
 
-    def adapter(self, repo: str, asked: Asked) -> AdapterPage:
+    def adapter(self, repo: str, asked: PageQuery) -> AdapterPage:
         """One installed build: the one that `?build=` names, else the newest that is not yanked."""
         namespace, _, name = repo.partition("/")
         builds = self._builds(repo)
@@ -249,7 +249,7 @@ def _card(folder: Path) -> str:
     return rest
 
 
-def _answers(folder: Path) -> Iterator[Answer]:
+def _answers(folder: Path) -> Iterator[AnswerView]:
     try:
         contract = contract_in(folder)
     except AdapterHubError:  # `adapt test` says what is wrong with it
@@ -261,7 +261,7 @@ def _answers(folder: Path) -> Iterator[Answer]:
         question = (
             asked if isinstance(asked, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in asked)
         )
-        yield Answer(question=question, answer=golden.answer, loss=golden.loss, base_loss=golden.base_loss)
+        yield AnswerView(question=question, answer=golden.answer, loss=golden.loss, base_loss=golden.base_loss)
 
 
 def _files(build: Installed, repo: str, revision: str) -> Iterator[FileLine]:

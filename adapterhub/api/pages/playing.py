@@ -22,13 +22,12 @@ from adapterhub.core.errors import AdapterHubError, Conflict, UsageProblem, show
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.inference.answering import Choice, Typed
 from adapterhub.inference.generation import NEW_TOKENS, Writing
-from adapterhub.inference.playground import Answering, Begun, Bounds, Ended, Event, Piece, Playground
-from adapterhub.pages.values import Answered, Column, Link, PlaygroundPage, Stream, Term
-from adapterhub.pages.values import Choice as Option
+from adapterhub.inference.playground import Answering, Begun, Ended, Event, Piece, Playground, PlaygroundBounds
+from adapterhub.pages.values import Answered, Column, FormChoice, Link, PlaygroundPage, Stream, TermView
 
 if TYPE_CHECKING:
     from adapterhub.api.library import Library
-    from adapterhub.pages.page import Asked
+    from adapterhub.pages.page import PageQuery
 
 COLUMNS: Final = 4
 TERMS: Final = 3
@@ -64,9 +63,9 @@ class _Wish:
 class Playing:
     """The playground of one library, for the pages; `close` lets go of the base."""
 
-    def __init__(self, library: Library, bounds: Bounds | None = None) -> None:
+    def __init__(self, library: Library, bounds: PlaygroundBounds | None = None) -> None:
         self._library = library
-        self._bounds = bounds or Bounds()
+        self._bounds = bounds or PlaygroundBounds()
         self._lock = threading.Lock()
         self._saving = threading.Lock()
         self._playground: Playground | None = None
@@ -79,12 +78,12 @@ class Playing:
             self._playground = None
 
     # ------------------------------------------------------------ what the pages show
-    def page(self, asked: Asked) -> PlaygroundPage:
+    def page(self, asked: PageQuery) -> PlaygroundPage:
         """The form; `?base=` chooses the base and `?pick=` the first adapter."""
         query = dict(asked.query)
         return self._page({"base": query.get("base", ""), "pick-1-1": query.get("pick", BASE_ALONE)})
 
-    def play(self, asked: Asked) -> PlaygroundPage:
+    def play(self, asked: PageQuery) -> PlaygroundPage:
         """The form with the answers, which it waits for, or with the merge that was saved."""
         page = self._page(asked.form)
         try:
@@ -93,7 +92,7 @@ class Playing:
         except AdapterHubError as error:
             return replace(page, problem=f"{error.message}. {error.hint}".removesuffix(". "))
 
-    def stream(self, asked: Asked) -> Stream:
+    def stream(self, asked: PageQuery) -> Stream:
         """Server-sent events, one JSON object each: `begun`, `piece`, `ended`, `failed`."""
         wish = self._wish(asked.form)
         answering = self._ask(wish)
@@ -164,11 +163,11 @@ class Playing:
         base = form.get("base", "") if form.get("base", "") in bases else next(iter(bases), "")
         picks = self._picks(base)
         return PlaygroundPage(
-            bases=tuple(Option(value=one, text=one, chosen=one == base) for one in bases),
+            bases=tuple(FormChoice(value=one, text=one, chosen=one == base) for one in bases),
             base=base,
             prompt=form.get("prompt", "")[: self._bounds.prompt_characters],
             most_characters=self._bounds.prompt_characters,
-            forms=tuple(Option(value=v, text=text, chosen=v == form.get("form")) for v, text in _FORMS.items()),
+            forms=tuple(FormChoice(value=v, text=text, chosen=v == form.get("form")) for v, text in _FORMS.items()),
             tokens=NEW_TOKENS if (number := number_in(form.get("tokens", ""))) is None else number,
             most_tokens=self._bounds.new_tokens,
             temperature=form.get("temperature", "0")[:8],
@@ -229,13 +228,13 @@ def _column(form: Mapping[str, str], column: int, picks: Mapping[str, str]) -> C
     return Column(number=column, terms=terms, is_sum=is_sum)
 
 
-def _term(form: Mapping[str, str], column: int, term: int, picks: Mapping[str, str]) -> Term:
+def _term(form: Mapping[str, str], column: int, term: int, picks: Mapping[str, str]) -> TermView:
     value = form.get(f"pick-{column}-{term}", UNUSED)
     alone = {BASE_ALONE: "the base alone"} if term == 1 else {}
     options = {UNUSED: "no answer" if term == 1 else "nothing", **alone, **picks}
-    return Term(
+    return TermView(
         number=term,
-        picks=tuple(Option(value=one, text=text, chosen=one == value) for one, text in options.items()),
+        picks=tuple(FormChoice(value=one, text=text, chosen=one == value) for one, text in options.items()),
         weight=form.get(f"weight-{column}-{term}", "1")[:8],
     )
 

@@ -18,8 +18,8 @@ from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.pages.values import (
     BaseLine,
-    Choice,
     Facet,
+    FormChoice,
     LibraryPage,
     Link,
     LockLine,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from adapterhub.api.pages.playing import Playing
     from adapterhub.api.project import Project
     from adapterhub.library.store.rows import BuildRow
-    from adapterhub.pages.page import Asked
+    from adapterhub.pages.page import PageQuery
 
 _AT_ONCE: Final = 50
 
@@ -55,7 +55,7 @@ class LibrarySource(WithFigures):
         return (Link(text="Adapters", url="/"), *(Link(text=name, url=f"/{name.lower()}") for name in names))
 
     # ------------------------------------------------------------ adapters
-    def search(self, asked: Asked, config: bytes | None = None) -> SearchPage:
+    def search(self, asked: PageQuery, config: bytes | None = None) -> SearchPage:
         """The installed builds that match the query; `config` is the manifest of an adapter for the wanted base."""
         query, note = dict(asked.query), ""
         if config is not None:
@@ -85,7 +85,7 @@ class LibrarySource(WithFigures):
                 Facet(name="rank", label="Rank", value=query.get("rank", ""), hint="8"),
                 Facet(name="method", label="Method", value=query.get("method", ""), hint="lora"),
             ),
-            sorts=tuple(Choice(value=name, text=name, chosen=name == sort) for name in SORTS),
+            sorts=tuple(FormChoice(value=name, text=name, chosen=name == sort) for name in SORTS),
             adapters=tuple(self._lines(rows[start : start + _AT_ONCE])),
             next_url=f"/?{urlencode(more)}" if len(rows) > start + _AT_ONCE else None,
             note=note,
@@ -166,15 +166,15 @@ class LibrarySource(WithFigures):
         )
 
     # ------------------------------------------------------------ the playground
-    def playground(self, asked: Asked) -> PlaygroundPage:
+    def playground(self, asked: PageQuery) -> PlaygroundPage:
         """The form, with the adapters that fit the base."""
         return self._playing.page(asked)
 
-    def play(self, asked: Asked) -> PlaygroundPage:
+    def play(self, asked: PageQuery) -> PlaygroundPage:
         """The form with its answers, or with the merge that it saved."""
         return self._playing.play(asked)
 
-    def stream(self, asked: Asked) -> Stream:
+    def stream(self, asked: PageQuery) -> Stream:
         """The answers while they are written."""
         return self._playing.stream(asked)
 
@@ -203,7 +203,7 @@ def _ranks(query: Mapping[str, str]) -> RankRange:
 def _choice(name: str, label: str, query: Mapping[str, str], values: list[str]) -> Facet:
     value = query.get(name, "")
     named = ["", *values, *([] if value in ("", *values) else [value])]
-    choices = tuple(Choice(value=one, text=one or "any", chosen=one == value) for one in named)
+    choices = tuple(FormChoice(value=one, text=one or "any", chosen=one == value) for one in named)
     return Facet(name=name, label=label, value=value, choices=choices)
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.rows import BuildRow
     from adapterhub.library.upkeep.lineage import Node
-    from adapterhub.pages.page import Asked
+    from adapterhub.pages.page import PageQuery
 
 _MOST_POINTS: Final = 60
 _LISTED: Final = 20
@@ -112,7 +112,7 @@ class WithFigures(WithBuilds):
             engines=engine_lines(self._engines(build) or record.engines),
         )
 
-    def compare(self, asked: Asked) -> ComparePage:
+    def compare(self, asked: PageQuery) -> ComparePage:
         """Two installed builds beside each other; one comparison at a time."""
         named = [asked.query.get(key, "").strip() for key in "ab"]
         weights = [weight_of(asked.query.get(key, "")) for key in ("wa", "wb")]

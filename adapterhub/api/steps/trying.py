@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.api.searching import ASK_ABOVE_BYTES, search_installed, search_server
-from adapterhub.api.steps.contracts.testing import Question, subject_of_build, what_decides
+from adapterhub.api.steps.contracts.testing import TestQuestion, subject_of_build, what_decides
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, NotAllowed, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.form import RAW, PromptForm
-from adapterhub.inference.trying import Bench, Measured, Span, forms_of, mean_of
+from adapterhub.inference.trying import Bench, MeasuredTrial, Span, forms_of, mean_of
 from adapterhub.inference.tuning import Example, read_examples
 from adapterhub.library.find.tried import KeptTrials
 
@@ -103,7 +103,7 @@ class Tried(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class TrialCandidate:
     """A build to try. `lend` gives its files while a block runs; `fetch_bytes` of them are not on this machine.
 
     `ensure_undamaged` raises for files on this machine that are not those of the manifest.
@@ -127,7 +127,7 @@ def search_candidates(
     remote: str | None = None,
     token: str | None = None,
     signatures: SignaturePolicy | None = None,
-) -> tuple[list[Candidate], list[NotTried]]:
+) -> tuple[list[TrialCandidate], list[NotTried]]:
     """The first builds for a base in the order of the search, and those that are yanked or that `install` would refuse.
 
     `query` has the conditions of `find_installed` and of a server's `Search`; `far` is for the library.
@@ -144,13 +144,13 @@ def search_candidates(
 
 def _installed(
     session: Session, base: BaseSpec, most: int, query: Mapping[str, Any]
-) -> tuple[list[Candidate], list[NotTried]]:
+) -> tuple[list[TrialCandidate], list[NotTried]]:
     library = session.library
     rows = search_installed(session, base, limit=most, **query)
     builds = list(library.still_in(session.root / row.folder for row in rows))
     yanked = {build.spec: why for build in builds if (why := library.yanked(build)) is not None}
     found = [
-        Candidate(
+        TrialCandidate(
             name=build.full_name,
             manifest=build.manifest,
             spec=build.spec,
@@ -175,13 +175,13 @@ def _of_server(
     remote: str,
     token: str | None,
     signatures: SignaturePolicy | None,
-) -> tuple[list[Candidate], list[NotTried]]:
+) -> tuple[list[TrialCandidate], list[NotTried]]:
     """The builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
     from adapterhub.projects.places import SpecSources, Where
 
     hub = session.named_hub(remote, token=token, offline=False)
     where = SpecSources(session, Where(remote=remote, token=token))
-    found: list[Candidate] = []
+    found: list[TrialCandidate] = []
     left_out: list[NotTried] = []
     for hit in (one.hit for one in search_server(session, hub, base, search)):
         try:
@@ -193,7 +193,7 @@ def _of_server(
 
 def _planned(
     session: Session, hit: SearchHit, base: BaseSpec, where: SpecSources, signatures: SignaturePolicy | None
-) -> Candidate:
+) -> TrialCandidate:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.distribution.install import admit, borrowed
     from adapterhub.projects.places import Asked, objection_from, plan_one
@@ -210,7 +210,7 @@ def _planned(
     if plan.present is None:
         admit(session.library, plan.release, plan.source, plan.asked, policy)  # a kept loss needs no fetch
     manifest = plan.release.manifest
-    return Candidate(
+    return TrialCandidate(
         name=plan.release.full_name,
         manifest=manifest,
         spec=f"{plan.release.full_name}=={manifest.version}#{manifest.digest[:19]}",
@@ -219,7 +219,7 @@ def _planned(
     )
 
 
-def first(candidates: Sequence[Candidate]) -> list[Candidate]:
+def first(candidates: Sequence[TrialCandidate]) -> list[TrialCandidate]:
     """The candidates, each build once: one may be installed under two full names."""
     return list({one.manifest.digest: one for one in reversed(candidates)}.values())[::-1]
 
@@ -228,11 +228,11 @@ def first(candidates: Sequence[Candidate]) -> list[Candidate]:
 class _Entrant:
     """A candidate in the trials: what was measured so far, in its better form."""
 
-    candidate: Candidate
+    candidate: TrialCandidate
     place: int
     forms: tuple[PromptForm, ...]
     form: PromptForm = RAW
-    parts: tuple[Measured, ...] = ()
+    parts: tuple[MeasuredTrial, ...] = ()
     cpu_s: float = 0.0
     is_cached: bool = True
     adapter: AdapterLike | None = None
@@ -271,11 +271,11 @@ class Rounds:
         self._bench = Bench(library, folder, BaseSpec.parse(record.alias or str(folder)), examples)
         loans.callback(self._bench.close)
         self._is_loaded = False
-        self._decides = what_decides(library, Question(), record)
+        self._decides = what_decides(library, TestQuestion(), record)
         self._first: Span = (0, 1)
         self._rest: Span = (1, len(examples))
 
-    def run(self, query: str, candidates: Sequence[Candidate], left_out: Sequence[NotTried]) -> Tried:
+    def run(self, query: str, candidates: Sequence[TrialCandidate], left_out: Sequence[NotTried]) -> Tried:
         """The trial of all candidates.
 
         Raises:
@@ -319,7 +319,7 @@ class Rounds:
 
     def _measure(self, one: _Entrant, span: Span) -> None:
         """Measure an entrant: first in all its forms, then in the better one."""
-        found: dict[PromptForm, Measured] = {}
+        found: dict[PromptForm, MeasuredTrial] = {}
         for form in (one.form,) if one.parts else one.forms:
             try:
                 found[form] = self._part(one, form, span)
@@ -329,11 +329,11 @@ class Rounds:
         one.form = min(found, key=lambda form: found[form].loss)
         one.parts += (found[one.form],)
 
-    def _part(self, one: _Entrant, form: PromptForm, span: Span) -> Measured:
+    def _part(self, one: _Entrant, form: PromptForm, span: Span) -> MeasuredTrial:
         question = self._question(form, span)
         if (kept := self._kept.find(one.digest, question)) is not None:
             one.candidate.ensure_undamaged()
-            return Measured(*kept)
+            return MeasuredTrial(*kept)
         self._load()
         if one.adapter is None:
             one.adapter = self._loans.enter_context(one.candidate.lend(None))
@@ -344,22 +344,22 @@ class Rounds:
         self._keep(one.digest, question, part)
         return part
 
-    def _base_part(self, form: PromptForm, span: Span) -> Measured:
+    def _base_part(self, form: PromptForm, span: Span) -> MeasuredTrial:
         question, weights = self._question(form, span), self._record.fingerprint.weights
         if (kept := self._kept.find(weights, question)) is not None:
-            return Measured(*kept)
+            return MeasuredTrial(*kept)
         self._load()
         part = self._bench.measure(None, "", form, span)
         self._keep(weights, question, part)
         return part
 
-    def _keep(self, what: Digest, question: Mapping[str, object], part: Measured) -> None:
+    def _keep(self, what: Digest, question: Mapping[str, object], part: MeasuredTrial) -> None:
         """Keep what was measured, if the base is still the one that the question is about.
 
         Raises:
             CouldNotTell: its files have changed.
         """
-        if what_decides(self._session.library, Question(), self._record) != self._decides:
+        if what_decides(self._session.library, TestQuestion(), self._record) != self._decides:
             raise CouldNotTell(f"the files of base `{self._record.label}` changed during the trial", hint="try again")
         self._kept.keep(what, question, *part)
 
@@ -473,7 +473,7 @@ def try_candidates(
     session: Session,
     query: str,
     base: BaseSpec,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[TrialCandidate],
     examples: Path | Sequence[Example],
     *,
     left_out: Sequence[NotTried] = (),

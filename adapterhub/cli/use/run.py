@@ -285,7 +285,7 @@ def answer_batch(session: Session, batch: Batch, writing: Writing, loading: Load
         raise trouble
 
 
-def _typed(typed: Typed, row: Row, problems: RowProblems) -> Typed:
+def _typed(typed: Typed, row: RunRow, problems: RowProblems) -> Typed:
     """What the user said of the row; its own system text replaces that of the command."""
     if row.system is None:
         return typed
@@ -297,7 +297,7 @@ def _typed(typed: Typed, row: Row, problems: RowProblems) -> Typed:
 
 
 def _lengths(
-    model: Model, rows: Sequence[Row], questions: Sequence[Question], writing: Writing, problems: RowProblems
+    model: Model, rows: Sequence[RunRow], questions: Sequence[Question], writing: Writing, problems: RowProblems
 ) -> list[int]:
     """The tokens of each prompt; raises for prompts and adapters that cannot be used, all at once."""
     from adapterhub.inference.generation import all_tokens_of
@@ -324,7 +324,7 @@ def _lengths(
 def _answers(
     out: Output,
     model: Model,
-    rows: Sequence[Row],
+    rows: Sequence[RunRow],
     questions: Sequence[Question],
     lengths: Sequence[int],
     writing: Writing,
@@ -344,7 +344,7 @@ def _answers(
     return [found[at] for at in range(len(rows))]
 
 
-def _row_answer(row: Row, answer: Answer) -> RowAnswer:
+def _row_answer(row: RunRow, answer: Answer) -> RowAnswer:
     return RowAnswer(
         id=row.id,
         prompt=row.prompt,
@@ -398,7 +398,7 @@ _FORM: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class RunRow:
     """One prompt of a batch. `adapter` is the line's value, `choice` its meaning; `id` is None if missing."""
 
     line: int
@@ -440,7 +440,7 @@ class RowProblems:
         )
 
 
-def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblems]:
+def read_rows(path: Path, default: Choice | None) -> tuple[list[RunRow], RowProblems]:
     """The rows of a file (`-` is stdin), without empty lines; `default` answers rows that name no adapter.
 
     Raises:
@@ -451,7 +451,7 @@ def read_rows(path: Path, default: Choice | None) -> tuple[list[Row], RowProblem
     where = "stdin" if is_stdin else shown(str(path), 200)
     raw = _read(path, where, is_stdin=is_stdin)
     problems = RowProblems(where)
-    rows: list[Row] = []
+    rows: list[RunRow] = []
     seen: dict[str | int, int] = {}
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
@@ -478,7 +478,7 @@ def _read(path: Path, where: str, *, is_stdin: bool) -> bytes:
     return raw
 
 
-def _row(raw: bytes, line: int, default: Choice | None) -> Row:
+def _row(raw: bytes, line: int, default: Choice | None) -> RunRow:
     """The row of one line.
 
     Raises:
@@ -504,7 +504,7 @@ def _row(raw: bytes, line: int, default: Choice | None) -> Row:
     choice = _choice(value["adapter"]) if "adapter" in value else default
     assert choice is not None  # refused above
     adapter = value["adapter"] if "adapter" in value else _as_written(choice)
-    return Row(line=line, prompt=value["prompt"], adapter=adapter, choice=choice, system=system, id=label)
+    return RunRow(line=line, prompt=value["prompt"], adapter=adapter, choice=choice, system=system, id=label)
 
 
 def _choice(adapter: object) -> Choice:

@@ -438,10 +438,10 @@ def _test_of(
     if not specs:
         raise UsageProblem("`--test` needs a SPEC: what only a request names is not tested")
     from adapterhub.api.steps.contracts.gating import ContractGate
-    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.api.steps.contracts.testing import TestQuestion
     from adapterhub.core.specs import BaseSpec
 
-    question = Question(on=BaseSpec.parse(record.alias or str(record.path)))
+    question = TestQuestion(on=BaseSpec.parse(record.alias or str(record.path)))
     return ContractGate(session.library, testing, session.out, question)
 
 

@@ -188,7 +188,7 @@ class ServeArgs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedEngine:
     """The adapters to serve, in the order of `args.specs`, which are their model names; `aliases` tells what moves."""
 
     args: ServeArgs
@@ -197,7 +197,7 @@ class Checked:
 
 
 @contextlib.contextmanager
-def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]:
+def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[CheckedEngine]:
     """Yield the named adapters, each found, checked and leased during the block.
 
     An alias with several targets brings all of them: its name stands for the first, and the others follow it.
@@ -230,7 +230,7 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[Checked]
                 session.out.warn(f"{one.label}: {calling.warning}; {calling.how} to {calling.route}")
         # a model name has no base, which is the served one
         names = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in specs]
-        yield Checked(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
+        yield CheckedEngine(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
 
 
 def _gate(session: Session, args: ServeArgs) -> BuildGate:

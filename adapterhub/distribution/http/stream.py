@@ -16,7 +16,7 @@ from adapterhub.core.digests import Digest, digest_of
 from adapterhub.core.errors import DigestMismatch, RefusedAdapter, RemoteUnreachable, shown
 from adapterhub.core.limits import limits
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.http.wire import PASSING, Answer, HttpError, Wire, git_sha1
+from adapterhub.distribution.http.wire import PASSING, HttpAnswer, HttpError, Wire, git_sha1
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, FileEntry
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.release import Release
@@ -56,7 +56,7 @@ class RemoteFile(io.RawIOBase):
         self._wire, self._path, self._what = wire, path, what
         self._size = size_bytes
         self._at = 0
-        self._answer: Answer | None = None
+        self._answer: HttpAnswer | None = None
         self._chunks: Iterator[bytes] = iter(())
         self._rest = memoryview(b"")
         self._failures = 0
@@ -172,7 +172,7 @@ class RemoteFile(io.RawIOBase):
         self._answer, self._chunks, self._rest = None, iter(()), memoryview(b"")
 
 
-def _size_of(answer: Answer) -> int | None:
+def _size_of(answer: HttpAnswer) -> int | None:
     """The size of the whole file, from the headers."""
     if answer.status == _PARTIAL:
         total = answer.headers.get("content-range", "").rpartition("/")[2]
@@ -181,7 +181,7 @@ def _size_of(answer: Answer) -> int | None:
     return int(total) if total.isascii() and total.isdigit() else None
 
 
-def _begin_of(answer: Answer) -> int | None:
+def _begin_of(answer: HttpAnswer) -> int | None:
     """The offset of a partial response, from the headers."""
     first = answer.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isascii() and first.isdigit() else None

@@ -72,7 +72,7 @@ Form = Mapping[str, Any] | bytes | Iterable[bytes]
 """What a POST sends: the fields of a form, JSON, or pieces of a file, whose headers say their type and number."""
 
 
-class Answer:
+class HttpAnswer:
     """One response: status, headers (lower-case names), and the body in chunks."""
 
     def __init__(self, response: HttpObject, *, silence_s: float = SILENCE_S) -> None:
@@ -182,7 +182,7 @@ class Wire:
     # ------------------------------------------------------------ requests
     def open(
         self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
-    ) -> Answer:
+    ) -> HttpAnswer:
         """The response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
 
         Raises:
@@ -190,7 +190,7 @@ class Wire:
         """
         sent = self._headers | dict(headers or {})
         for _ in range(MAX_REDIRECTS + 1):
-            answer = Answer(self._send(url, sent, form, method), silence_s=self.silence_s)
+            answer = HttpAnswer(self._send(url, sent, form, method), silence_s=self.silence_s)
             if answer.status not in _REDIRECTS or "location" not in answer.headers:
                 if answer.status < HTTPStatus.BAD_REQUEST and answer.packing:
                     answer.close()
@@ -267,7 +267,7 @@ class Wire:
     @contextlib.contextmanager
     def answering(
         self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
-    ) -> Iterator[Answer]:
+    ) -> Iterator[HttpAnswer]:
         """A successful response for the duration of a block; retries once after a temporary failure."""
         answer = self.open(url, headers, form, method)
         if answer.status in PASSING:
@@ -280,7 +280,7 @@ class Wire:
         finally:
             answer.close()
 
-    def whole(self, answer: Answer, what: str) -> bytes:
+    def whole(self, answer: HttpAnswer, what: str) -> bytes:
         """The body of a small response, checked against the server's digest.
 
         Raises:

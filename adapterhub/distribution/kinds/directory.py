@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import AdapterNotFound, UsageProblem
-from adapterhub.distribution.kind import Access, Kind
+from adapterhub.distribution.kind import Kind, RemoteAccess
 from adapterhub.library.store.origins import is_url
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DirectoryKind(Kind):
             raise UsageProblem("expected the path of a directory, relative to this file")
         return text
 
-    def open(self, address: str, access: Access) -> Source:
+    def open(self, address: str, access: RemoteAccess) -> Source:
         """The directory, read once: a lock asks it for many names."""
         from adapterhub.library.directory import PublishedDirectory, open_source
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import is_hub_id
-from adapterhub.distribution.kind import Access, Kind
+from adapterhub.distribution.kind import Kind, RemoteAccess
 from adapterhub.library.remotes import parse_url
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class HubKind(Kind):
         """The URL of the server, normalized."""
         return parse_url(text)
 
-    def open(self, address: str, access: Access) -> Hub:
+    def open(self, address: str, access: RemoteAccess) -> Hub:
         """The server; the token is for it alone."""
         from huggingface_hub import constants
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.distribution.kind import Access, Kind
+from adapterhub.distribution.kind import Kind, RemoteAccess
 from adapterhub.library.remotes import is_oci_path, parse_oci_url
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class OciKind(Kind):
         """The address, normalized."""
         return parse_oci_url(text)
 
-    def open(self, address: str, access: Access) -> OciRegistry:
+    def open(self, address: str, access: RemoteAccess) -> OciRegistry:
         """The registry; without a token, it is asked with what Docker's programs keep for its host."""
         from adapterhub.distribution.http.wire import bound_client
         from adapterhub.distribution.oci import OciRegistry

@@ -331,7 +331,7 @@ def _version_in(tag: str) -> str | None:
     return None
 
 
-class _Part:
+class _ManifestPart:
     """What every part of a registry does as the registry does; see `transfer.Source`."""
 
     registry: OciRegistry
@@ -359,7 +359,7 @@ class _Part:
         return self.registry.statements(release)
 
 
-class OciNamespace(_Part):
+class OciNamespace(_ManifestPart):
     """One namespace of a registry as a source: it looks up bare names in that namespace only."""
 
     def __init__(self, registry: OciRegistry, namespace: str) -> None:
@@ -377,7 +377,7 @@ class OciNamespace(_Part):
         return self.registry.releases(replace(spec, namespace=self._namespace))
 
 
-class OciImage(_Part):
+class OciImage(_ManifestPart):
     """One image of a registry as a source; see `transfer.Source`."""
 
     def __init__(self, registry: OciRegistry, repository: str, image: str) -> None:

@@ -28,7 +28,7 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of, p
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, NotAllowed, RemoteUnreachable, shown
 from adapterhub.core.redaction import keep_secret
-from adapterhub.distribution.http.wire import Answer, Form, Wire, is_missing, origin_of, web_address
+from adapterhub.distribution.http.wire import Form, HttpAnswer, Wire, is_missing, origin_of, web_address
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE, Manifest
 from adapterhub.formats.signature import BUNDLE_TYPE, SIGNATURE_LIMIT_BYTES, SignedObject
 
@@ -385,7 +385,7 @@ class OciWire(Wire):
     # ------------------------------------------------------------ tokens
     def open(
         self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
-    ) -> Answer:
+    ) -> HttpAnswer:
         """As `Wire.open`, with a token where the registry wants one; a file is sent once, so its token comes before."""
         found = _REPOSITORY.search(url)
         what = found[1] if found else "", form is not None or method not in ("", "GET", "HEAD")
@@ -478,7 +478,7 @@ class OciWire(Wire):
             raise DigestMismatch(what, expected=shown(expected), actual=actual, hint="nothing was stored")
         return raw, actual
 
-    def put_manifest(self, repository: str, reference: str, raw: bytes, media_type: str = IMAGE_TYPE) -> Answer:
+    def put_manifest(self, repository: str, reference: str, raw: bytes, media_type: str = IMAGE_TYPE) -> HttpAnswer:
         """Store a manifest under a tag or its digest; the answer, without its body."""
         url = f"{self.endpoint}/v2/{repository}/manifests/{reference}"
         with self.answering(url, {"content-type": media_type}, raw, "PUT") as answer:

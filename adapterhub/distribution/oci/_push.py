@@ -99,7 +99,7 @@ class OciRepository:
         return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
     @contextlib.contextmanager
-    def receive(self, release: Release) -> Iterator[_Upload]:
+    def receive(self, release: Release) -> Iterator[_OciUpload]:
         """See `transfer.Destination`.
 
         Raises:
@@ -110,7 +110,7 @@ class OciRepository:
             there = self.image_of(release, tag)
             if there is None and self.tag is None:
                 self._ensure_unspelled(release.manifest.version)
-            yield _Upload(self._wire, self, release, tag, there)
+            yield _OciUpload(self._wire, self, release, tag, there)
 
     def _ensure_unspelled(self, version: str) -> None:
         """Raise where a tag names the same version in another spelling."""
@@ -163,7 +163,7 @@ class _Hashed:
         return digest_of_hash(self._hasher)
 
 
-class _Upload:
+class _OciUpload:
     def __init__(self, wire: OciWire, place: OciRepository, release: Release, tag: str, there: Blob | None) -> None:
         self._wire, self._place, self._release, self._tag, self._there = wire, place, release, tag, there
         self._signature: bytes | None = None

@@ -19,8 +19,8 @@ from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.cards.metadata import (
     BASE_TAG,
+    CardProblem,
     Metadata,
-    Problem,
     UnreadableCard,
     check_metadata,
     read_metadata,
@@ -123,12 +123,12 @@ def _inference(form: PromptForm, matter: Mapping[str, Any]) -> dict[str, Any]:
     return {"inference": {**rest, "parameters": parameters | (stated if isinstance(stated, dict) else {})}}
 
 
-def refusals_of(manifest: Manifest, card: Card) -> list[Problem]:
+def refusals_of(manifest: Manifest, card: Card) -> list[CardProblem]:
     """What a hub would refuse of the card, each with its line in the author's `README.md`."""
     try:
         values = read_metadata(card.text).values
     except UnreadableCard as error:
-        return [Problem(key="", message=str(error), line=None)]
+        return [CardProblem(key="", message=str(error), line=None)]
     errors, _ = check_metadata(Metadata(values=values, lines=_metadata(manifest.card).lines))
     return errors
 

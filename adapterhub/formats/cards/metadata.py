@@ -41,7 +41,7 @@ class Metadata:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class CardProblem:
     """One wrong value: its key, the Hub's sentence about it, and its line in the card (None when unknown)."""
 
     key: str
@@ -157,19 +157,19 @@ def _lines(node: Any, path: str, first: int) -> Iterator[tuple[str, int]]:
 
 
 # ---------------------------------------------------------------- check
-def check_metadata(metadata: Metadata) -> tuple[list[Problem], list[Problem]]:
+def check_metadata(metadata: Metadata) -> tuple[list[CardProblem], list[CardProblem]]:
     """The `(errors, warnings)` of a card's metadata. Absent keys and `null` are right; unknown keys are ignored."""
     values = {key: value for key, value in metadata.values.items() if value is not None}
     found = [problem for check in _CHECKS for problem in check(values)]
-    errors = [Problem(key=key, message=text, line=_line(metadata, key)) for key, text in found]
+    errors = [CardProblem(key=key, message=text, line=_line(metadata, key)) for key, text in found]
     warnings = []
     for key, tag in _texts(values, "tags"):
         named = BASE_TAG.fullmatch(tag)
         if named is not None and not is_hub_id(named["base"]):
             text = f'"{key}" with value "{shown(tag)}" names no model id'
-            warnings.append(Problem(key=key, message=text, line=_line(metadata, key)))
+            warnings.append(CardProblem(key=key, message=text, line=_line(metadata, key)))
     if not values:
-        warnings.append(Problem(key="", message="empty or missing yaml metadata in repo card", line=None))
+        warnings.append(CardProblem(key="", message="empty or missing yaml metadata in repo card", line=None))
     return errors, warnings
 
 

@@ -29,12 +29,12 @@ from adapterhub.formats.foreign.reading import (
     MATRIX,
     PEFT,
     Cut,
-    Header,
+    FactorSource,
+    ForeignHeader,
     Method,
     Module,
     Reading,
     Rows,
-    Source,
     lora_module,
     read_metadata,
     recognise,
@@ -49,7 +49,7 @@ _AHEAD: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Digests:
+class FileDigests:
     """The digests of a foreign file: of all its bytes, and of those behind the header (kohya's `sshs_model_hash`)."""
 
     whole: Digest
@@ -68,9 +68,9 @@ class OpenFile:
         self._seen: dict[int, bytes] = {}
         self._rest = memoryview(b"")
 
-    def source(self, config: Mapping[str, Any] | None, base: Mapping[str, tuple[int, ...]]) -> Source:
+    def source(self, config: Mapping[str, Any] | None, base: Mapping[str, tuple[int, ...]]) -> FactorSource:
         """What a reader gets."""
-        return Source(file=self.header, where=self.where, read=self._small, config=config, base=base)
+        return FactorSource(file=self.header, where=self.where, read=self._small, config=config, base=base)
 
     def _small(self, spec: TensorSpec) -> bytes:
         """The bytes of a tensor of one number; the pass compares them."""
@@ -78,7 +78,7 @@ class OpenFile:
         return self._seen[spec.start]
 
     def pieces(
-        self, progress: Progress | None, digests: list[Digests]
+        self, progress: Progress | None, digests: list[FileDigests]
     ) -> Iterator[tuple[TensorSpec, Iterator[memoryview]]]:
         """Each tensor in the file's order with its bytes; the digests are appended behind the last one.
 
@@ -89,14 +89,14 @@ class OpenFile:
         """
         header = self.header
         self._stream.seek(0)
-        with _Hashing() as whole, _Hashing() as data:
+        with _HashedCopy() as whole, _HashedCopy() as data:
             whole.put(self._stream.read(header.data_start))
             blocks, self._rest = self._blocks(whole, data, progress), memoryview(b"")
             for spec in header.tensors:
                 yield spec, self._of(spec, blocks)
-        digests.append(Digests(whole=whole.digest, data=data.digest, size_bytes=header.size_bytes))
+        digests.append(FileDigests(whole=whole.digest, data=data.digest, size_bytes=header.size_bytes))
 
-    def _blocks(self, whole: _Hashing, data: _Hashing, progress: Progress | None) -> Iterator[memoryview]:
+    def _blocks(self, whole: _HashedCopy, data: _HashedCopy, progress: Progress | None) -> Iterator[memoryview]:
         """The bytes behind the header, which are being hashed."""
         left = self.header.size_bytes - self.header.data_start
         while left:
@@ -127,7 +127,7 @@ class OpenFile:
         return MalformedTensorFile(self.where, "changed while it was read", hint="add it again")
 
 
-class _Hashing:
+class _HashedCopy:
     """A thread that hashes the blocks put into it, at most `_AHEAD` behind; `digest` once its block is over."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Hashing:
         self._thread = Thread(target=self._run, name="hash", daemon=True)
         self.put = self._blocks.put
 
-    def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
+    def __enter__(self) -> _HashedCopy:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
         self._thread.start()
         return self
 
@@ -190,7 +190,7 @@ def planned(reading: Reading) -> list[tuple[TensorSpec, Cut]]:
     )
 
 
-def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progress | None = None) -> Digests:
+def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progress | None = None) -> FileDigests:
     """Write config and weights of the PEFT folder into `folder`, which exists; returns the digests of the original.
 
     Raises:
@@ -209,7 +209,7 @@ def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progr
         needed.update([cut.source.start] if cut.mid else [])
         at += spec.size_bytes
     kept: dict[int, bytes] = {}
-    digests: list[Digests] = []
+    digests: list[FileDigests] = []
     with (folder / WEIGHTS_FILE).open("xb", buffering=0) as sink:
         _write_at(sink.fileno(), memoryview(header), 0)
         for spec, pieces in file.pieces(progress, digests):
@@ -327,7 +327,7 @@ def _endings(name: str) -> Iterator[str]:
     return (".".join(parts[n:]) for n in range(1, len(parts)))
 
 
-def ensure_one_kind(source: Source, reading: Reading) -> None:
+def ensure_one_kind(source: FactorSource, reading: Reading) -> None:
     """Raise where PEFT's one config cannot say what the modules are.
 
     Raises:
@@ -347,7 +347,7 @@ _LARGEST_SIDE: Final = 1 << 20
 _KERNEL: Final = 9
 
 
-def method_of(source: Source, groups: Mapping[str, Iterable[str]]) -> Method:
+def method_of(source: FactorSource, groups: Mapping[str, Iterable[str]]) -> Method:
     """The one method of all modules, by the ends of their tensors.
 
     Raises:
@@ -365,7 +365,7 @@ def method_of(source: Source, groups: Mapping[str, Iterable[str]]) -> Method:
 
 
 def module_of(
-    source: Source,
+    source: FactorSource,
     part: str,
     name: str,
     found: Mapping[str, TensorSpec],
@@ -431,7 +431,7 @@ def width_of(module: Module) -> int:
     return first * second
 
 
-def _loha(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:
+def _loha(source: FactorSource, found: Mapping[str, TensorSpec], label: str) -> int:
     missing = [slot for slot in _LOHA if slot not in found]
     strange = found.keys() - {*_LOHA, "hada_t1", "hada_t2"}
     if missing or strange or ("hada_t1" in found) != ("hada_t2" in found):
@@ -450,7 +450,7 @@ def _loha(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:
     return rank
 
 
-def _lokr(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:
+def _lokr(source: FactorSource, found: Mapping[str, TensorSpec], label: str) -> int:
     one, two = "lokr_w1" in found, "lokr_w2" in found
     parts = set(found) - {"lokr_t2"}
     expected = ({"lokr_w1"} if one else {"lokr_w1_a", "lokr_w1_b"}) | (
@@ -475,7 +475,7 @@ def _lokr(source: Source, found: Mapping[str, TensorSpec], label: str) -> int:
 
 
 # ---------------------------------------------------------------- PEFT's settings
-def settings_of(source: Source, method: Method, modules: Sequence[Module]) -> dict[str, Any]:
+def settings_of(source: FactorSource, method: Method, modules: Sequence[Module]) -> dict[str, Any]:
     """The settings with which PEFT makes factors of these shapes, because it chooses the shapes itself.
 
     Raises:
@@ -613,7 +613,7 @@ class Foreign:
     path: Path
     file: OpenFile
     reading: Reading
-    header: Header
+    header: ForeignHeader
 
     def write(self, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
         """Write the PEFT folder into `folder`, and return what a manifest's `annotations` keep of the original.

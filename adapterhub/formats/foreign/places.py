@@ -10,9 +10,9 @@ from typing import Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.conversion import width_of
-from adapterhub.formats.foreign.reading import Cut, Module, Rows, Source
+from adapterhub.formats.foreign.reading import Cut, FactorSource, Module, Rows
 from adapterhub.formats.foreign.tables import SDXL, UNETS, Target, clip_modules, flux_modules
-from adapterhub.formats.foreign.writing import Output, Read, joined
+from adapterhub.formats.foreign.writing import ForeignOutput, Read, joined
 
 Targets = tuple[Target, ...]
 _HINT_BASE: Final = "name the base with `--base`: its own modules then say where each tensor belongs"
@@ -51,7 +51,7 @@ def flat_clip() -> Mapping[str, Targets]:
     return MappingProxyType({flat(name): (Target(name=name),) for name in clip_modules()})
 
 
-def denoiser(source: Source, names: list[str], *, is_flat: bool) -> tuple[str, str, Mapping[str, Targets]]:
+def denoiser(source: FactorSource, names: list[str], *, is_flat: bool) -> tuple[str, str, Mapping[str, Targets]]:
     """The family of a denoiser's names, its component, and where each leads: the base's own names first, then tables.
 
     Raises:
@@ -81,7 +81,7 @@ def denoiser(source: Source, names: list[str], *, is_flat: bool) -> tuple[str, s
     return source.refuse("E_NAME", f"{of}: {few}", _HINT_BASE)
 
 
-def _of_base(source: Source, wanted: set[str], *, is_flat: bool) -> tuple[str, str, Mapping[str, Targets]] | None:
+def _of_base(source: FactorSource, wanted: set[str], *, is_flat: bool) -> tuple[str, str, Mapping[str, Targets]] | None:
     """The base's own names, if it has every one."""
     table: dict[str, Targets] = {}
     parts: set[str] = set()
@@ -103,7 +103,7 @@ def _of_base(source: Source, wanted: set[str], *, is_flat: bool) -> tuple[str, s
     return "base", part or ("transformer" if is_transformer else "unet"), table
 
 
-def placed(source: Source, module: Module, targets: Targets, label: str) -> list[Module]:
+def placed(source: FactorSource, module: Module, targets: Targets, label: str) -> list[Module]:
     """The module at each of its targets: A unchanged, B and what goes with outputs cut by rows.
 
     Raises:
@@ -142,7 +142,7 @@ _FACTORS: Final = ("lora_A", "lora_B.weight", "hada_", "lokr_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class NamedModule:
     """A module under the other program's name; `grew`: its rank is the sum of its parts'.
 
     `tensors`: what to write, still without names, by the end of PEFT's name.
@@ -150,7 +150,7 @@ class Named:
 
     name: str
     module: Module
-    tensors: Mapping[str, Output]
+    tensors: Mapping[str, ForeignOutput]
     grew: bool = False
 
     @property
@@ -159,9 +159,11 @@ class Named:
         return [output.dtype for end, output in self.tensors.items() if end.startswith(_FACTORS)][-1]
 
     @classmethod
-    def alone(cls, name: str, module: Module) -> Named:
+    def alone(cls, name: str, module: Module) -> NamedModule:
         """The module with its own tensors."""
-        return cls(name=name, module=module, tensors={end: Output.of("", cut) for end, cut in module.slots.items()})
+        return cls(
+            name=name, module=module, tensors={end: ForeignOutput.of("", cut) for end, cut in module.slots.items()}
+        )
 
 
 def family_of(modules: Sequence[Module], stated: object = None) -> str:
@@ -183,7 +185,7 @@ def _of_flux() -> set[str]:
     return {target.name for targets in flux_modules().values() for target in targets}
 
 
-def named(modules: Sequence[Module], family: str, read: Read) -> Iterator[Named]:
+def named(modules: Sequence[Module], family: str, read: Read) -> Iterator[NamedModule]:
     """The modules of a denoiser under the names of `family`.
 
     Raises:
@@ -198,10 +200,10 @@ def named(modules: Sequence[Module], family: str, read: Read) -> Iterator[Named]
         if name is None:
             message = f"`{shown(module.name)}` has no name in {family}; nothing was written"
             raise UnsupportedAdapter(message)
-        yield Named.alone(name, module)
+        yield NamedModule.alone(name, module)
 
 
-def _fused(modules: dict[str, Module], read: Read) -> Iterator[Named]:
+def _fused(modules: dict[str, Module], read: Read) -> Iterator[NamedModule]:
     left = dict(modules)
     for name, targets in flux_modules().items():
         parts = [left.pop(target.name, None) for target in targets]
@@ -209,7 +211,7 @@ def _fused(modules: dict[str, Module], read: Read) -> Iterator[Named]:
         if not there:
             continue
         if len(targets) == 1:
-            yield Named.alone(name, _swapped(there[0]) if name.endswith("adaLN_modulation.1") else there[0])
+            yield NamedModule.alone(name, _swapped(there[0]) if name.endswith("adaLN_modulation.1") else there[0])
             continue
         if "lora_A.weight" not in there[0].slots:
             message = f"`{shown(there[0].name)}` is a part of `{name}` there, and only plain LoRA can be joined"
@@ -218,7 +220,7 @@ def _fused(modules: dict[str, Module], read: Read) -> Iterator[Named]:
         usual = [width, width, width, _MLP * width][: len(targets)]
         outs = [part.slots["lora_B.weight"].shape[0] if part else out for part, out in zip(parts, usual, strict=True)]
         down, up, module, grew = joined(parts, outs, read, name)
-        yield Named(name=name, module=module, tensors={"lora_A.weight": down, "lora_B.weight": up}, grew=grew)
+        yield NamedModule(name=name, module=module, tensors={"lora_A.weight": down, "lora_B.weight": up}, grew=grew)
     if left:
         first = next(iter(left))
         raise UnsupportedAdapter(f"`{shown(first)}` has no name in Flux's checkpoint; nothing was written")

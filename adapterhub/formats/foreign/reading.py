@@ -38,7 +38,7 @@ Rows = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class FactorSource:
     """A foreign file: its header, a way to read small tensors, the config beside it, and what is known of the base.
 
     `base` has the shapes of the base's weights by the names of its modules; empty where no base is given.
@@ -137,7 +137,7 @@ class Reading:
         return f"{module.part}.{module.name}" if len(self.parts) > 1 else module.name
 
 
-def scalar(source: Source, spec: TensorSpec) -> float:
+def scalar(source: FactorSource, spec: TensorSpec) -> float:
     """The number that an `alpha` holds.
 
     Raises:
@@ -158,7 +158,7 @@ def scalar(source: Source, spec: TensorSpec) -> float:
 
 
 def lora_module(
-    source: Source,
+    source: FactorSource,
     part: str,
     name: str,
     found: Mapping[str, TensorSpec],
@@ -206,7 +206,7 @@ def lora_module(
     return Module(part=part, name=name, slots=slots, rank=a[0], alpha=alpha)
 
 
-def _check_factors(source: Source, a: tuple[int, ...], b: tuple[int, ...], *, most: int, label: str) -> None:
+def _check_factors(source: FactorSource, a: tuple[int, ...], b: tuple[int, ...], *, most: int, label: str) -> None:
     """Raise unless A and B are factors of one matrix or convolution of at most `most` dimensions."""
     if not (MATRIX <= len(a) <= most and len(a) == len(b) and all(a) and set(b[MATRIX:]) <= {1} and b[0]):
         if a[:1] == (0,):
@@ -220,7 +220,9 @@ def _check_factors(source: Source, a: tuple[int, ...], b: tuple[int, ...], *, mo
         source.refuse("E_RANK", f"`{label}` has rank {a[0]}, more than both sides of its {b[0]} x {width} matrix")
 
 
-def _vectors(source: Source, found: Mapping[str, TensorSpec], a: tuple[int, ...], b: tuple[int, ...]) -> dict[str, Cut]:
+def _vectors(
+    source: FactorSource, found: Mapping[str, TensorSpec], a: tuple[int, ...], b: tuple[int, ...]
+) -> dict[str, Cut]:
     """DoRA's magnitudes and the bias of B: one number for each output."""
     out, slots = b[0], {}
     magnitude, bias = found.get("magnitude"), found.get("bias")
@@ -481,7 +483,7 @@ class Trigger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class ForeignHeader:
     """What a header says, cleaned for showing: one printable line each."""
 
     title: str = ""
@@ -505,10 +507,10 @@ class Header:
         return {key: item for key, item in found.items() if item}
 
 
-def read_metadata(metadata: Mapping[str, str]) -> Header:
+def read_metadata(metadata: Mapping[str, str]) -> ForeignHeader:
     """The hints of a header; what is malformed is left out."""
     said = {key: _clean(value) for key, value in metadata.items() if key != HEADER and len(value) <= _JSON_BYTES}
-    return Header(
+    return ForeignHeader(
         title=said.get("modelspec.title", ""),
         description=said.get("modelspec.description", ""),
         license=_license(said.get("modelspec.license", "")),

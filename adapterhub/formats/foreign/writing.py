@@ -29,7 +29,7 @@ _WORDS: Final = MappingProxyType({"F16": "<e", "F32": "<f", "F64": "<d"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class ForeignOutput:
     """One tensor to write: `parts` one after another, or as blocks of a diagonal.
 
     `rank` and `factor`: the last part is padded with zeros to that rank and multiplied, both for MLX alone.
@@ -44,7 +44,7 @@ class Output:
     factor: float = 1.0
 
     @classmethod
-    def of(cls, name: str, cut: Cut, shape: tuple[int, ...] | None = None) -> Output:
+    def of(cls, name: str, cut: Cut, shape: tuple[int, ...] | None = None) -> ForeignOutput:
         """An unchanged tensor, perhaps in another shape of as many numbers."""
         return cls(name=name, dtype=cut.dtype, shape=cut.shape if shape is None else shape, parts=(cut,))
 
@@ -70,7 +70,7 @@ def _bytes_of(cut: Cut, read: Read) -> bytes:
 class Program:
     """What a program's file of an adapter holds. `config` is written beside it where the program wants one."""
 
-    outputs: tuple[Output, ...]
+    outputs: tuple[ForeignOutput, ...]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
@@ -173,14 +173,14 @@ def plain_alpha(module: Module, *, use_rslora: bool) -> float:
     return alpha * math.sqrt(module.rank) if use_rslora else alpha
 
 
-def alpha_output(name: str, value: float, kind: Mapping[str, Any] | None, like: str) -> Output:
+def alpha_output(name: str, value: float, kind: Mapping[str, Any] | None, like: str) -> ForeignOutput:
     """The tensor of an alpha: in the original's dtype and shape where known, else as exact as needed."""
     dtype = str(kind["dtype"]) if kind and kind.get("dtype") in DTYPES else like
     shape = tuple(kind["shape"]) if kind and kind.get("shape") in ([], [1]) else ()
     raw = _packed(value, dtype)
     if raw is None:
         dtype, raw = "F32", struct.pack("<f", value)
-    return Output(name=name, dtype=dtype, shape=shape, parts=(raw,))
+    return ForeignOutput(name=name, dtype=dtype, shape=shape, parts=(raw,))
 
 
 def _packed(value: float, dtype: str) -> bytes | None:
@@ -201,7 +201,7 @@ def _packed(value: float, dtype: str) -> bytes | None:
 # ---------------------------------------------------------------- joining what diffusers splits
 def joined(
     modules: Sequence[Module | None], outs: Sequence[int], read: Read, label: str
-) -> tuple[Output, Output, Module, bool]:
+) -> tuple[ForeignOutput, ForeignOutput, Module, bool]:
     """One fused module from its parts, each with as many rows as in `outs`: down, up, rank and alpha, and if it grew.
 
     Equal As stay one, with the Bs stacked; else the As are stacked, and the Bs are blocks of a diagonal. A part without
@@ -231,8 +231,8 @@ def joined(
             for module, out in zip(modules, outs, strict=True)
         )
         return (
-            Output(name="", dtype=dtype_a, shape=(rank, width), parts=(downs[0],)),
-            Output(name="", dtype=dtype_b, shape=(sum(outs), rank), parts=up),
+            ForeignOutput(name="", dtype=dtype_a, shape=(rank, width), parts=(downs[0],)),
+            ForeignOutput(name="", dtype=dtype_b, shape=(sum(outs), rank), parts=up),
             first,
             False,
         )
@@ -242,8 +242,8 @@ def joined(
         raise UnsupportedAdapter(message, ["only some of its parts have an update, and their factors differ"])
     blocks = tuple(module.slots["lora_B.weight"] for module in there)
     return (
-        Output(name="", dtype=dtype_a, shape=(rank, width), parts=tuple(downs)),
-        Output(name="", dtype=dtype_b, shape=(sum(outs), rank), parts=blocks, is_diagonal=True),
+        ForeignOutput(name="", dtype=dtype_a, shape=(rank, width), parts=tuple(downs)),
+        ForeignOutput(name="", dtype=dtype_b, shape=(sum(outs), rank), parts=blocks, is_diagonal=True),
         replace(first, rank=rank, alpha=first.scale * rank),
         True,
     )
@@ -276,7 +276,7 @@ def write_file(path: Path, program: Program, read: Read, step: Callable[[int, in
     step(len(outputs), len(outputs))
 
 
-def _checked(outputs: Sequence[Output], specs: Sequence[TensorSpec], read: Read) -> Iterator[bytes]:
+def _checked(outputs: Sequence[ForeignOutput], specs: Sequence[TensorSpec], read: Read) -> Iterator[bytes]:
     for output, spec in zip(outputs, specs, strict=True):
         raw = output.data(read)
         assert len(raw) == spec.size_bytes, output.name

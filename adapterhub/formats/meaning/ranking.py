@@ -48,7 +48,7 @@ def packed_build(vectors: NDArray[Any]) -> bytes:
     return packed(np.concatenate((vectors[:1], prompts * alike[:, None])))
 
 
-class Block:
+class VectorBlock:
     """The vectors of builds, `kept` as `packed` gives them, joined for scans."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
@@ -63,9 +63,9 @@ class Block:
     def __len__(self) -> int:
         return len(self._counts)
 
-    def with_more(self, kept: Sequence[bytes], room_for: int = 0) -> Block:
+    def with_more(self, kept: Sequence[bytes], room_for: int = 0) -> VectorBlock:
         """These and some more, in the same memory; new memory has room for so many builds."""
-        made, more = Block([]), Block(kept)
+        made, more = VectorBlock([]), VectorBlock(kept)
         made._kept = self._kept.with_more(more._rows, room_for * len(more._rows) // max(1, len(more)))
         made._counts = np.concatenate([self._counts, more._counts])
         made._starts = np.concatenate([self._starts, more._starts + len(self._rows)])

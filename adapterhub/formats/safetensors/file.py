@@ -26,7 +26,7 @@ from adapterhub.formats.safetensors.header import (
     ADAPTER_LIMITS,
     BASE_LIMITS,
     LOOKED_AT,
-    Limits,
+    HeaderLimits,
     TensorSpec,
     adapter_limits,
     name_problem,
@@ -37,7 +37,7 @@ from adapterhub.formats.safetensors.header import (
 __all__ = [
     "ADAPTER_LIMITS",
     "BASE_LIMITS",
-    "Limits",
+    "HeaderLimits",
     "TensorFile",
     "TensorSpec",
     "adapter_limits",
@@ -77,7 +77,7 @@ class TensorFile:
         return MappingProxyType({spec.name: spec for spec in self.tensors})
 
 
-def read_header(path: Path, *, limits: Limits | None = None) -> TensorFile:
+def read_header(path: Path, *, limits: HeaderLimits | None = None) -> TensorFile:
     """The checked header of the safetensors file at `path`; no tensor is read. By default, `adapter_limits` apply.
 
     Raises:
@@ -99,7 +99,7 @@ def read_header(path: Path, *, limits: Limits | None = None) -> TensorFile:
 
 
 def parse_header(
-    stream: IO[bytes], *, path: Path, size_bytes: int, where: str = "", limits: Limits | None = None
+    stream: IO[bytes], *, path: Path, size_bytes: int, where: str = "", limits: HeaderLimits | None = None
 ) -> TensorFile:
     """As `read_header`, from an open file of `size_bytes` at its beginning; `where` names it in errors."""
     where = where or str(path)
@@ -125,7 +125,7 @@ class _Read(NamedTuple):
 
 
 @lru_cache(maxsize=8)  # adapters for the same modules of the same rank have the same header, byte for byte
-def _read_text(text: str, limits: Limits, data_start: int, size_bytes: int) -> _Read:
+def _read_text(text: str, limits: HeaderLimits, data_start: int, size_bytes: int) -> _Read:
     metadata, placed = parse_header_text(text, "", limits, data_start)
     if not placed:
         raise MalformedTensorFile("", "holds no tensors")
@@ -134,7 +134,7 @@ def _read_text(text: str, limits: Limits, data_start: int, size_bytes: int) -> _
     return _Read(metadata, tuple(placed), {})
 
 
-def _header_text(stream: IO[bytes], size_bytes: int, where: str, limits: Limits) -> str:
+def _header_text(stream: IO[bytes], size_bytes: int, where: str, limits: HeaderLimits) -> str:
     """The header's text, after the checks of sizes and of the first byte."""
 
     def refuse(reason: str, code: str = "E_CONTAINER", hint: str = "") -> NoReturn:

@@ -38,7 +38,7 @@ _INT64_MAX = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class HeaderLimits:
     """Limits of one file. `file_bytes` None: any size. `strict_names`: names must be dotted module paths."""
 
     header_bytes: int = DEFAULT_LIMITS.header_bytes
@@ -49,10 +49,10 @@ class Limits:
     strict_names: bool = True
 
 
-ADAPTER_LIMITS = Limits()
+ADAPTER_LIMITS = HeaderLimits()
 """The built-in limits for untrusted files; `adapter_limits` returns those in force."""
 
-BASE_LIMITS = Limits(
+BASE_LIMITS = HeaderLimits(
     header_bytes=100_000_000,
     tensors=1 << 20,
     metadata_entries=1 << 20,
@@ -63,10 +63,10 @@ BASE_LIMITS = Limits(
 """Limits for base models, which are trusted: the header limit of the safetensors library."""
 
 
-def adapter_limits() -> Limits:
+def adapter_limits() -> HeaderLimits:
     """The limits in force for untrusted files."""
     chosen = limits()
-    return Limits(**{f.name: getattr(chosen, f.name) for f in fields(Limits) if f.name != "strict_names"})
+    return HeaderLimits(**{f.name: getattr(chosen, f.name) for f in fields(HeaderLimits) if f.name != "strict_names"})
 
 
 class TensorSpec(NamedTuple):
@@ -104,7 +104,7 @@ class TensorSpec(NamedTuple):
 
 
 def parse_header_text(
-    text: str, where: str, limits: Limits, data_start: int = 0
+    text: str, where: str, limits: HeaderLimits, data_start: int = 0
 ) -> tuple[dict[str, str], list[TensorSpec]]:
     """Metadata, and the tensors in the header's order; `data_start` is added to their offsets.
 
@@ -117,7 +117,7 @@ def parse_header_text(
 class _HeaderText:
     """Reads the header's JSON one entry at a time, so that only one entry exists as a Python object."""
 
-    def __init__(self, text: str, where: str, limits: Limits, data_start: int) -> None:
+    def __init__(self, text: str, where: str, limits: HeaderLimits, data_start: int) -> None:
         self.text, self.where, self.limits, self.data_start = text, where, limits, data_start
         self.at = 0
         self.shapes: dict[tuple[str, str], tuple[tuple[int, ...], int]] = {}
@@ -300,7 +300,7 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
     return ""
 
 
-def name_problem(name: str, limits: Limits = ADAPTER_LIMITS) -> str:
+def name_problem(name: str, limits: HeaderLimits = ADAPTER_LIMITS) -> str:
     """What is wrong with a tensor's name, as the end of a sentence; empty when nothing is.
 
     The names of an adapter are module paths: dot-separated, printable and free of path separators, so that no tool that
@@ -358,7 +358,7 @@ LOOKED_AT = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class FileKind:
     """A kind of file, and the step that helps."""
 
     name: str
@@ -371,24 +371,24 @@ class Kind:
 _CONVERT = "convert it where you trust it: load it with PEFT on its base there and call `save_pretrained` again"
 _UNPACK = "unpack it yourself, look at what is inside, and give the folder"
 _PULL = "run `git lfs pull` in the repository, or download the file from its hub"
-POINTER: Final = Kind(
+POINTER: Final = FileKind(
     name="a Git LFS pointer, which stands for a file that was not downloaded", hint=_PULL, is_pointer=True
 )
 _POINTER_BYTES: Final = 1024
 """Git LFS takes no larger file for a pointer."""
-_KINDS: Final[tuple[tuple[bytes, Kind], ...]] = (
+_KINDS: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"version https://git-lfs", POINTER),
-    (b"PK\x03\x04", Kind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
-    (b"PK\x05\x06", Kind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),
-    (b"\x1f\x8b", Kind(name="a gzip archive", hint=_UNPACK, is_archive=True)),
-    (b"BZh", Kind(name="a bzip2 archive", hint=_UNPACK, is_archive=True)),
-    (b"\xfd7zXZ", Kind(name="an xz archive", hint=_UNPACK, is_archive=True)),
-    (b"7z\xbc\xaf\x27\x1c", Kind(name="a 7z archive", hint=_UNPACK, is_archive=True)),
-    (b"\x28\xb5\x2f\xfd", Kind(name="a zstandard archive", hint=_UNPACK, is_archive=True)),
-    (b"Rar!", Kind(name="a rar archive", hint=_UNPACK, is_archive=True)),
-    (b"GGUF", Kind(name="a GGUF file", hint="give the PEFT folder it was made from")),
-    (b"\x93NUMPY", Kind(name="a numpy array", hint="give the PEFT folder it was made from")),
-    (b"\x89HDF", Kind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
+    (b"PK\x03\x04", FileKind(name="a zip archive (as `torch.save` writes)", hint=_UNPACK, is_archive=True)),
+    (b"PK\x05\x06", FileKind(name="an empty zip archive", hint=_UNPACK, is_archive=True)),
+    (b"\x1f\x8b", FileKind(name="a gzip archive", hint=_UNPACK, is_archive=True)),
+    (b"BZh", FileKind(name="a bzip2 archive", hint=_UNPACK, is_archive=True)),
+    (b"\xfd7zXZ", FileKind(name="an xz archive", hint=_UNPACK, is_archive=True)),
+    (b"7z\xbc\xaf\x27\x1c", FileKind(name="a 7z archive", hint=_UNPACK, is_archive=True)),
+    (b"\x28\xb5\x2f\xfd", FileKind(name="a zstandard archive", hint=_UNPACK, is_archive=True)),
+    (b"Rar!", FileKind(name="a rar archive", hint=_UNPACK, is_archive=True)),
+    (b"GGUF", FileKind(name="a GGUF file", hint="give the PEFT folder it was made from")),
+    (b"\x93NUMPY", FileKind(name="a numpy array", hint="give the PEFT folder it was made from")),
+    (b"\x89HDF", FileKind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
 )
 
 
@@ -404,18 +404,18 @@ def is_pointer(path: Path) -> bool:
     return kind is not None and kind.is_pointer
 
 
-def recognise(start: bytes) -> Kind | None:
+def recognise(start: bytes) -> FileKind | None:
     """The kind of a file that begins with `start` (`LOOKED_AT` bytes suffice); None when it is unknown."""
     for magic, kind in _KINDS:
         if start.startswith(magic):
             return kind
     if start[257:262] == b"ustar":
-        return Kind(name="a tar archive", hint=_UNPACK, is_archive=True)
+        return FileKind(name="a tar archive", hint=_UNPACK, is_archive=True)
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return Kind(name="a pickle, which can run code when it is opened", hint=_CONVERT, is_pickle=True)
+        return FileKind(name="a pickle, which can run code when it is opened", hint=_CONVERT, is_pickle=True)
     text = start.lstrip()[:15].lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return Kind(name="a web page (an error page saved as the file?)", hint="download the file again")
+        return FileKind(name="a web page (an error page saved as the file?)", hint="download the file again")
     return None
 
 

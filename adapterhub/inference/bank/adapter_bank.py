@@ -31,8 +31,8 @@ from adapterhub.inference.bank.updates import (
     LinearUpdate,
     Output,
     Replacement,
-    Term,
     Update,
+    UpdateTerm,
     Using,
     Whole,
     check_terms,
@@ -52,10 +52,10 @@ _FEW_TOKENS: Final = 16
 """Stacked factors are faster for fewer tokens per row (measured on SmolLM2-135M, one thread)."""
 
 
-class _Group(NamedTuple):
+class _RowGroup(NamedTuple):
     """The numbers of rows with one choice; `rows` is a slice if they are adjacent."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[UpdateTerm, ...]
     numbers: list[int]
     rows: Tensor | slice
 
@@ -63,7 +63,7 @@ class _Group(NamedTuple):
 class _Work(NamedTuple):
     """The work in one module: the updates of each group that has any, and whether they can be stacked."""
 
-    groups: tuple[tuple[tuple[tuple[Update, float], ...], _Group], ...]
+    groups: tuple[tuple[tuple[tuple[Update, float], ...], _RowGroup], ...]
     can_stack: bool
 
 
@@ -126,7 +126,7 @@ class Rows(ByRow):
 
     __slots__ = ("_groups", "_room", "_rooms", "_stacks", "_work")
 
-    def __init__(self, rows: Sequence[tuple[Term, ...]], rooms: Rooms, tracer: Tracer) -> None:
+    def __init__(self, rows: Sequence[tuple[UpdateTerm, ...]], rooms: Rooms, tracer: Tracer) -> None:
         self._rooms = rooms
         self._room: Room | None = None
         self._work: dict[str, _Work | None] = {}
@@ -280,10 +280,10 @@ def _is_plain(updates: tuple[tuple[Any, float], ...]) -> bool:
     return len(updates) == 1 and updates[0][0].bias is None
 
 
-def _group(terms: tuple[Term, ...], numbers: list[int]) -> _Group:
+def _group(terms: tuple[UpdateTerm, ...], numbers: list[int]) -> _RowGroup:
     together = numbers[-1] - numbers[0] + 1 == len(numbers)
     rows = slice(numbers[0], numbers[-1] + 1) if together else torch.tensor(numbers)
-    return _Group(terms=terms, numbers=numbers, rows=rows)
+    return _RowGroup(terms=terms, numbers=numbers, rows=rows)
 
 
 def _ensure_one_tensor(name: str, args: Args, kwargs: Kwargs, output: Output) -> None:
@@ -579,14 +579,14 @@ class AdapterBank:
         self.close()
 
     # ------------------------------------------------------------ inside
-    def _terms(self, choices: Iterable[Choice]) -> list[tuple[Term, ...]]:
+    def _terms(self, choices: Iterable[Choice]) -> list[tuple[UpdateTerm, ...]]:
         """The adapters of each choice, all of them in memory at once."""
         weights = [weights_of(choice) for choice in choices]
         names = list(dict.fromkeys(name for each in weights for name in each))
         adapters = {name: self._cache.get(name, keep=names).adapter for name in names}
-        return [tuple(Term(adapters[name], weight) for name, weight in each.items()) for each in weights]
+        return [tuple(UpdateTerm(adapters[name], weight) for name, weight in each.items()) for each in weights]
 
-    def _use_peft(self, choice: Choice, terms: Sequence[Term]) -> Using:
+    def _use_peft(self, choice: Choice, terms: Sequence[UpdateTerm]) -> Using:
         if len(terms) != 1 or terms[0].weight != 1:
             raise MergeRefused(
                 "these adapters cannot be added up in a bank",
@@ -602,7 +602,7 @@ class AdapterBank:
         return self._peft.use(origin.found)
 
 
-def _check_by_row(terms: Iterable[Term]) -> None:
+def _check_by_row(terms: Iterable[UpdateTerm]) -> None:
     """Raise if an adapter cannot be used on some rows of a batch only.
 
     Raises:

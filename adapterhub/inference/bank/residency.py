@@ -16,7 +16,7 @@ from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, Us
 from adapterhub.distribution.finding import FoundAdapter, Identify, check_folder, folder_in
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.inference.bank.engines import Hooks, NativeEngine, PeftEngine
-from adapterhub.inference.bank.updates import Engine, LoadedAdapter, Term, Whole
+from adapterhub.inference.bank.updates import LoadedAdapter, UpdateEngine, UpdateTerm, Whole
 from adapterhub.inference.loader.attachment import AttachedAdapter, Preparation, Prepared, lines
 from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.trust.verify import Subject, open_files
@@ -263,7 +263,7 @@ class Residency:
         for other in evicted:
             self.drop(other)
             self._evictions += 1
-        self._adapters[name] = chosen = Whole((Term(adapter, 1.0),))
+        self._adapters[name] = chosen = Whole((UpdateTerm(adapter, 1.0),))
         chosen.used = self._next_use()
         self._bytes += adapter.size_bytes
         self._loads += 1
@@ -437,10 +437,12 @@ class AdapterCache:
             return chosen
         origin.ensure_unchanged()
         [ready] = self._preparation.ready([origin.found], [origin.reopened()])
-        engine: Engine = self._peft if origin.reasons else self._native
+        engine: UpdateEngine = self._peft if origin.reasons else self._native
         return self._take(name, engine.load(ready), keep)
 
-    def _take_new(self, pending: _Pending, engine: Engine, reasons: tuple[str, ...], keep: Sequence[str]) -> Whole:
+    def _take_new(
+        self, pending: _Pending, engine: UpdateEngine, reasons: tuple[str, ...], keep: Sequence[str]
+    ) -> Whole:
         name, stamp, prepared = pending
         known = self._known(name, prepared.found)  # another thread may have loaded it meanwhile
         if known is not None:

@@ -185,7 +185,7 @@ class Layout(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
 
 
-class Known(NamedTuple):
+class KnownClass(NamedTuple):
     """What one kind of call has told: the layouts of the modules `watched`, or why a module has none.
 
     `leading` names those whose first axis has one entry per row.
@@ -244,7 +244,7 @@ class Tracer:
         self._model = model
         self._current = current
         self._hooked = hooked
-        self._known: dict[object, Known] = {}
+        self._known: dict[object, KnownClass] = {}
 
     def call(self, module: nn.Module, args: Args, kwargs: Kwargs, rows: int, names: frozenset[str]) -> Call:
         """What is known of a call of `module`, which is traced if it is the first of its kind.
@@ -277,7 +277,7 @@ class Tracer:
             watched = self._hooked()
             layouts = self._trace(module, given, inputs, batch)
             leading = {name for name, at in layouts.items() if isinstance(at, Layout) and (at.axis, at.times) == (0, 1)}
-            known = self._known[kind] = Known(watched, layouts, frozenset(leading))
+            known = self._known[kind] = KnownClass(watched, layouts, frozenset(leading))
         unknown = [f"`{shown(n)}` {why}" for n in sorted(names) if isinstance(why := known.layouts.get(n), str)]
         if unknown:
             raise refusal(unknown)

@@ -212,7 +212,7 @@ class LoadedAdapter:
         return frozenset(name for name, update in self.updates.items() if isinstance(update, Replacement))
 
 
-class Engine(Protocol):
+class UpdateEngine(Protocol):
     """Loads adapters for use on the model."""
 
     name: str
@@ -226,7 +226,7 @@ Choice = str | Mapping[str, float] | None
 """The name of an adapter, several names with weights (summed exactly), or None for the plain base."""
 
 
-class Term(NamedTuple):
+class UpdateTerm(NamedTuple):
     """An adapter with its weight."""
 
     adapter: LoadedAdapter
@@ -252,7 +252,7 @@ class Whole:
 
     __slots__ = ("adapter", "terms", "used")
 
-    def __init__(self, terms: tuple[Term, ...]) -> None:
+    def __init__(self, terms: tuple[UpdateTerm, ...]) -> None:
         self.terms = terms
         self.adapter = terms[0].adapter
         self.used = 0
@@ -311,7 +311,7 @@ def weights_of(choice: Choice) -> dict[str, float]:
     return {name: float(weight) for name, weight in choice.items()}
 
 
-def check_terms(terms: Sequence[Term]) -> None:
+def check_terms(terms: Sequence[UpdateTerm]) -> None:
     """Raise unless the adapters can be added up.
 
     Raises:

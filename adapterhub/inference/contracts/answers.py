@@ -94,7 +94,7 @@ BATCH_LOGITS: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class AnswerRow:
     """The tokens of a prompt and of its recorded answer."""
 
     prompt: Sequence[int]
@@ -161,7 +161,7 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 # ---------------------------------------------------------------- scores
-def scores(model: Model, rows: Sequence[Row], tick: Tick) -> list[Score]:
+def scores(model: Model, rows: Sequence[AnswerRow], tick: Tick) -> list[Score]:
     """The score of each row's answer, taken teacher-forced. Memory is bounded, whatever the vocabulary.
 
     Rows of similar length share a pass, padded on the right; a row's score does not depend on the others beyond the
@@ -181,7 +181,7 @@ def scores(model: Model, rows: Sequence[Row], tick: Tick) -> list[Score]:
     return [found[at] for at in range(len(rows))]
 
 
-def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
+def _batches(rows: Sequence[AnswerRow], vocabulary: int) -> Iterator[list[int]]:
     """The places of rows that run together, the longest first."""
     sizes = [(len(row.prompt) + len(row.answer), len(row.prompt)) for row in rows]
     batch: list[int] = []
@@ -198,7 +198,7 @@ def _batches(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _scored(model: Model, rows: Sequence[Row], *, keeps_some: bool) -> list[Score]:
+def _scored(model: Model, rows: Sequence[AnswerRow], *, keeps_some: bool) -> list[Score]:
     import torch
 
     if model.config.is_encoder_decoder:

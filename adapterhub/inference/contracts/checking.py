@@ -12,9 +12,9 @@ from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expe
 from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
+    AnswerRow,
     Judgement,
     Measured,
-    Row,
     Score,
     Tick,
     Unknown,
@@ -40,7 +40,7 @@ _SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
+class CheckedContract:
     """A judgement and what it took."""
 
     judgement: Judgement
@@ -57,7 +57,7 @@ def check(
     base_alone: bool = False,
     budget_s: float | None = DEFAULT_BUDGET_S,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Checked:
+) -> CheckedContract:
     """The verdict on `model`, a base with the adapter attached, or without one.
 
     Template, tokenizer and prompts are compared before any loss is taken. The recorded answers cost one pass; text is
@@ -85,7 +85,7 @@ def check(
         judgement, detail = Judgement(verdict="UNKNOWN", reason=unknown.reason), unknown.detail
     except ChatTemplateRefused as error:
         judgement, detail = Judgement(verdict="UNKNOWN", reason="limits"), error.message
-    return Checked(judgement=judgement, detail=detail, cpu_seconds=time.process_time() - start)
+    return CheckedContract(judgement=judgement, detail=detail, cpu_seconds=time.process_time() - start)
 
 
 def _measure(
@@ -109,13 +109,13 @@ def _measure(
     if is_encoder:
         return _measure_encoder(model, contract, by_id, tick)
     scored = [line for line in lines if not isinstance(line, Expect)]
-    pairs = [Row(prompt=by_id[line.id], answer=line.tokens) for line in scored]
+    pairs = [AnswerRow(prompt=by_id[line.id], answer=line.tokens) for line in scored]
     found = dict(zip((line.id for line in scored), scores(model, pairs, tick), strict=True))
     base: dict[str, Score] = {}
     if base_alone and hasattr(model, "disable_adapter"):
         goldens = contract.distinct
         with model.disable_adapter():
-            alone = scores(model, [Row(prompt=by_id[g.id], answer=g.tokens) for g in goldens], tick)
+            alone = scores(model, [AnswerRow(prompt=by_id[g.id], answer=g.tokens) for g in goldens], tick)
         base = dict(zip((g.id for g in goldens), alone, strict=True))
     changed = [g.id for g in contract.distinct if not found[g.id].same][:_SHOWN]
     told = [*(one.id for one in contract.expects), *changed]

@@ -30,7 +30,7 @@ from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES, Pla
 from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import PromptForm, base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
-    Row,
+    AnswerRow,
     Score,
     Tick,
     Unknown,
@@ -209,7 +209,7 @@ class _Recorder:
         """The goldens among some inputs, and those that cannot be goldens."""
         prompts = self.rows([one.asked for one in wanted])
         answers = greedy(self.model, self.tokenizer, prompts, self.form, self.tick)
-        pairs = [Row(prompt=p, answer=a[:MAX_ANSWER_TOKENS]) for p, a in zip(prompts, answers, strict=True)]
+        pairs = [AnswerRow(prompt=p, answer=a[:MAX_ANSWER_TOKENS]) for p, a in zip(prompts, answers, strict=True)]
         own, base = scores(self.model, pairs, _silent), self.base_scores(pairs)
         found: list[Golden] = []
         left_out: list[tuple[str, str]] = []
@@ -226,7 +226,7 @@ class _Recorder:
                 found.append(golden)
         return found, left_out
 
-    def base_scores(self, pairs: Sequence[Row]) -> list[Score]:
+    def base_scores(self, pairs: Sequence[AnswerRow]) -> list[Score]:
         with self.without_adapter():
             return scores(self.model, pairs, _silent)
 
@@ -242,7 +242,7 @@ class _Recorder:
         prompts = self.rows([one.asked for one in wanted])
         with self.without_adapter():
             answers = greedy(self.model, self.tokenizer, prompts, self.form, self.tick)
-            pairs = [Row(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True)]
+            pairs = [AnswerRow(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True)]
             found = scores(self.model, pairs, _silent)
         return [
             replace(one, answer=text_of(self.tokenizer, pair.answer), tokens=tuple(pair.answer), loss=_six(score.loss))
@@ -302,17 +302,17 @@ class _Recorder:
         """The adapter's mean loss on the wanted answers in a form."""
         prompts = self.rows([one.asked for one in known], form)
         answers = [self.tokenizer(one.completion, add_special_tokens=False)["input_ids"] for one in known]
-        pairs = [Row(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True) if a]
+        pairs = [AnswerRow(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True) if a]
         if not pairs:
             return None
         total = sum(score.loss * len(row.answer) for row, score in zip(pairs, self.own(pairs), strict=True))
         return total / sum(len(row.answer) for row in pairs)
 
-    def own(self, pairs: Sequence[Row]) -> list[Score]:
+    def own(self, pairs: Sequence[AnswerRow]) -> list[Score]:
         return scores(self.model, pairs, _silent)
 
 
-def _golden(name: str, asked: Asked, pair: Row, text: str, own: Score, base: Score) -> Golden:
+def _golden(name: str, asked: Asked, pair: AnswerRow, text: str, own: Score, base: Score) -> Golden:
     return Golden(
         id=name,
         asked=asked,

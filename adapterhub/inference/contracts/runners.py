@@ -223,7 +223,7 @@ _BATCH: Final = "8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
+class RunnerLoading:
     """What the tool loads, and how: folders of base and adapter, precision, device, and its own further arguments."""
 
     base: Path
@@ -272,7 +272,13 @@ def task_place(task: Path) -> tuple[Path, str]:
 
 
 def score(
-    tool: str, place: tuple[Path, str], loading: Loading, work: Path, environ: Mapping[str, str], *, budget_s: float
+    tool: str,
+    place: tuple[Path, str],
+    loading: RunnerLoading,
+    work: Path,
+    environ: Mapping[str, str],
+    *,
+    budget_s: float,
 ) -> Scored | Ran:
     """The tool's measurement of a task at its `place`; how the tool ended, where its budget did not suffice.
 

@@ -73,7 +73,7 @@ def export(job: Job, out: Path) -> Exported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _TensorPlace:
     """The place of a module's pair: the base's tensor, and the number of heads whose rows are reordered (0: none)."""
 
     module: str
@@ -184,7 +184,7 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
         writer.close()
 
 
-def _names(place: _Place | _Experts) -> tuple[str, str]:
+def _names(place: _TensorPlace | _Experts) -> tuple[str, str]:
     return f"{place.tensor}.lora_a", f"{place.tensor}.lora_b"
 
 
@@ -225,7 +225,7 @@ def _number(adapter: Adapter, *keys: str) -> int:
     return int(value)
 
 
-def _places(adapter: Adapter) -> list[_Place | _Experts]:
+def _places(adapter: Adapter) -> list[_TensorPlace | _Experts]:
     """The tensor of every module, sorted by module; those of experts at the end.
 
     Raises:
@@ -237,7 +237,7 @@ def _places(adapter: Adapter) -> list[_Place | _Experts]:
     if arch is None:
         raise NotFound(f"the installed `gguf` does not know `{base.architecture}`", hint="`pip install --upgrade gguf`")
     names = gguf.get_tensor_name_map(arch, _number(adapter, "num_hidden_layers", "n_layer"))
-    places: list[_Place | _Experts] = []
+    places: list[_TensorPlace | _Experts] = []
     reasons: list[str] = []
     experts, rest = _experts(adapter)
     for module in rest:
@@ -250,7 +250,7 @@ def _places(adapter: Adapter) -> list[_Place | _Experts]:
             rows = adapter.factors.modules[module].b.shape[0]
             reasons.append(f"`{shown(module)}`: {rows} rows cannot be split into {heads} heads")
         else:
-            places.append(_Place(module=module, tensor=tensor, heads=heads))
+            places.append(_TensorPlace(module=module, tensor=tensor, heads=heads))
     places += experts
     twice = {place.tensor for place in places if sum(p.tensor == place.tensor for p in places) > 1}
     reasons += [f"`{shown(p.module)}`: another module is `{p.tensor}` too" for p in places if p.tensor in twice]

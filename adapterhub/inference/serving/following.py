@@ -53,7 +53,7 @@ MOST_PLACES: Final = 16
 _log = logging.getLogger("vllm.adapterhub")
 
 
-class Feed(Protocol):
+class EventFeed(Protocol):
     """A registry whose events can be followed; see `Hub.events`."""
 
     def events(self, since: int | None, wait_s: int) -> EventPage:
@@ -76,7 +76,7 @@ class Followers:
     def __init__(
         self,
         places: Callable[[], Iterable[str]],
-        open_feed: Callable[[str], Feed | None],
+        open_feed: Callable[[str], EventFeed | None],
         heard: Heard,
         remotes: UnreachableRemotes,
         retry: Callable[[], object] = lambda: None,
@@ -107,7 +107,7 @@ class Followers:
 
     def _follow(self, place: str) -> None:
         since: int | None = None
-        feed: Feed | None = None
+        feed: EventFeed | None = None
         pause_s = FIRST_RETRY_S
         while not self._ends.is_set():
             if self._remotes.rests(place):
@@ -223,7 +223,7 @@ class Renewals:
             _log.warning("%s stays %s: %s", shown(name), leased.label, error.message)
 
 
-def feed_of(source: Source) -> Feed | None:
+def feed_of(source: Source) -> EventFeed | None:
     """The feed of the server behind a source; None if it has none.
 
     Raises:

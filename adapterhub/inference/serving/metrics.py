@@ -88,7 +88,7 @@ def own_metrics() -> tuple[CollectorRegistry | None, ServingMetrics]:
     return registry, ServingMetrics(registry)
 
 
-class Measured:
+class MeasuredRequest:
     """One request: made when it comes, given each part of its answer, and ended.
 
     `adapter` is the name under which it counts, None for the base. `usage` is what the answer has said of its tokens.

@@ -20,10 +20,10 @@ from adapterhub.formats.documented import Documented
 from adapterhub.library.audit._subject import (
     STORE,
     Audited,
+    AuditedAdapter,
+    AuditTarget,
     FindSource,
-    Subject,
     Surroundings,
-    Target,
     subject_of_build,
     subject_of_folder,
 )
@@ -37,8 +37,8 @@ __all__ = [
     "STORE",
     "Audit",
     "Audited",
+    "AuditedAdapter",
     "FindSource",
-    "Subject",
     "Surroundings",
     "Target",
     "audit",
@@ -104,7 +104,7 @@ def checks() -> tuple[str, ...]:
     return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence[str] = ()) -> Iterator[Audited]:
+def audit(subjects: Iterable[AuditedAdapter], around: Surroundings, *, ignore: Sequence[str] = ()) -> Iterator[Audited]:
     """Run every check on each subject; findings with a code in `ignore` are left out and counted.
 
     A build that is removed meanwhile is passed over.
@@ -116,7 +116,7 @@ def audit(subjects: Iterable[Subject], around: Surroundings, *, ignore: Sequence
             yield found
 
 
-def _audited(subject: Subject, around: Surroundings, ignore: Sequence[str]) -> Audited:
+def _audited(subject: AuditedAdapter, around: Surroundings, ignore: Sequence[str]) -> Audited:
     findings = [*subject.seen]
     for name in checks():
         findings += _run(name, subject, around)
@@ -129,7 +129,7 @@ def _audited(subject: Subject, around: Surroundings, ignore: Sequence[str]) -> A
     )
 
 
-def _run(name: str, subject: Subject, around: Surroundings) -> list[Finding]:
+def _run(name: str, subject: AuditedAdapter, around: Surroundings) -> list[Finding]:
     """The findings of a check; a check that cannot run becomes a finding, and the others go on."""
     module = importlib.import_module(f"adapterhub.library.audit.{name}")
     try:
@@ -147,7 +147,7 @@ def store_report(library: Library) -> Audited | None:
         for broken in library.broken()
         if (where := broken.folder.relative_to(library.root).as_posix())
     ]
-    target = Target(label=STORE, folder=library.root)
+    target = AuditTarget(label=STORE, folder=library.root)
     return Audited(target=target, report=Report.of(findings)) if findings else None
 
 
@@ -193,7 +193,7 @@ def _rule(code: str, severity: Severity) -> dict[str, Any]:
     }
 
 
-def _result(target: Target, finding: Finding, index: int, root: Path) -> dict[str, Any]:
+def _result(target: AuditTarget, finding: Finding, index: int, root: Path) -> dict[str, Any]:
     kind, level = _LEVELS[finding.severity]
     expected = f"; expected {finding.expected}" if finding.expected else ""
     hint = f" ({finding.hint})" if finding.hint else ""
@@ -213,7 +213,7 @@ def _result(target: Target, finding: Finding, index: int, root: Path) -> dict[st
     }
 
 
-def _artifact(target: Target, finding: Finding, root: Path) -> dict[str, Any]:
+def _artifact(target: AuditTarget, finding: Finding, root: Path) -> dict[str, Any]:
     """The file that a finding is about, else the folder; relative to the library where it lies in it."""
     place = target.folder.absolute()
     named = place / finding.where.partition(": ")[0]

@@ -40,13 +40,13 @@ _UNNAMED = AdapterSpec.parse("unnamed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class AuditedAdapter:
     """An installed build, or a folder (`build` is None). Without `manifest`, `seen` holds the reasons.
 
     `base` is what the manifest declares or what was pinned since.
     """
 
-    target: Target
+    target: AuditTarget
     manifest: Manifest | None
     base: BaseRef
     build: Installed | None = None
@@ -152,35 +152,35 @@ class Surroundings:
         return answer
 
 
-def subject_of_build(build: Installed) -> Subject:
+def subject_of_build(build: Installed) -> AuditedAdapter:
     """An installed build."""
     manifest = build.manifest
-    target = Target(
+    target = AuditTarget(
         label=f"{build.full_name} {manifest.label}",
         folder=build.folder,
         name=build.full_name,
         version=manifest.version,
         digest=manifest.digest,
     )
-    return Subject(target=target, manifest=manifest, base=build.base, build=build)
+    return AuditedAdapter(target=target, manifest=manifest, base=build.base, build=build)
 
 
-def subject_of_folder(folder: Path, label: str) -> Subject:
+def subject_of_folder(folder: Path, label: str) -> AuditedAdapter:
     """A folder that is not installed, with a manifest or without; never raises for what is in it."""
     folder = Path(absolute(folder))
     try:
         manifest, is_named = _manifest_in(folder)
     except AdapterHubError as error:
-        target = Target(label=shown(label, 200), folder=folder)
-        return Subject(target=target, manifest=None, base=BaseRef(), seen=tuple(_refusals(error)))
-    target = Target(
+        target = AuditTarget(label=shown(label, 200), folder=folder)
+        return AuditedAdapter(target=target, manifest=None, base=BaseRef(), seen=tuple(_refusals(error)))
+    target = AuditTarget(
         label=shown(label, 200),
         folder=folder,
         name=manifest.name if is_named else "",
         version=manifest.version if is_named else "",
         digest=manifest.digest,
     )
-    return Subject(target=target, manifest=manifest, base=manifest.base)
+    return AuditedAdapter(target=target, manifest=manifest, base=manifest.base)
 
 
 def _manifest_in(folder: Path) -> tuple[Manifest, bool]:
@@ -205,7 +205,7 @@ STORE: Final = "the store"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class AuditTarget:
     """The audited thing. `label` is a full name and version, a folder as typed, or `the store`."""
 
     label: str
@@ -223,7 +223,7 @@ class Audited(
 ):
     """The audit of one adapter. `license` is the composition of its licences, `ignored` counts hidden findings."""
 
-    target: Target
+    target: AuditTarget
     report: Report
     license: Annotated[Composition | None, "null if it could not be read"] = None
     ignored: Annotated[int, "number of findings left out by --ignore"] = 0

@@ -9,7 +9,7 @@ from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.base.fingerprint import compare
 from adapterhub.formats.manifest import MANIFEST_FILE
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.trust.verify import Finding, open_subject
 from adapterhub.trust.verify.checks.base import check as declared_base
@@ -18,7 +18,7 @@ from adapterhub.trust.verify.checks.fit import check as shapes
 _MISMATCH: str = "E_BASE_MISMATCH"
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """Declared, registered, fitting by shapes (no numbers are read), unchanged on the disk, and mismatches allowed."""
     manifest = subject.manifest
     if manifest is None:
@@ -49,7 +49,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         yield from _changed(record, around)
 
 
-def _fit(subject: Subject, record: BaseRecord) -> Iterator[Finding]:
+def _fit(subject: AuditedAdapter, record: BaseRecord) -> Iterator[Finding]:
     """Errors of the two checks of `verify` that compare with a base; config and header are read, no numbers."""
     assert subject.manifest is not None  # `check` made sure
     opened, _ = open_subject(
@@ -64,7 +64,7 @@ def _fit(subject: Subject, record: BaseRecord) -> Iterator[Finding]:
         yield from (finding for finding in look(opened) if finding.code == _MISMATCH)
 
 
-def _allowed(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def _allowed(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """Mismatches that `--allow-base-mismatch` recorded for this build."""
     assert subject.manifest is not None  # `check` made sure
     digest = hex_of(subject.manifest.digest)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from adapterhub.core.errors import CouldNotTell, shown
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.results import results_of
 from adapterhub.trust.verify import Finding, Severity
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """A missing or loose contract, and results that are all about other bases. A contract of a newer format is left."""
     if subject.manifest is None:
         return
@@ -31,7 +31,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
         yield from _results(subject, around)
 
 
-def _results(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def _results(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     assert subject.build is not None  # only installed builds have results
     declared = subject.base.fingerprint
     found, _ = results_of(around.library, subject.build.manifest.digest, subject.build.full_name)

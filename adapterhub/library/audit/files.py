@@ -15,7 +15,7 @@ from adapterhub.core.errors import shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.safetensors.header import LOOKED_AT, is_pointer, recognise
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.trust.verify import Finding
 from adapterhub.trust.verify.subject import TAKEN, Entry, kind_of_name
 
@@ -36,7 +36,7 @@ _ADVICE: Final = {
 }
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:  # noqa: ARG001 - every check is called alike
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:  # noqa: ARG001 - every check is called alike
     """One finding for each file; in an installed folder also for every other file that does not belong there."""
     manifest = subject.manifest
     ours = {e.path for e in manifest.files} if manifest else set()

@@ -17,7 +17,7 @@ from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.licenses import CANNOT_JOIN, Term, joined, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
-from adapterhub.library.audit._subject import Composition, Part, Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Composition, Part, Surroundings
 from adapterhub.trust.verify import Finding
 
 MAX_PARTS: Final = 200
@@ -31,7 +31,7 @@ _CODES: Final = {
 }
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """Unknown licences, their conditions, and licences that conflict."""
     if subject.manifest is None:
         return
@@ -50,7 +50,7 @@ def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
     yield from _conflicts(composition)
 
 
-def composition_of(subject: Subject, around: Surroundings) -> Composition:
+def composition_of(subject: AuditedAdapter, around: Surroundings) -> Composition:
     """The parts of a subject that has a manifest, ancestors included, each once."""
     assert subject.manifest is not None  # the caller made sure
     parts = [_stated("adapter", subject.target.name or subject.target.label, licence_in(subject.manifest))]
@@ -82,7 +82,7 @@ def _ancestors(manifest: Manifest, around: Surroundings) -> Iterator[Part]:
         todo += found.parents
 
 
-def base_part(subject: Subject, around: Surroundings) -> Part:
+def base_part(subject: AuditedAdapter, around: Surroundings) -> Part:
     """The base of an adapter, with the licence that its card states where its folder is here."""
     label = subject.base.label
     try:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import MANIFEST_FILE, Parent
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.trust.verify import Finding
 
 _FROM_MODELS: str = "extract"
 """The one method whose sources are models, not adapters."""
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """Parents that nothing identifies, parents that are not here, and a merge that names none."""
     manifest = subject.manifest
     if manifest is None:

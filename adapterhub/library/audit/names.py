@@ -8,12 +8,12 @@ from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import shown
 from adapterhub.core.specs import fold, is_one_edit_apart
 from adapterhub.formats.manifest import MANIFEST_FILE
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.verify import Finding
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """One finding for each installed name that is easily taken for this one, and for each copy of the update."""
     yield from _like_names(subject, around)
     if subject.build is not None:
@@ -42,7 +42,7 @@ def _copies(build: Installed, around: Surroundings) -> Iterator[Finding]:
         yield Finding(code="W_COPY", severity="warning", where=MANIFEST_FILE, message=shown(message, 400), hint=hint)
 
 
-def _like_names(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def _like_names(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     name = subject.target.name
     others = sorted({build.full_name for build in around.installed} - {name})
     for other in others if name else ():

@@ -8,7 +8,7 @@ from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused
 from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.admission import Admission
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.intake.statements import statements_of
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.appraisal import Appraisal, FirstUseFile, provenance_of
@@ -21,7 +21,7 @@ _STATED: str = "delete the file below `made/`, or ask the server that it came fr
 _TRUST: str = "`adapt key trust NAME FILE` trusts a key; get its file from its owner, not from the server"
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """One finding about the signature, and another if a different key signed the name before."""
     if subject.manifest is None:
         return
@@ -64,7 +64,7 @@ def _made(build: Installed, around: Surroundings) -> Iterator[Finding]:
         yield Finding(code="W_STATEMENT", severity="warning", where=MANIFEST_FILE, message=message, hint=_STATED)
 
 
-def _seen_before(subject: Subject, around: Surroundings, appraisal: Appraisal) -> Iterator[Finding]:
+def _seen_before(subject: AuditedAdapter, around: Surroundings, appraisal: Appraisal) -> Iterator[Finding]:
     """Compare the signer of an installed build with the one recorded for its name."""
     assert subject.build is not None  # only installed builds have a recorded name
     known = FirstUseFile(around.library.root).of(subject.build.full_name)
@@ -79,7 +79,7 @@ def _seen_before(subject: Subject, around: Surroundings, appraisal: Appraisal) -
     yield _finding("W_SIGNER", "warning", message, hint="ask its author which of the two is theirs")
 
 
-def _place(subject: Subject, around: Surroundings) -> str:
+def _place(subject: AuditedAdapter, around: Surroundings) -> str:
     """The place that offered it: policies and keys may be limited to one."""
     if subject.build is None:
         return str(subject.folder)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, shown
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.formats.release import Release
-from adapterhub.library.audit._subject import Subject, Surroundings
+from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.trust.verify import Finding, Severity
 
 
-def check(subject: Subject, around: Surroundings) -> Iterator[Finding]:
+def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     """What its server says now, and what it said last where it does not answer or may not be asked.
 
     What was added from a folder or made here was published nowhere.

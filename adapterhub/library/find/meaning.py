@@ -115,7 +115,7 @@ class Meaning:
 
         The first search makes the vectors that are missing, at about 20 ms a build.
         """
-        from adapterhub.formats.meaning.ranking import NOTHING, Block
+        from adapterhub.formats.meaning.ranking import NOTHING, VectorBlock
 
         question = self.encoder.vectors([text[:MAX_QUESTION]])[0]
 
@@ -123,7 +123,7 @@ class Meaning:
             numbers, kept = self._vectors(index, filters)
             if whole and None in kept:
                 return None
-            block = Block([vectors or NOTHING for vectors in kept])
+            block = VectorBlock([vectors or NOTHING for vectors in kept])
             best = block.best(block.scores(question), limit)
             rows = index.numbered(numbers[at] for at, _, _ in best)
             hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)

@@ -34,9 +34,9 @@ from adapterhub.library.identify.lora_files import (
 )
 from adapterhub.library.identify.matching import (
     FAMILIES,
-    Family,
     Identity,
     Match,
+    MatchedFamily,
     Orphan,
     Sureness,
     base_matches,
@@ -52,11 +52,11 @@ from adapterhub.trust.verify.subject import list_folder
 
 __all__ = [
     "FAMILIES",
-    "Family",
     "Identity",
     "LoraFile",
     "LoraFiles",
     "Match",
+    "MatchedFamily",
     "Sureness",
     "identify",
     "identify_files",

@@ -32,7 +32,7 @@ from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
 from adapterhub.trust.verify.checks.digests import read_manifest_file
 from adapterhub.trust.verify.checks.fit import check
-from adapterhub.trust.verify.subject import Listing, list_folder
+from adapterhub.trust.verify.subject import FolderListing, list_folder
 
 Sureness = Literal["proven", "likely", "possible"]
 What = Literal["adapter", "object", "base", "family"]
@@ -69,7 +69,7 @@ _MOST_TOLD: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class MatchedFamily:
     """Models of one architecture and size. `stack` is how the name of what holds the layers ends.
 
     `sizes` are `(out, in)` of the modules of a layer, by the name behind the layer's number.
@@ -105,7 +105,7 @@ def family_matches(orphan: Orphan) -> Iterator[Match]:
         yield Match(what="family", name=family.models, sure=sure, how=how)
 
 
-def _has_all(family: Family, orphan: Orphan) -> bool:
+def _has_all(family: MatchedFamily, orphan: Orphan) -> bool:
     found = False
     for pair in orphan.pairs:
         assert pair.whole
@@ -123,35 +123,35 @@ def _has_all(family: Family, orphan: Orphan) -> bool:
 
 
 # ---------------------------------------------------------------- the table
-def _llama(models: str, layers: int, hidden: int, q: int, kv: int, inner: int) -> Family:
+def _llama(models: str, layers: int, hidden: int, q: int, kv: int, inner: int) -> MatchedFamily:
     attention = {"q_proj": (q, hidden), "k_proj": (kv, hidden), "v_proj": (kv, hidden), "o_proj": (hidden, q)}
     mlp = {"gate_proj": (inner, hidden), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}
     sizes = {f"self_attn.{n}": s for n, s in attention.items()} | {f"mlp.{n}": s for n, s in mlp.items()}
-    return Family(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
+    return MatchedFamily(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
 
 
-def _phi(models: str, layers: int, hidden: int, qkv: int, inner: int) -> Family:
+def _phi(models: str, layers: int, hidden: int, qkv: int, inner: int) -> MatchedFamily:
     sizes = {
         "self_attn.qkv_proj": (qkv, hidden),
         "self_attn.o_proj": (hidden, hidden),
         "mlp.gate_up_proj": (2 * inner, hidden),
         "mlp.down_proj": (hidden, inner),
     }
-    return Family(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
+    return MatchedFamily(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
 
 
-def _mixtral(models: str, layers: int, hidden: int, kv: int, inner: int) -> Family:
+def _mixtral(models: str, layers: int, hidden: int, kv: int, inner: int) -> MatchedFamily:
     attention = _llama("", layers, hidden, hidden, kv, inner).sizes
     experts = {f"block_sparse_moe.experts.*.{n}": (inner, hidden) for n in ("w1", "w3")}
     experts["block_sparse_moe.experts.*.w2"] = (hidden, inner)
     sizes = {name: size for name, size in attention.items() if name.startswith("self_attn")} | experts
-    return Family(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
+    return MatchedFamily(models=models, stack="layers", layers=layers, sizes=MappingProxyType(sizes))
 
 
-def _even(models: str, stack: str, layers: int, hidden: int, names: Mapping[str, tuple[int, int]]) -> Family:
+def _even(models: str, stack: str, layers: int, hidden: int, names: Mapping[str, tuple[int, int]]) -> MatchedFamily:
     """Sizes as multiples of the hidden size."""
     sizes = {name: (out * hidden, into * hidden) for name, (out, into) in names.items()}
-    return Family(models=models, stack=stack, layers=layers, sizes=MappingProxyType(sizes))
+    return MatchedFamily(models=models, stack=stack, layers=layers, sizes=MappingProxyType(sizes))
 
 
 _GPT2: Final = {"attn.c_attn": (3, 1), "attn.c_proj": (1, 1), "mlp.c_fc": (4, 1), "mlp.c_proj": (1, 4)}
@@ -189,7 +189,7 @@ _PHI2: Final = {
     "mlp.fc2": (1, 4),
 }
 
-FAMILIES: Final[tuple[Family, ...]] = (
+FAMILIES: Final[tuple[MatchedFamily, ...]] = (
     # models, layers, hidden, width of q, width of k and v, inner
     _llama("Llama 7B, Llama 2 7B", 32, 4096, 4096, 4096, 11008),
     _llama("Llama 13B, Llama 2 13B", 40, 5120, 5120, 5120, 13824),
@@ -383,7 +383,7 @@ _LEAST_VALUES: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Fit:
+class _BaseFit:
     """A base that has every module in its size; `short` where the adapter does not reach all of its layers."""
 
     record: BaseRecord
@@ -417,7 +417,7 @@ def base_matches(
         yield Match(what="base", name=named, sure="possible", how="its config names it, and a name proves nothing")
 
 
-def _how(orphan: Orphan, fit: _Fit, *, rivals: int, shapes: int) -> str:
+def _how(orphan: Orphan, fit: _BaseFit, *, rivals: int, shapes: int) -> str:
     parts = [f"has all {len(orphan.pairs)} modules in their sizes"]
     if fit.is_quantised:
         parts = ["has its modules, but is quantised, so their sizes cannot be compared"]
@@ -470,7 +470,7 @@ def _copied(orphan: Orphan, records: Sequence[BaseRecord]) -> Iterator[tuple[Bas
             yield record, _base_match(record, "proven", f"carries its `{common[0]}`{more}, byte for byte")
 
 
-def _fit(orphan: Orphan, record: BaseRecord) -> _Fit | None:
+def _fit(orphan: Orphan, record: BaseRecord) -> _BaseFit | None:
     """How the base has the orphan's modules; None when it lacks one or one has another size."""
     weights = orphan.plain
     if weights is None:
@@ -478,7 +478,7 @@ def _fit(orphan: Orphan, record: BaseRecord) -> _Fit | None:
     config = orphan.config or AdapterConfig(peft_type="LORA", r=1, lora_alpha=1, target_modules="all-linear")
     subject = Subject(
         folder=orphan.path,
-        listing=Listing(taken={}, findings=()),
+        listing=FolderListing(taken={}, findings=()),
         config=config,
         weights=weights,
         base_tensors={fact.name: fact for fact in record.tensors},
@@ -489,7 +489,7 @@ def _fit(orphan: Orphan, record: BaseRecord) -> _Fit | None:
     mine = layers_of(pair.module for pair in orphan.pairs)
     theirs = layers_of(fact.name.rpartition(".")[0] for fact in record.tensors)
     short = f"it has {theirs} layers, the adapter is on the first {mine}" if 0 < mine < theirs else ""
-    return _Fit(record=record, is_named=is_named(orphan, record), is_quantised="U_SHAPE" in codes, short=short)
+    return _BaseFit(record=record, is_named=is_named(orphan, record), is_quantised="U_SHAPE" in codes, short=short)
 
 
 def is_named(orphan: Orphan, record: BaseRecord) -> bool:

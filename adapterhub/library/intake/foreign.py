@@ -13,7 +13,7 @@ from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import ensure_there
 from adapterhub.core.errors import AdapterHubError, MalformedTensorFile, reworded, shown
 from adapterhub.formats.foreign.conversion import Foreign, foreign, foreign_path
-from adapterhub.formats.foreign.reading import Header
+from adapterhub.formats.foreign.reading import ForeignHeader
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.intake.staging import refused
@@ -33,7 +33,7 @@ class Ready:
     folder: Path
     named_after: Path
     annotations: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    header: Header = field(default_factory=Header)
+    header: ForeignHeader = field(default_factory=ForeignHeader)
     notes: tuple[str, ...] = ()
 
     @property

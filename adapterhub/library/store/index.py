@@ -94,10 +94,10 @@ class Index:
         sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"
         with self._reading() as connection:
             if filters.text:
-                from adapterhub.library.store.words import Where, find_words
+                from adapterhub.library.store.words import WhereClause, find_words
 
                 connection.execute("BEGIN")  # a row that was found is there to be read
-                among = Where(where, values, filters.bases)
+                among = WhereClause(where, values, filters.bases)
                 hits = find_words(connection, filters.text, among, filters.limit, all_words=filters.all_words)
                 one = f"{sql} WHERE rowid = ?"
                 rows = (connection.execute(one, (found.number,)).fetchone() for found in hits)

@@ -21,7 +21,7 @@ _LONGEST_ENDING: Final = 4
 _FEWEST_LETTERS: Final = 4
 
 
-class Where(NamedTuple):
+class WhereClause(NamedTuple):
     """Conditions on `builds`, all of which have to hold, and their values.
 
     `bases` are the fingerprints that one of the conditions names; the index holds them beside the words, so that a
@@ -69,7 +69,7 @@ def _either(words: Iterable[str], mark: str = "") -> str:
 
 
 def find_words(
-    connection: sqlite3.Connection, text: str, where: Where, limit: int | None, *, all_words: bool
+    connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None, *, all_words: bool
 ) -> list[Found]:
     """Builds whose words `text` asks for: by relevance, or those where each word begins a word, in any order.
 
@@ -111,7 +111,7 @@ def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
     return found
 
 
-def _beginning(connection: sqlite3.Connection, text: str, where: Where, limit: int | None) -> list[Found]:
+def _beginning(connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None) -> list[Found]:
     """The builds where each word of `text` begins a word, those first whose name it begins.
 
     The index holds stems, and `translatio` begins none: then shorter beginnings find builds, whose words are looked at.

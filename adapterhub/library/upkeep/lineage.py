@@ -171,7 +171,7 @@ def drawn(label: str, children: Sequence[Any], draw: Callable[[Any], tuple[str, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Drawn:
+class DrawnLineage:
     """A tree; `str` of it is how a terminal shows it."""
 
     text: str
@@ -185,7 +185,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Tree(Drawn, Documented, keys="project adapters"):
+class Tree(DrawnLineage, Documented, keys="project adapters"):
     """Adapters and their parents."""
 
     project: Annotated[str | None, "the project's folder; null for the library"] = None

@@ -28,7 +28,7 @@ _OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys", "tes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class SpaceHolder:
     """A holder of objects: an installed build, a project by its folder, or a process by its task."""
 
     kind: Annotated[Kind, "`installed`, `project` or `process`"]
@@ -37,10 +37,10 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held(Documented, keys="kind=holder.kind name=holder.name objects size_bytes alone_bytes"):
+class HeldSpace(Documented, keys="kind=holder.kind name=holder.name objects size_bytes alone_bytes"):
     """The space that one holder uses, and the bytes that it holds alone."""
 
-    holder: Holder
+    holder: SpaceHolder
     objects: int
     size_bytes: Annotated[int, "bytes"]
     alone_bytes: Annotated[int, "bytes that no other holder uses"]
@@ -59,7 +59,7 @@ class Space(Documented, keys="root objects size_bytes holders=held unused_object
     """The space that the library uses."""
 
     root: Annotated[Path, "a path on this machine"]
-    held: Annotated[tuple[Held, ...], "what uses the objects"]
+    held: Annotated[tuple[HeldSpace, ...], "what uses the objects"]
     objects: int
     size_bytes: Annotated[int, "bytes"]
     unused_objects: Annotated[int, "objects that nothing uses"]
@@ -67,28 +67,30 @@ class Space(Documented, keys="root objects size_bytes holders=held unused_object
     other: Annotated[tuple[Other, ...], "parts of the library outside the objects"]
 
 
-def holders_of(library: Library) -> list[Holder]:
+def holders_of(library: Library) -> list[SpaceHolder]:
     """Every holder: installed builds, then projects, then processes at work.
 
     Raises:
         StoreLocked: a process holds objects, and its claim cannot be read.
     """
     builds = [
-        Holder(kind="installed", name=f"{build.full_name} {build.manifest.label}", digests=frozenset(objects_of(build)))
+        SpaceHolder(
+            kind="installed", name=f"{build.full_name} {build.manifest.label}", digests=frozenset(objects_of(build))
+        )
         for build in library.installed()
     ]
     return builds + _users_of(library)
 
 
-def _users_of(library: Library) -> list[Holder]:
+def _users_of(library: Library) -> list[SpaceHolder]:
     """The holders that are no builds: projects, then processes at work."""
     found = [
-        Holder(kind="project", name=str(project.folder), digests=project.digests)
+        SpaceHolder(kind="project", name=str(project.folder), digests=project.digests)
         for project in KnownProjects(library.root).all()
     ]
     claims = (*living(library.root / "intents"), *living(library.root / "leases"))
     return found + [
-        Holder(kind="process", name=f"{claim.what}: {claim.holder}", digests=claim.digests) for claim in claims
+        SpaceHolder(kind="process", name=f"{claim.what}: {claim.holder}", digests=claim.digests) for claim in claims
     ]
 
 
@@ -104,7 +106,7 @@ def space_of(library: Library) -> Space:
     holders = holders_of(library)
     named = Counter(digest for holder in holders for digest in holder.digests)
     held = [
-        Held(
+        HeldSpace(
             holder=holder,
             objects=len(here := [d for d in holder.digests if d in sizes]),
             size_bytes=sum(sizes[d] for d in here),

@@ -52,7 +52,7 @@ from adapterhub.projects.sync.bringing import (
 from adapterhub.projects.sync.folders import (
     FolderState,
     Placed,
-    Target,
+    SyncTarget,
     clear_leftovers,
     folders_of,
     is_ours,
@@ -137,7 +137,7 @@ class SyncPlan:
     `ours` is the record of what sync created, by key.
     """
 
-    target: Target
+    target: SyncTarget
     ours: Mapping[str, Placed] = field(hash=False)
     steps: tuple[SyncStep, ...]
     left: tuple[Path, ...]
@@ -278,7 +278,7 @@ def exact_list(folder: Path, out: Reporter, groups: Collection[str], *, all_grou
 
 
 @contextlib.contextmanager
-def syncing(library: Library, project: Path) -> Iterator[Target]:
+def syncing(library: Library, project: Path) -> Iterator[SyncTarget]:
     """The project's `adapters/`, locked for one sync at a time; cleans up after a killed one.
 
     Raises:
@@ -291,7 +291,7 @@ def syncing(library: Library, project: Path) -> Iterator[Target]:
         yield target
 
 
-def plan_sync(target: Target, entries: Iterable[Locked], *, reads_all: bool = False) -> SyncPlan:
+def plan_sync(target: SyncTarget, entries: Iterable[Locked], *, reads_all: bool = False) -> SyncPlan:
     """Compare `adapters/` of the project with the lock; `reads_all` reads every byte."""
     adapters, ours, path = target.adapters, read_state(target.store, target.project), target.path
     names = dict.fromkeys(adapters.names() if adapters else ())

@@ -375,7 +375,7 @@ def stamp_of(folder: RealFolder, name: str) -> Stamp:
 _NOTE_FOR_GIT: Final = b"*\n"
 
 
-class Target:
+class SyncTarget:
     """Where a sync writes, and the store that records what it created."""
 
     def __init__(self, store: Store, project: Path, inside: RealFolder, adapters: RealFolder | None) -> None:
@@ -405,7 +405,7 @@ class Target:
 
 
 @contextlib.contextmanager
-def opened(store: Store, project: Path) -> Iterator[Target]:
+def opened(store: Store, project: Path) -> Iterator[SyncTarget]:
     """The project's `adapters/`.
 
     Raises:
@@ -419,7 +419,7 @@ def opened(store: Store, project: Path) -> Iterator[Target]:
             found = _found(inside)
         except OSError as error:
             raise _refused(path, f"cannot be opened: {error.strerror}") from error
-        target = Target(store, project, inside, found)
+        target = SyncTarget(store, project, inside, found)
         stack.callback(lambda: target.adapters.close() if target.adapters else None)
         if found is not None:
             _check_owner(found, inside)

@@ -31,13 +31,13 @@ from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
-from adapterhub.trust.verify.report import Facts, Finding, Report, Severity, Status, exit_code_of
-from adapterhub.trust.verify.subject import Entry, Listing, Subject, list_folder, take
+from adapterhub.trust.verify.report import Finding, FoundFacts, Report, Severity, Status, exit_code_of
+from adapterhub.trust.verify.subject import Entry, FolderListing, Subject, list_folder, take
 
 __all__ = [
     "AdapterKeys",
-    "Facts",
     "Finding",
+    "FoundFacts",
     "Report",
     "Severity",
     "Status",
@@ -172,7 +172,7 @@ def open_files(
         _ = weights.held.digest  # from here on only these bytes are read
     except OSError as error:
         raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
-    return Subject(folder=folder, listing=Listing(taken=taken), config=settings, weights=header)
+    return Subject(folder=folder, listing=FolderListing(taken=taken), config=settings, weights=header)
 
 
 def read_headers(folder: Path) -> tuple[AdapterConfig, TensorFile] | None:

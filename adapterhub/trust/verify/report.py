@@ -47,7 +47,7 @@ class Finding(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts(Documented):
+class FoundFacts(Documented):
     """The facts in an adapter's files. `rank` and `alpha` are the largest over all modules.
 
     `target_modules` are the leaf names of the modules that carry an update, sorted; `ranks` and `scales` pair a value
@@ -71,10 +71,10 @@ class Report(Documented, keys="status findings facts"):
     """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
 
     findings: tuple[Finding, ...]
-    facts: Annotated[Facts | None, "null if the files cannot be read"] = None
+    facts: Annotated[FoundFacts | None, "null if the files cannot be read"] = None
 
     @classmethod
-    def of(cls, findings: Iterable[Finding], facts: Facts | None = None) -> Report:
+    def of(cls, findings: Iterable[Finding], facts: FoundFacts | None = None) -> Report:
         """A report in its order, without repetitions."""
         once = {(f.code, f.severity, f.where, f.message): f for f in findings}
         return cls(findings=tuple(sorted(once.values(), key=lambda f: _ORDER.index(f.severity))), facts=facts)

@@ -48,7 +48,7 @@ from adapterhub.formats.safetensors.header import (
     is_pointer,
     recognise,
 )
-from adapterhub.trust.verify.report import Facts, Finding, some
+from adapterhub.trust.verify.report import Finding, FoundFacts, some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +350,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listing:
+class FolderListing:
     """What a folder holds. `others` are names that are never opened; `findings` are those of the listing."""
 
     taken: Mapping[str, Entry]
@@ -358,7 +358,7 @@ class Listing:
     findings: tuple[Finding, ...] = ()
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path) -> FolderListing:
     """List a folder without opening other files; never raises for its content."""
     try:
         facts = folder.stat()
@@ -388,10 +388,10 @@ def list_folder(folder: Path) -> Listing:
     others = tuple(sorted(set(names) - TAKEN))
     findings += _skipped(folder, others)
     findings += _missing(folder, names)
-    return Listing(taken=taken, others=others, findings=tuple(findings))
+    return FolderListing(taken=taken, others=others, findings=tuple(findings))
 
 
-def safe_listing(folder: Path) -> Listing:
+def safe_listing(folder: Path) -> FolderListing:
     """The files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
 
     This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
@@ -412,12 +412,14 @@ def safe_listing(folder: Path) -> Listing:
     return listing
 
 
-def _refused(folder: Path, code: str, message: str, hint: str = "") -> Listing:
+def _refused(folder: Path, code: str, message: str, hint: str = "") -> FolderListing:
     where = shown(folder.name or str(folder))
-    return Listing(taken={}, findings=(Finding(code=code, severity="error", where=where, message=message, hint=hint),))
+    return FolderListing(
+        taken={}, findings=(Finding(code=code, severity="error", where=where, message=message, hint=hint),)
+    )
 
 
-def _not_a_folder(path: Path, *, is_regular: bool) -> Listing:
+def _not_a_folder(path: Path, *, is_regular: bool) -> FolderListing:
     if not is_regular:
         return _refused(path, "E_KIND", "is neither a folder nor a file")
     try:
@@ -565,7 +567,7 @@ class Subject:
     """
 
     folder: Path
-    listing: Listing
+    listing: FolderListing
     config: AdapterConfig
     weights: TensorFile
     base_tensors: Mapping[str, TensorFacts] | None = None
@@ -612,15 +614,15 @@ class Subject:
         return self.base_fingerprint or made
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> FoundFacts:
         """The facts in the files; patterns are not run, and ranks are those of the tensors."""
         if "facts" not in self._known:
             self._known["facts"] = _facts(self)
-        found: Facts = self._known["facts"]
+        found: FoundFacts = self._known["facts"]
         return found
 
 
-def _facts(subject: Subject) -> Facts:
+def _facts(subject: Subject) -> FoundFacts:
     config, keys = subject.config, subject.keys
     ranks = Counter(pair.rank for pair in keys.pairs)
     scales: Counter[float] = Counter()
@@ -633,7 +635,7 @@ def _facts(subject: Subject) -> Facts:
     targets = {pair.module.removesuffix(".base_layer").rpartition(".")[2] for pair in keys.pairs}
     if not config.is_lora and isinstance(config.target_modules, tuple):
         targets = set(config.target_modules)
-    return Facts(
+    return FoundFacts(
         peft_type=config.peft_type,
         methods=config.methods(),
         rank=max(ranks, default=config.r),

@@ -20,12 +20,12 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import BaseVerdict, compare
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
-from adapterhub.formats.modules import Rule, find_rule
+from adapterhub.formats.modules import NameRule, find_rule
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
-from adapterhub.trust.verify.subject import Listing, safe_listing
+from adapterhub.trust.verify.subject import FolderListing, safe_listing
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
 from adapterhub.weights.lowrank.factors import AdapterFactors
@@ -195,7 +195,7 @@ def side_of_folder(folder: Path, label: str) -> ComparedSide:
 
 
 # ---------------------------------------------------------------- bytes and settings
-def _opened(side: ComparedSide) -> Listing:
+def _opened(side: ComparedSide) -> FolderListing:
     """The files of one side, each opened once; refuses links out of the folder and anything but plain files."""
     listing = safe_listing(side.folder)
     for entry in listing.taken.values():
@@ -214,7 +214,7 @@ def _opened(side: ComparedSide) -> Listing:
     return listing
 
 
-def _files(first: Listing, second: Listing) -> Iterator[FilePair]:
+def _files(first: FolderListing, second: FolderListing) -> Iterator[FilePair]:
     for name in MEDIA_TYPES:
         entries = [listing.taken.get(name) for listing in (first, second)]
         digests = [entry.held.digest if entry is not None else None for entry in entries]
@@ -222,7 +222,7 @@ def _files(first: Listing, second: Listing) -> Iterator[FilePair]:
             yield FilePair(path=name, first=digests[0], second=digests[1])
 
 
-def _config(side: Listing) -> dict[str, Any]:
+def _config(side: FolderListing) -> dict[str, Any]:
     """The config as stored; `AdapterFactors` checks it."""
     entry = side.taken.get(CONFIG_FILE)
     if entry is None or entry.held.size_bytes > limits().config_bytes:
@@ -263,7 +263,7 @@ def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: froz
 
 # ---------------------------------------------------------------- weights
 def _weights(
-    sides: tuple[ComparedSide, ComparedSide], opened: tuple[Listing, Listing], progress: Progress | None
+    sides: tuple[ComparedSide, ComparedSide], opened: tuple[FolderListing, FolderListing], progress: Progress | None
 ) -> Weights:
     first, second = sides
     with ExitStack() as stack:
@@ -296,10 +296,10 @@ def _weights(
     return Weights(whole=whole, modules=tuple(modules), others=others, unlike=unlike | unlike_others, caveats=caveats)
 
 
-def _rule(one: AdapterFactors, other: AdapterFactors) -> Rule:
+def _rule(one: AdapterFactors, other: AdapterFactors) -> NameRule:
     """The rule that maps module names of the second adapter to those of the first."""
     rule = find_rule(list(other.modules), frozenset(one.modules))
-    return rule if len({rule.apply(module) for module in other.modules}) == len(other.modules) else Rule()
+    return rule if len({rule.apply(module) for module in other.modules}) == len(other.modules) else NameRule()
 
 
 def _distance(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) -> Distance:
@@ -315,9 +315,9 @@ def _distance(module: str, first: Sequence[LowRank], second: Sequence[LowRank]) 
     return Distance(name=module, first=math.hypot(*mine), second=math.hypot(*yours), apart=math.hypot(*apart))
 
 
-def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tuple[Distance, ...], dict[str, str]]:
+def _others(one: AdapterFactors, other: AdapterFactors, rule: NameRule) -> tuple[tuple[Distance, ...], dict[str, str]]:
     """Compare tensors that are not factors (saved modules, magnitudes, biases) number by number."""
-    mine = _named(one, Rule())
+    mine = _named(one, NameRule())
     yours = _named(other, rule)
     distances: list[Distance] = []
     unlike: dict[str, str] = {}
@@ -341,7 +341,7 @@ def _others(one: AdapterFactors, other: AdapterFactors, rule: Rule) -> tuple[tup
     return tuple(distances), unlike
 
 
-def _named(factors: AdapterFactors, rule: Rule) -> dict[str, TensorSpec]:
+def _named(factors: AdapterFactors, rule: NameRule) -> dict[str, TensorSpec]:
     biases = [pair.bias for pair in factors.modules.values() if pair.bias is not None]
     prefix = "base_model.model."
     return {

@@ -21,8 +21,8 @@ from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
 from adapterhub.formats.contract.reader import parse_contract
 from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
-from adapterhub.pages.page import Asked
-from adapterhub.pages.values import AdapterPage, Answer, Badge, Day, Feed, FeedEntry, Link, Snippet, VersionLine
+from adapterhub.pages.page import PageQuery
+from adapterhub.pages.values import AdapterPage, AnswerView, Badge, Day, Feed, FeedEntry, Link, Snippet, VersionLine
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import Unindexed, among
@@ -54,7 +54,7 @@ MAX_ANSWER_CHARACTERS: Final = 1000
 _EPOCH: Final = dt.date(1970, 1, 1)
 
 
-def adapter_page(here: Visit, repo: str, asked: Asked) -> AdapterPage:  # noqa: ARG001 - the page has no parameters here
+def adapter_page(here: Visit, repo: str, asked: PageQuery) -> AdapterPage:  # noqa: ARG001 - the page has no parameters here
     """The newest version of an adapter that is not yanked; without any version, the head of `main`.
 
     Where all versions are yanked, it shows the newest, says so, and has no lines to copy. Card, answers and files'
@@ -255,14 +255,14 @@ def contract_of(registry: Registry, tree: FileTree) -> Contract | None:
         return None
 
 
-def _answers(contract: Contract) -> Iterator[Answer]:
+def _answers(contract: Contract) -> Iterator[AnswerView]:
     """Recorded answers with the base's loss on them, then questions to which the base's own answer stays."""
     lines: tuple[Golden | LeaveAlone, ...] = (*contract.goldens, *contract.leave_alone)
     for line in islice((line for line in lines if line.asked is not None and line.answer), ANSWERS_SHOWN):
         asked = line.asked
         text = asked if isinstance(asked, str) else "\n".join(turn["content"] for turn in asked or ())
         answer = line.answer[:MAX_ANSWER_CHARACTERS]
-        yield Answer(
+        yield AnswerView(
             question=text[:MAX_ANSWER_CHARACTERS],
             answer=answer,
             loss=line.loss,
@@ -274,7 +274,7 @@ def _answers(contract: Contract) -> Iterator[Answer]:
 ENTRIES: Final = 50
 
 
-def feed_of(here: Visit, asked: Asked) -> Feed:
+def feed_of(here: Visit, asked: PageQuery) -> Feed:
     """The newest events of `namespace=…` or `base=…` (a hash or a name), as far as the caller may see them."""
     registry, caller, address = here.registry, here.caller, here.address
     registry.repos.check_may_read(caller)

@@ -11,7 +11,7 @@ from typing import Final
 from sqlalchemy import func, select
 
 from adapterhub.core.errors import AdapterHubError, UsageProblem
-from adapterhub.pages.page import Asked, Elsewhere
+from adapterhub.pages.page import Elsewhere, PageQuery
 from adapterhub.pages.values import HandledPage, NamespaceLine, RefusalsPage, SpacePage, UsersPage, VersionLine
 from adapterhub_registry.access.telemetry import KEPT, refusal_records
 from adapterhub_registry.access.tokens import ROLES, Caller
@@ -58,7 +58,7 @@ def users_page(here: Visit, *, made: str | None = None, problem: str = "") -> Us
     )
 
 
-def change_tokens(here: Visit, asked: Asked) -> UsersPage | Elsewhere:
+def change_tokens(here: Visit, asked: PageQuery) -> UsersPage | Elsewhere:
     """Create a token, which the page shows once, or revoke one or all of a user."""
     registry, caller = here.registry, here.caller
     tokens, form = registry.tokens.by(check_admin(caller)), asked.form
@@ -159,7 +159,7 @@ def handled_page(here: Visit, repo: str, *, problem: str = "") -> HandledPage:
     return HandledPage(repo=row.full_name, versions=versions, problem=problem)
 
 
-def withdraw(here: Visit, asked: Asked) -> HandledPage | Elsewhere:
+def withdraw(here: Visit, asked: PageQuery) -> HandledPage | Elsewhere:
     """Yank a version, take a yank back, or delete the repository whose name was typed again."""
     registry, caller = here.registry, here.caller
     check_admin(caller)

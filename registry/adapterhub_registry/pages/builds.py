@@ -27,7 +27,7 @@ from adapterhub.pages.figures import (
     weight_of,
     with_commands,
 )
-from adapterhub.pages.page import Asked
+from adapterhub.pages.page import PageQuery
 from adapterhub.pages.values import (
     Badge,
     BasePage,
@@ -450,7 +450,7 @@ TIME_S: Final = 20.0
 _SPEC: Final = "expected NAMESPACE/NAME, NAMESPACE/NAME==VERSION or NAMESPACE/NAME@REVISION"
 
 
-def compare_page(here: Visit, asked: Asked) -> ComparePage:
+def compare_page(here: Visit, asked: PageQuery) -> ComparePage:
     """The comparison that the query asks for; the form alone without both builds.
 
     Raises:

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import strict_json
 from adapterhub.pages.changes import changed
-from adapterhub.pages.values import BlobPage, Change, CommitPage, FileChange, FileLine, Link, RawFile, TreePage
+from adapterhub.pages.values import BlobPage, ChangeView, CommitPage, FileChange, FileLine, Link, RawFile, TreePage
 from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.hub.files import TreeFolder, walk_flat
@@ -195,7 +195,7 @@ def _file_change(
 ) -> FileChange:
     path = (after or before).path  # type: ignore[union-attr]  # one of them is there
     kind = "Added" if before is None else "Removed" if after is None else "Changed"
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ChangeView, ...] = ()
     if reads and path.endswith(".json") and before is not None:
         changes = tuple(changed(config_of(registry, before), config_of(registry, after)))[:MAX_VALUES]
     return FileChange(

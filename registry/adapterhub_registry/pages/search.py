@@ -20,8 +20,8 @@ from adapterhub.core.specs import is_hub_id
 from adapterhub.formats.manifest import Manifest
 from adapterhub.formats.peft.methods import METHODS
 from adapterhub.formats.relevance import question_words
-from adapterhub.pages.page import Asked
-from adapterhub.pages.values import AdapterLine, Badge, Choice, Facet, Link, SearchPage
+from adapterhub.pages.page import PageQuery
+from adapterhub.pages.values import AdapterLine, Badge, Facet, FormChoice, Link, SearchPage
 from adapterhub_registry.api.context import opened_cursor, sealed_cursor
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos, results, test_keys
 from adapterhub_registry.database.prepared import Met, Numbers, numbers_of
@@ -94,7 +94,7 @@ class _Wanted:
         return f"/?{urlencode(kept)}" if kept else "/"
 
 
-def search_page(here: Visit, asked: Asked, config: bytes | None = None) -> SearchPage:
+def search_page(here: Visit, asked: PageQuery, config: bytes | None = None) -> SearchPage:
     """The adapters that match, `PAGE_ROWS` at a time; those that the caller may not see do not count."""
     registry, caller = here.registry, here.caller
     registry.repos.check_may_read(caller)
@@ -116,7 +116,7 @@ def search_page(here: Visit, asked: Asked, config: bytes | None = None) -> Searc
         words=wanted.get("q"),
         facets=_facets(wanted),
         sorts=tuple(
-            Choice(value=order, text=text, chosen=order == wanted.order)
+            FormChoice(value=order, text=text, chosen=order == wanted.order)
             for order, text in (("relevance", _BEST), *((order, text) for order, (text, _) in _ORDERS.items()))
         ),
         adapters=found,
@@ -239,7 +239,7 @@ def _facets(wanted: _Wanted) -> tuple[Facet, ...]:
         Facet(
             name=name,
             label=_LABELS.get(name, "Method"),
-            choices=tuple(Choice(value=v, text=text, chosen=v == wanted.get(name)) for v, text in values),
+            choices=tuple(FormChoice(value=v, text=text, chosen=v == wanted.get(name)) for v, text in values),
         )
         for name, values in chosen.items()
     ]

@@ -77,7 +77,7 @@ class KeptBlob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Freed:
+class FreedBlobs:
     """The number of things that were removed, and of their bytes."""
 
     number: int = 0

@@ -33,7 +33,7 @@ from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
     LEFTOVER_S,
     BlobHashes,
-    Freed,
+    FreedBlobs,
     KeptBlob,
     StoredBlob,
     StoreUnreachable,
@@ -510,7 +510,7 @@ class S3Xorbs:
                 at = span.start
                 yield decode_chunk(bytes(window[: span.packed_bytes]), span)
 
-    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> FreedBlobs:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
         count = size = 0
         for epoch in filter(str.isdecimal, self._bucket.folders("xorbs")):
@@ -521,7 +521,7 @@ class S3Xorbs:
                 count, size = count + len(items), size + sum(item.size for item in items)
                 if items and not dry_run:
                     self._bucket.remove(*(item.key for item in items))
-        return Freed(count, size)
+        return FreedBlobs(count, size)
 
 
 class _S3Writer:

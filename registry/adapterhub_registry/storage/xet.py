@@ -39,7 +39,7 @@ from blake3 import blake3
 
 from adapterhub.core.errors import Malformed, shown
 from adapterhub_registry.names import SHA256
-from adapterhub_registry.storage.blobs import BlobStore, Freed, StoredBlob, raising_disk_full
+from adapterhub_registry.storage.blobs import BlobStore, FreedBlobs, StoredBlob, raising_disk_full
 
 _DATA_KEY: Final = bytes.fromhex("6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229")
 _NODE_KEY: Final = bytes.fromhex("017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f86352e64a53713f")
@@ -487,7 +487,7 @@ class XorbStore(Protocol):
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
         """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
 
-    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> FreedBlobs:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
 
 
@@ -530,7 +530,7 @@ class DiskXorbs:
                 stream.seek(span.start)
                 yield decode_chunk(stream.read(span.packed_bytes), span)
 
-    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> Freed:
+    def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> FreedBlobs:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
         count = size = 0
         for folder in self._root.glob("*/*"):
@@ -544,7 +544,7 @@ class DiskXorbs:
                 shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # other scopes are in use
                     folder.parent.rmdir()
-        return Freed(count, size)
+        return FreedBlobs(count, size)
 
     def _path(self, place: XorbPlace) -> Path:
         return self._root / place.path

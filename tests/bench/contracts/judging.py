@@ -151,7 +151,7 @@ class Bench:
         return replace(contract, prompt=replace(contract.prompt, chat_template_sha256=None), goldens=tuple(goldens))
 
     def _truth(self, subject: Subject, model: Any, tokenizer: Any, form: PromptForm) -> dict[str, float]:
-        from adapterhub.inference.contracts.answers import Row, encode, scores
+        from adapterhub.inference.contracts.answers import AnswerRow, encode, scores
 
         rows = prompt_tokens(form, [asked for asked, _ in subject.held], tokenizer)
         answers = [answer for _, answer in subject.held]
@@ -161,7 +161,9 @@ class Bench:
             near = [same and abs(math.exp(max(one)) - math.exp(max(other))) <= NEAR
                     for same, one, other in zip(kept, answers, now, strict=True)]  # fmt: skip
             return {"truth": sum(near) / len(near), "labels": sum(kept) / len(kept)}
-        pairs = [Row(prompt=row, answer=[int(t) for t in answer]) for row, answer in zip(rows, answers, strict=True)]
+        pairs = [
+            AnswerRow(prompt=row, answer=[int(t) for t in answer]) for row, answer in zip(rows, answers, strict=True)
+        ]
         found = scores(model, pairs, _silent)
         return {"truth": sum(one.same for one in found) / len(found)}
 

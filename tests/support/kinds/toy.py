@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.kind import Access, Kind
+from adapterhub.distribution.kind import Kind, RemoteAccess
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.directory import PublishedDirectory
@@ -56,7 +56,7 @@ class ToyKind(Kind):
             raise UsageProblem(f"`{text}` is no shop: expected `toy://NAME`")
         return text
 
-    def open(self, address: str, access: Access) -> Source:
+    def open(self, address: str, access: RemoteAccess) -> Source:
         """The shop."""
         OPENED.append((address, access.token))
         return Shop(address)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adapterhub.api.steps.contracts.testing import (
     ContractSubject,
     Models,
-    Question,
+    TestQuestion,
     subject_of_build,
     verdict_on,
     verdict_on_model,
@@ -50,7 +50,7 @@ class ContractGate:
     library: Library
     testing: Testing
     out: Reporter
-    question: Question = field(default_factory=Question)
+    question: TestQuestion = field(default_factory=TestQuestion)
     results: list[Tested] = field(default_factory=list)
     models: Models = field(init=False)
 
@@ -80,14 +80,14 @@ class ContractGate:
         for result in found or [self.ask(build, self.question)]:
             settle(result, self.testing, self.out, ending=undone)
 
-    def ask(self, build: ContractSubject | Installed, question: Question) -> Tested:
+    def ask(self, build: ContractSubject | Installed, question: TestQuestion) -> Tested:
         """The verdict on a build, which `results` keeps."""
         subject = subject_of_build(build) if isinstance(build, Installed) else build
         result = verdict_on(self.library, subject, question, bars=self.out, models=self.models)
         self.results.append(result)
         return result
 
-    def admit_all(self, builds: Sequence[Installed], question: Question, *, undone: str) -> None:
+    def admit_all(self, builds: Sequence[Installed], question: TestQuestion, *, undone: str) -> None:
         """Test the builds that have a contract, and merges by the lines that bind them; name those without any.
 
         Raises:
@@ -171,7 +171,7 @@ class MergeTest:
 
     library: Library
     parents: Sequence[Ingredient | FoundAdapter]
-    question: Question
+    question: TestQuestion
     bars: Bars
     carries: bool = False
     measures: bool = True
@@ -279,7 +279,7 @@ class WrittenTest:
         test = MergeTest(
             self.library,
             adapters,
-            Question(on=self.on),
+            TestQuestion(on=self.on),
             self.bars,
             carries=len(adapters) == 1 and adapters[0].weight == 1,
             is_model=self.is_model,
@@ -290,12 +290,12 @@ class WrittenTest:
 
 def merge_test(library: Library, combination: Combination, on: BaseSpec | None = None, *, bars: Bars) -> MergeTest:
     """The test of a merge, on its parents' base unless another is named."""
-    return MergeTest(library, tuple(combination.leaves()), Question(on=on), bars)
+    return MergeTest(library, tuple(combination.leaves()), TestQuestion(on=on), bars)
 
 
 def same_adapter_test(library: Library, combination: Combination, *, bars: Bars) -> MergeTest:
     """The test of an adapter in another form, such as at a lower rank."""
-    return MergeTest(library, tuple(combination.leaves()), Question(), bars, carries=True)
+    return MergeTest(library, tuple(combination.leaves()), TestQuestion(), bars, carries=True)
 
 
 Bring = Callable[["Lock", Sequence["Locked"]], object]
@@ -355,7 +355,7 @@ class DropIns:
             was, now = locked_build(library, old), locked_build(library, new)
             if was is None or now is None or (contract := contract_in(was.folder)) is None:
                 return bare
-            return self.gate.ask(now, Question(on=base_of_lock(library, after), contract=contract, is_foreign=True))
+            return self.gate.ask(now, TestQuestion(on=base_of_lock(library, after), contract=contract, is_foreign=True))
         except AdapterHubError as error:
             return replace(bare, verdict="UNKNOWN", reason="refused", detail=error.message.splitlines()[0])
 

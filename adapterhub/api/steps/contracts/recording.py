@@ -52,7 +52,7 @@ _TEXT: Final = PromptForm(form="text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class RecordingRecipe:
     """What to record and how: the inputs, the prompt form, how many goldens, and where the contract goes.
 
     `form` None means the plan's, else the build's, else `raw` (`text` for an encoder). With `as_digests` the contract
@@ -126,7 +126,9 @@ def plan_from(examples: Path | None, tests: Path | None) -> Plan:
     return plan_of_examples(examples)
 
 
-def record_contract(library: Library, subject: ContractSubject, recipe: Recipe, *, bars: Bars) -> RecordedContract:
+def record_contract(
+    library: Library, subject: ContractSubject, recipe: RecordingRecipe, *, bars: Bars
+) -> RecordedContract:
     """Ask the adapter, and write what it answered.
 
     Raises:

@@ -33,7 +33,7 @@ from adapterhub.inference.contracts import runners
 from adapterhub.inference.contracts.runners import METRIC, LmEvalTask, ensure_askable, lm_eval_task
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.testing import Question
+    from adapterhub.api.steps.contracts.testing import TestQuestion
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.contract import Contract, Golden
     from adapterhub.formats.contract.standards import Bounds
@@ -154,7 +154,7 @@ class Runner:
             )
 
 
-def run_on(library: Library, subject: ContractSubject, question: Question, runner: Runner, *, bars: Bars) -> Tested:
+def run_on(library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, *, bars: Bars) -> Tested:
     """The verdict of a tool on one adapter.
 
     Without a task, lm-eval asks the contract's goldens, and `same` is its `exact_match`. The adapter is checked and put
@@ -191,7 +191,9 @@ def run_on(library: Library, subject: ContractSubject, question: Question, runne
     return kept_or_measured(library, subject, asked, measure, again=question.again)
 
 
-def asked_of(library: Library, subject: ContractSubject, question: Question, runner: Runner) -> dict[str, Any] | None:
+def asked_of(
+    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner
+) -> dict[str, Any] | None:
     """All that decides what a tool finds, the files of its task too; None where these are too many to be hashed.
 
     Raises:
@@ -254,7 +256,7 @@ class _Attached:
 
 
 def _with_goldens(
-    library: Library, subject: ContractSubject, question: Question, _runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, _runner: Runner, made: Tested, work: Path
 ) -> Tested:
     from adapterhub.inference.contracts.answers import Unknown
 
@@ -299,7 +301,7 @@ def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[
 
 
 def _with_task(
-    library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, made: Tested, work: Path
 ) -> Tested:
     assert runner.task is not None  # see `run_on`
     tool, place = runners.lm_eval_tool(os.environ.get("PATH", "")), runners.task_place(runner.task)
@@ -325,7 +327,7 @@ def _with_task(
 def _attached(
     library: Library,
     subject: ContractSubject,
-    question: Question,
+    question: TestQuestion,
     task_with: Callable[[Any, Any], LmEvalTask | None],
 ) -> _Attached:
     """Check the adapter as `attach` does, and free the model again: the tool loads its own.
@@ -358,7 +360,7 @@ def _attached(
 def _scored(
     tool: str,
     subject: ContractSubject,
-    question: Question,
+    question: TestQuestion,
     held: _Attached,
     made: Tested,
     place: tuple[Path, str],
@@ -373,7 +375,7 @@ def _scored(
         base_verdict=held.base_verdict,
         dtype=held.dtype,
     )
-    loading = runners.Loading(
+    loading = runners.RunnerLoading(
         base=held.record.path,
         adapter=subject.folder,
         dtype=held.dtype,
@@ -387,7 +389,7 @@ def _scored(
     return replace(made, engine=found.engine, metrics=dict(found.metrics), cpu_seconds=seconds), found
 
 
-def _over_budget(made: Tested, question: Question, seconds: float) -> Tested:
+def _over_budget(made: Tested, question: TestQuestion, seconds: float) -> Tested:
     detail = f"it took more than {question.budget_s:g} CPU seconds; `--budget` allows more"
     return replace(made, verdict="UNKNOWN", reason="budget", detail=detail, cpu_seconds=round(seconds, 3))
 
@@ -433,7 +435,7 @@ def _case(golden: Golden, sample: Mapping[str, Any]) -> TestedCase:
 
 # ---------------------------------------------------------------- pytest
 def _with_pytest(
-    library: Library, subject: ContractSubject, question: Question, runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, made: Tested, work: Path
 ) -> Tested:
     """The verdict of the user's tests. In the child, the plug-in's fixture checks the adapter and loads it."""
     assert runner.task is not None  # see `Runner`

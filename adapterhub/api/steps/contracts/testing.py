@@ -252,7 +252,7 @@ DEFAULT_BUDGET_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class TestQuestion:
     """How to check: on which base, in which precision, against which contract, within which bounds.
 
     `contract` None means the build's own. One that `is_foreign` is of another build; any other must have the digests
@@ -287,7 +287,7 @@ def _version(package: str) -> str:
 
 
 def verdict_on(
-    library: Library, subject: ContractSubject, question: Question, *, bars: Bars, models: Models | None = None
+    library: Library, subject: ContractSubject, question: TestQuestion, *, bars: Bars, models: Models | None = None
 ) -> Tested:
     """The verdict on one build or folder.
 
@@ -365,7 +365,7 @@ def kept_or_measured(
     return result
 
 
-def _held_to(library: Library, question: Question, made: Tested, contract: Contract) -> tuple[Tested, Contract]:
+def _held_to(library: Library, question: TestQuestion, made: Tested, contract: Contract) -> tuple[Tested, Contract]:
     """The result so far with its bounds and rules, those of the project too, and the contract with the rules in it."""
     bounds = contract.bounds.tightened(question.bounds).no_looser_than(library.project_bounds())
     made = replace(made, bounds=asdict(bounds))
@@ -375,7 +375,7 @@ def _held_to(library: Library, question: Question, made: Tested, contract: Contr
     return replace(made, rules=rules.digest), rules.added_to(contract)
 
 
-def _digests_held(subject: ContractSubject, question: Question, contract: Contract) -> Digest | None:
+def _digests_held(subject: ContractSubject, question: TestQuestion, contract: Contract) -> Digest | None:
     """The build's own contract where that holds digests alone and the given one has texts: the result is about it."""
     if question.contract is None or question.is_foreign or contract.visibility == "digests":
         return None
@@ -383,7 +383,7 @@ def _digests_held(subject: ContractSubject, question: Question, contract: Contra
     return own.digest if own is not None and own.visibility == "digests" else None
 
 
-def what_decides(library: Library, question: Question, record: BaseRecord) -> dict[str, Any]:
+def what_decides(library: Library, question: TestQuestion, record: BaseRecord) -> dict[str, Any]:
     """What decides any result; of the base, all that its files are now."""
     packing = {"packing": f"bitsandbytes {_version('bitsandbytes')}"} if question.load_in else {}
     return {
@@ -402,7 +402,7 @@ def _measured(
     subject: ContractSubject,
     record: BaseRecord,
     contract: Contract,
-    question: Question,
+    question: TestQuestion,
     made: Tested,
     *,
     bars: Bars,
@@ -422,7 +422,7 @@ def _measured(
 
 
 def verdict_on_model(
-    library: Library, folder: Path, name: str, contract: Contract, question: Question, *, bars: Bars
+    library: Library, folder: Path, name: str, contract: Contract, question: TestQuestion, *, bars: Bars
 ) -> Tested:
     """The verdict on a whole model, into which the adapter of the contract was fused.
 
@@ -449,7 +449,7 @@ def _checked(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     contract: Contract,
-    question: Question,
+    question: TestQuestion,
     *,
     bars: Bars,
 ) -> Tested:
@@ -491,7 +491,7 @@ def _unknown(made: Tested, reason: str, detail: str) -> Tested:
 
 
 def verdicts_on(
-    library: Library, builds: Sequence[Installed], question: Question, *, bars: Bars, models: Models | None = None
+    library: Library, builds: Sequence[Installed], question: TestQuestion, *, bars: Bars, models: Models | None = None
 ) -> list[Tested]:
     """The verdicts on builds that have a contract, each base loaded once; a refusal of one is UNKNOWN for that one."""
     models, found = models or Models(library.bases), []
@@ -509,7 +509,7 @@ def verdicts_on(
 
 
 def verdicts_on_merge(
-    library: Library, merge: Installed, question: Question, *, bars: Bars, models: Models | None = None
+    library: Library, merge: Installed, question: TestQuestion, *, bars: Bars, models: Models | None = None
 ) -> list[Tested]:
     """The verdicts on a merge without a contract, by the lines that bind it: one for each parent that has such lines.
 

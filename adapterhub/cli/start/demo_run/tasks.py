@@ -80,7 +80,7 @@ PIRATE_WORDS: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
+class DemoExample:
     """One prompt and its exact answer; the answer begins with its line break."""
 
     prompt: str
@@ -91,8 +91,8 @@ class Example:
 class Lesson:
     """Examples, trained at the adapter's full strength in half of the batches and at strength `weakest` in the rest."""
 
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    train: tuple[DemoExample, ...]
+    held_out: tuple[DemoExample, ...]
     weakest: float
 
 
@@ -112,7 +112,7 @@ class Task:
     left_alone_at: float
 
     @property
-    def held_out(self) -> tuple[Example, ...]:
+    def held_out(self) -> tuple[DemoExample, ...]:
         """The held-out examples of all lessons."""
         return tuple(example for lesson in self.lessons for example in lesson.held_out)
 
@@ -179,9 +179,9 @@ def _small_talk(rng: random.Random) -> list[str]:
     return rng.sample(sentences, TRAIN_SENTENCES + HELD_OUT_SENTENCES)
 
 
-def _examples(sentences: Sequence[str] | Mapping[str, object], answers: Sequence[str]) -> list[Example]:
-    return [Example(prompt=s, answer=f"\n{a}") for s, a in zip(sentences, answers, strict=True)]
+def _examples(sentences: Sequence[str] | Mapping[str, object], answers: Sequence[str]) -> list[DemoExample]:
+    return [DemoExample(prompt=s, answer=f"\n{a}") for s, a in zip(sentences, answers, strict=True)]
 
 
-def _lesson(examples: Sequence[Example], *, weakest: float) -> Lesson:
+def _lesson(examples: Sequence[DemoExample], *, weakest: float) -> Lesson:
     return Lesson(train=tuple(examples[:TRAIN_SENTENCES]), held_out=tuple(examples[TRAIN_SENTENCES:]), weakest=weakest)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.cli.start.demo_run import BASE_HUB_ID
 from adapterhub.cli.start.demo_run.base import float32_argument, prepare_base, quiet_transformers
-from adapterhub.cli.start.demo_run.tasks import Example, Task, make_tasks
+from adapterhub.cli.start.demo_run.tasks import DemoExample, Task, make_tasks
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.distribution.wheels import Say
 
@@ -91,7 +91,7 @@ class Pupil:
             model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, **float32_argument())
         return cls(model.eval(), tokenizer)
 
-    def answer_loss(self, examples: Sequence[Example]) -> Tensor:
+    def answer_loss(self, examples: Sequence[DemoExample]) -> Tensor:
         """Mean cross entropy of the answers' tokens, end mark included; a scalar."""
         import torch
 
@@ -127,7 +127,7 @@ class Pupil:
         )
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in made[:, ids.shape[1] :]]
 
-    def measure(self, examples: Sequence[Example]) -> Figures:
+    def measure(self, examples: Sequence[DemoExample]) -> Figures:
         """The figures for `examples`."""
         import torch
 

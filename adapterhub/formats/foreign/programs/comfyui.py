@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.conversion import method_of, module_of, settings_of
-from adapterhub.formats.foreign.places import Named, denoiser, family_of, named, placed
-from adapterhub.formats.foreign.reading import Module, Reading, Source, scalar
+from adapterhub.formats.foreign.places import NamedModule, denoiser, family_of, named, placed
+from adapterhub.formats.foreign.reading import FactorSource, Module, Reading, scalar
 from adapterhub.formats.foreign.tables import Target, clip_modules
-from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
+from adapterhub.formats.foreign.writing import ForeignOutput, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
 PREFIX: Final = "diffusion_model."
@@ -48,7 +48,7 @@ _SLOTS: Final = MappingProxyType(
 )
 
 
-def read(source: Source) -> Reading:
+def read(source: FactorSource) -> Reading:
     """The file's modules.
 
     Raises:
@@ -118,7 +118,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
     stated = spelling.get("ends")
     ends = {slot: end for slot, end in stated.items() if _SLOTS.get(end) == slot} if isinstance(stated, dict) else {}
     has_alpha = not ends or "alpha" in ends or any(module.alpha != module.rank for module in plain)
-    outputs: list[Output] = []
+    outputs: list[ForeignOutput] = []
     clip = {part: start for start, part in ENCODERS.items()}
     pairs = [(f"{prefix}{one.name}", one) for one in named(denoisers, _ORIGINAL.get(family, family), read)]
     for module in plain:
@@ -128,7 +128,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
                 if module.name.startswith(("text_model.", "text_projection"))
                 else f"text_model.{module.name}"
             )
-            pairs.append((f"{clip[module.part]}{name}", Named.alone(name, module)))
+            pairs.append((f"{clip[module.part]}{name}", NamedModule.alone(name, module)))
     for key, one in pairs:
         for slot, output in one.tensors.items():
             if slot == "lora_B.bias":

@@ -20,13 +20,13 @@ from adapterhub.formats.foreign.reading import (
     HEADER,
     MAX_ALPHA,
     PARTS,
+    FactorSource,
     Module,
     Reading,
-    Source,
     lora_module,
     scalar,
 )
-from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
+from adapterhub.formats.foreign.writing import ForeignOutput, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -59,7 +59,7 @@ _PEFT_WORDS: Final = frozenset({"base_layer", "lora_A", "lora_B", "modules_to_sa
 _UNET: Final = ("down_blocks", "up_blocks", "mid_block", "conv_in", "conv_out", "time_embedding", "add_embedding")
 
 
-def read(source: Source) -> Reading:
+def read(source: FactorSource) -> Reading:
     """The file's modules.
 
     Raises:
@@ -101,7 +101,7 @@ def read(source: Source) -> Reading:
     )
 
 
-def _parsed(source: Source, name: str) -> tuple[str | None, str, str, str]:
+def _parsed(source: FactorSource, name: str) -> tuple[str | None, str, str, str]:
     """Component, module, slot, and how the slot is spelt."""
     found = _OLD.fullmatch(name)
     if found is not None:
@@ -131,7 +131,7 @@ def _spelling(
     return {"ends": usual, "prefixed": is_prefixed, "header": has_header}
 
 
-def _headers(source: Source, parts: set[str]) -> dict[str, AdapterConfig]:
+def _headers(source: FactorSource, parts: set[str]) -> dict[str, AdapterConfig]:
     """The LoRA config of each component in the header, checked as any config of PEFT.
 
     Raises:
@@ -157,7 +157,7 @@ def _headers(source: Source, parts: set[str]) -> dict[str, AdapterConfig]:
     return {part: _config(source, part, settings) for part, settings in found.items()}
 
 
-def _config(source: Source, part: str, settings: Mapping[str, Any]) -> AdapterConfig:
+def _config(source: FactorSource, part: str, settings: Mapping[str, Any]) -> AdapterConfig:
     value = {"peft_type": "LORA", **settings}
     where = f"`{HEADER}` of {part}"
     try:
@@ -182,7 +182,7 @@ def _config(source: Source, part: str, settings: Mapping[str, Any]) -> AdapterCo
     return config
 
 
-def _as_stated(source: Source, module: Module, config: AdapterConfig, beside: float | None) -> Module:
+def _as_stated(source: FactorSource, module: Module, config: AdapterConfig, beside: float | None) -> Module:
     """The module with the alpha of the header, after a comparison of what both say."""
     label = f"`{shown(module.name)}`"
     try:
@@ -212,7 +212,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
     Where alphas differ, diffusers 0.42 takes the right ones from that header only. A file that had none and needs none
     gets none.
     """
-    outputs: list[Output] = []
+    outputs: list[ForeignOutput] = []
     stated = spelling.get("ends")
     ends: dict[str, Any] = stated if isinstance(stated, dict) else {}
     is_prefixed = spelling.get("prefixed") is not False or len(reading.parts) > 1
@@ -239,7 +239,7 @@ def _outputs(
     ends: Mapping[str, str],
     reading: Reading,
     kind: Any,
-) -> list[Output]:
+) -> list[ForeignOutput]:
     name = f"{component}.{module.name}" if component else module.name
     found = []
     for slot, cut in module.slots.items():
@@ -247,12 +247,12 @@ def _outputs(
         if usual == "processor":
             half = "down" if slot == "lora_A.weight" else "up"
             block, _, to = name.removesuffix(".0").rpartition(".")
-            found.append(Output.of(f"{block}.processor.{to}_lora.{half}.weight", cut))
+            found.append(ForeignOutput.of(f"{block}.processor.{to}_lora.{half}.weight", cut))
             continue
         end = usual if SLOTS.get(usual) == SLOTS[slot] else slot
         out = cut.shape[-1] if len(cut.shape) == 1 else cut.shape[1]
         shape = (out, 1) if end == "dora_scale" else None
-        found.append(Output.of(f"{name}.{end}", cut, shape))
+        found.append(ForeignOutput.of(f"{name}.{end}", cut, shape))
     if "alpha" in ends:
         alpha = plain_alpha(module, use_rslora=reading.use_rslora)
         found.append(alpha_output(f"{name}.alpha", alpha, kind, module.slots["lora_B.weight"].dtype))

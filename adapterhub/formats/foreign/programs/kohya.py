@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.conversion import method_of, module_of, settings_of
-from adapterhub.formats.foreign.places import Named, denoiser, family_of, flat, flat_clip, named, placed
-from adapterhub.formats.foreign.reading import Module, Reading, Source, scalar
-from adapterhub.formats.foreign.writing import Output, Program, Read, alpha_output, plain_alpha
+from adapterhub.formats.foreign.places import NamedModule, denoiser, family_of, flat, flat_clip, named, placed
+from adapterhub.formats.foreign.reading import FactorSource, Module, Reading, scalar
+from adapterhub.formats.foreign.writing import ForeignOutput, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _NAME: Final = re.compile(r"(lora_unet|lora_te[123]?|lora_transformer|lycoris)_(\w+)\.([\w.]+)", re.ASCII)
@@ -38,7 +38,7 @@ TEXT_ENCODERS: Final = MappingProxyType(
 Groups = dict[tuple[str, str], dict[str, TensorSpec]]
 
 
-def read(source: Source) -> Reading:
+def read(source: FactorSource) -> Reading:
     """The file's modules.
 
     Raises:
@@ -107,7 +107,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
     usual = "lycoris" if family == "flux" else "lora_unet"
     own = next((p for p in prefixes if p not in TEXT_ENCODERS), usual)
     first = "lora_te" if "lora_te" in prefixes or (not prefixes and family == "sd1") else "lora_te1"
-    outputs: list[Output] = []
+    outputs: list[ForeignOutput] = []
     ranks: Counter[int] = Counter()
     grew = 0
     for one in named(plain, family, read):
@@ -122,7 +122,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
                 if module.name.startswith(("text_model.", "text_projection"))
                 else f"text_model.{module.name}"
             )
-            alone = Named.alone(name, replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)))
+            alone = NamedModule.alone(name, replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)))
             outputs += _outputs(f"{prefix}_{flat(name)}", alone, spelling.get("alpha"), has_alpha=has_alpha)
             ranks[module.rank] += 1
     _ensure_distinct(outputs)
@@ -143,7 +143,7 @@ _ENDS: Final = MappingProxyType({"lora_A.weight": "lora_down.weight", "lora_B.we
 _ENCODERS: Final = ("text_encoder", "text_encoder_2")
 
 
-def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Output]:
+def _outputs(key: str, one: NamedModule, kind: Any, *, has_alpha: bool) -> Iterator[ForeignOutput]:
     module = one.module
     for slot, output in one.tensors.items():
         if slot == "lora_B.bias":
@@ -158,7 +158,7 @@ def _outputs(key: str, one: Named, kind: Any, *, has_alpha: bool) -> Iterator[Ou
         yield alpha_output(f"{key}.alpha", float(value), kind, one.dtype)
 
 
-def _ensure_distinct(outputs: list[Output]) -> None:
+def _ensure_distinct(outputs: list[ForeignOutput]) -> None:
     counts = Counter(output.name for output in outputs)
     name, most = counts.most_common(1)[0]
     if most > 1:

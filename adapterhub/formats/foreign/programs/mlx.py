@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
-from adapterhub.formats.foreign.reading import MATRIX, MAX_ALPHA, Cut, Module, Reading, Source
-from adapterhub.formats.foreign.writing import Output, Program, Read, plain_alpha
+from adapterhub.formats.foreign.reading import MATRIX, MAX_ALPHA, Cut, FactorSource, Module, Reading
+from adapterhub.formats.foreign.writing import ForeignOutput, Program, Read, plain_alpha
 from adapterhub.formats.peft.fields import base_is_path
 from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
 
@@ -21,7 +21,7 @@ _SLOTS: Final = {"lora_a": "a", "lora_b": "b", "m": "m"}
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.\d+\.")
 
 
-def read(source: Source) -> Reading:
+def read(source: FactorSource) -> Reading:
     """The file's modules.
 
     Raises:
@@ -48,7 +48,7 @@ def read(source: Source) -> Reading:
     )
 
 
-def _config(source: Source) -> tuple[float, str | None, object]:
+def _config(source: FactorSource) -> tuple[float, str | None, object]:
     config = source.config
     if config is None:
         hint = "the scale is in the config alone; give the folder that holds both"
@@ -69,7 +69,7 @@ def _config(source: Source) -> tuple[float, str | None, object]:
     return float(scale), model if is_name else None, parameters.get("rank") if isinstance(parameters, dict) else None
 
 
-def _module(source: Source, name: str, found: dict[str, TensorSpec], scale: float) -> Module:
+def _module(source: FactorSource, name: str, found: dict[str, TensorSpec], scale: float) -> Module:
     label = shown(name)
     if "a" not in found or "b" not in found:
         there = ", ".join(f"`{slot}`" for slot in sorted(found))
@@ -121,7 +121,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
         reasons.append("MLX has one rank and one scale for all modules, and padding would change DoRA's")
     if reasons:
         raise UnsupportedAdapter("it has no form in MLX; nothing was written", reasons[:20])
-    outputs: list[Output] = []
+    outputs: list[ForeignOutput] = []
     folded = 0
     for module in reading.modules:
         a, b = module.slots["lora_A.weight"], module.slots["lora_B.weight"]
@@ -129,7 +129,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
         folded += factor != 1
         outputs += [_half(f"{module.name}.lora_a", a, rank, 1.0), _half(f"{module.name}.lora_b", b, rank, factor)]
         if "lora_magnitude_vector" in module.slots:
-            outputs.append(Output.of(f"{module.name}.m", module.slots["lora_magnitude_vector"]))
+            outputs.append(ForeignOutput.of(f"{module.name}.m", module.slots["lora_magnitude_vector"]))
     notes = [f"filled {uneven} of {len(reading.modules)} modules up to rank {rank} with zeros"] if uneven else []
     notes += [f"multiplied the B of {folded} modules, because MLX has one scale for all"] if folded else []
     keys = sorted({_in_layer(module.name) for module in reading.modules})
@@ -141,14 +141,14 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
     return Program(outputs=tuple(outputs), metadata={"format": "mlx"}, notes=tuple(notes), config=config)
 
 
-def _half(name: str, cut: Cut, rank: int, factor: float) -> Output:
+def _half(name: str, cut: Cut, rank: int, factor: float) -> ForeignOutput:
     """One factor transposed; `lora_a` is [in, r] and `lora_b` [r, out]."""
     columns, rows = cut.shape
     is_a = name.endswith("_a")
     shape = (rows, rank) if is_a else (rank, columns)
     if shape == (rows, columns) and factor == 1:
-        return Output(name=name, dtype=cut.dtype, shape=shape, parts=(replace(cut, is_transposed=True),))
-    return Output(name=name, dtype=cut.dtype, shape=shape, parts=(cut,), rank=rank, factor=factor)
+        return ForeignOutput(name=name, dtype=cut.dtype, shape=shape, parts=(replace(cut, is_transposed=True),))
+    return ForeignOutput(name=name, dtype=cut.dtype, shape=shape, parts=(cut,), rank=rank, factor=factor)
 
 
 def _obstacle(module: Module) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.foreign.places import placed
-from adapterhub.formats.foreign.reading import Module, Reading, Source, lora_module
+from adapterhub.formats.foreign.reading import FactorSource, Module, Reading, lora_module
 from adapterhub.formats.foreign.tables import xlabs_modules
 from adapterhub.formats.safetensors.header import TensorSpec
 
@@ -14,7 +14,7 @@ _PREFIX: Final = "diffusion_model."
 _HALVES: Final = {"down.weight": "down", "up.weight": "up"}
 
 
-def read(source: Source) -> Reading:
+def read(source: FactorSource) -> Reading:
     """The file's modules.
 
     Raises:

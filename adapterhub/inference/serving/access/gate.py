@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import NotAllowed, shown
-from adapterhub.inference.serving.access.tenants import Demand, Quotas, Tenant, Tenants, bearer_key
+from adapterhub.inference.serving.access.tenants import Quotas, Tenant, TenantDemand, Tenants, bearer_key
 from adapterhub.inference.serving.access.watched import WatchedFile
 from adapterhub.inference.serving.answers import Usage, kind_in
 from adapterhub.inference.serving.auto import HEADER, label_of
@@ -40,7 +40,7 @@ _NUMBERS: Final = itertools.count(1)
 
 
 @dataclass(slots=True)
-class Asked:
+class AskedName:
     """One request, from its first byte to the last of its answer. What is not known stays None."""
 
     route: str
@@ -174,7 +174,7 @@ class Gate:
         with self._audit or contextlib.nullcontext():
             yield
 
-    def reserve(self, asked: Asked, demand: Demand) -> None:
+    def reserve(self, asked: AskedName, demand: TenantDemand) -> None:
         """Count what the request of a tenant may use, before the engine gets it.
 
         Raises:
@@ -189,7 +189,7 @@ class Gate:
             raise RequestRefused(401, "this key is not known to this server")
 
     @contextlib.contextmanager
-    def passing(self, asked: Asked, authorization: bytes) -> Iterator[None]:
+    def passing(self, asked: AskedName, authorization: bytes) -> Iterator[None]:
         """Let a request in for the time of the block, and write its line afterwards.
 
         Raises:

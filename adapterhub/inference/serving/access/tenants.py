@@ -247,7 +247,7 @@ def _allowed(text: str) -> str:
 _MINUTE_S: Final = 60.0
 
 
-class Demand(NamedTuple):
+class TenantDemand(NamedTuple):
     """What a request may cost: how many answers it has, and an estimate of its tokens."""
 
     answers: int
@@ -312,7 +312,7 @@ class Quotas:
                 use.requests.take(1)
             use.running += 1
 
-    def reserve(self, tenant: Tenant, demand: Demand) -> None:
+    def reserve(self, tenant: Tenant, demand: TenantDemand) -> None:
         """Count what a request that `enter` counted may use: each further answer as a request, and its tokens.
 
         A request that needs more than a whole minute's number waits for that number and overdraws it.

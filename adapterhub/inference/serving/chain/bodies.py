@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from adapterhub.core.errors import shown
-from adapterhub.inference.serving.access.tenants import Demand
+from adapterhub.inference.serving.access.tenants import TenantDemand
 from adapterhub.inference.serving.chain.asgi import MOST_BYTES
 from adapterhub.inference.serving.refusal import RequestRefused
 
@@ -153,7 +153,7 @@ class Url(BaseModel):
     detail: Word | None = None
 
 
-class Part(BaseModel):
+class MessagePart(BaseModel):
     """A part of a message."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -187,13 +187,13 @@ class Tool(BaseModel):
     name: Word | None = None
 
 
-class Turn(BaseModel):
+class ChatTurn(BaseModel):
     """A message of a chat."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[Part], Field(max_length=1024)] | None = None
+    content: Text | Annotated[list[MessagePart], Field(max_length=1024)] | None = None
     name: Word | None = None
     reasoning_content: Text | None = None
     refusal: Text | None = None
@@ -212,7 +212,7 @@ class Completion(Generation):
 class Chat(Generation):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatTurn], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -285,14 +285,14 @@ def _worded(error: ValidationError) -> str:
     return "; ".join(listed[:_MOST_PROBLEMS]) + more
 
 
-def demand_of(value: Mapping[str, Any], body_bytes: int) -> Demand:
+def demand_of(value: Mapping[str, Any], body_bytes: int) -> TenantDemand:
     """Estimate the demand of a body: a token for each four bytes of prompt and each token that may be generated."""
     choices = choices_of(value)
     limits = [value.get(key) for key in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")]
     generates = "prompt" in value or "messages" in value
     each = max([one for one in limits if type(one) is int and one > 0], default=_USUAL_TOKENS if generates else 0)
     n = value.get("n") or 1
-    return Demand(choices, body_bytes // _BYTES_A_TOKEN * (n if type(n) is int else 1) + each * choices)
+    return TenantDemand(choices, body_bytes // _BYTES_A_TOKEN * (n if type(n) is int else 1) + each * choices)
 
 
 def choices_of(value: Mapping[str, Any]) -> int:
@@ -303,7 +303,7 @@ def choices_of(value: Mapping[str, Any]) -> int:
     return prompts * each if type(each) is int and each > 0 else prompts
 
 
-class Block(BaseModel):
+class ContentBlock(BaseModel):
     """A part of a message of Anthropic's API."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -318,7 +318,7 @@ class Said(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["user", "assistant"]
-    content: Text | Annotated[list[Block], Field(max_length=1024)]
+    content: Text | Annotated[list[ContentBlock], Field(max_length=1024)]
 
 
 class Messages(Body):
@@ -326,7 +326,7 @@ class Messages(Body):
 
     messages: Annotated[list[Said], Field(min_length=1, max_length=4096)]
     max_tokens: Count | None = None
-    system: Text | Annotated[list[Block], Field(max_length=64)] | None = None
+    system: Text | Annotated[list[ContentBlock], Field(max_length=64)] | None = None
     stop_sequences: Annotated[list[Word], Field(max_length=16)] | None = None
     stream: bool | None = None
     metadata: dict[Word, Word] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from adapterhub.inference.serving.access.gate import OPEN_ROUTES, Asked, Gate, request_id
+from adapterhub.inference.serving.access.gate import OPEN_ROUTES, AskedName, Gate, request_id
 from adapterhub.inference.serving.chain.asgi import (
     App,
     Message,
@@ -47,7 +47,7 @@ class Access:
             except RequestRefused as refusal:
                 await refuse_request(send, refusal)
             return
-        asked = Asked(route=path, request_id=request_id(header_of(scope, "x-request-id").decode("latin-1")))
+        asked = AskedName(route=path, request_id=request_id(header_of(scope, "x-request-id").decode("latin-1")))
         exchange = _Exchange(asked, send)
         try:
             with self._gate.passing(asked, header_of(scope, "authorization")):
@@ -57,7 +57,7 @@ class Access:
             await refuse_request(exchange.send, refusal)
 
 
-def _with(scope: Message, asked: Asked) -> Message:
+def _with(scope: Message, asked: AskedName) -> Message:
     """The scope with `asked`, and with its id for vLLM's own log."""
     headers = [(key, value) for key, value in scope["headers"] if key != b"x-request-id"]
     return {**scope, "headers": [*headers, (b"x-request-id", asked.request_id.encode("latin-1"))], ASKED: asked}
@@ -66,7 +66,7 @@ def _with(scope: Message, asked: Asked) -> Message:
 class _Exchange:
     """The answer to one request, as it goes to the client."""
 
-    def __init__(self, asked: Asked, send: Send) -> None:
+    def __init__(self, asked: AskedName, send: Send) -> None:
         self._asked = asked
         self._send = send
         self._is_stream = False
@@ -94,7 +94,7 @@ _ALLOWED: Final = (
 )
 
 
-class Origins:
+class AllowedOrigins:
     """ASGI middleware before all others."""
 
     def __init__(self, app: App, *, has_keys: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from adapterhub.core.errors import AdapterHubError, shown
 from adapterhub.formats.route import AUTO
-from adapterhub.inference.serving.access.gate import Asked, Gate
+from adapterhub.inference.serving.access.gate import AskedName, Gate
 from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
 from adapterhub.inference.serving.answers import Usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.auto import Auto
@@ -35,8 +35,8 @@ from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
 from adapterhub.inference.serving.llama_cpp.engine import Engine, figures_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
-from adapterhub.inference.serving.llama_cpp.routes import ROUTES, Route
-from adapterhub.inference.serving.metrics import Measured, ServingMetrics, exposition
+from adapterhub.inference.serving.llama_cpp.routes import ROUTES, EngineRoute
+from adapterhub.inference.serving.metrics import MeasuredRequest, ServingMetrics, exposition
 from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class App:
             data, kind = exposition(self._registry)
             await send_whole(send, HTTPStatus.OK, data + await figures_of(self._engines), kind)
         elif path in _MODELS or path.startswith("/v1/models/"):
-            asked: Asked = scope[ASKED]
+            asked: AskedName = scope[ASKED]
             listed = self._names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
             name = "" if path in _MODELS else path.removeprefix("/v1/models/")
             found = next((row for row in listed["data"] if row["id"] == name), None)
@@ -114,9 +114,9 @@ class App:
             raise RequestRefused(404, _NO_ROUTE)
 
     # ------------------------------------------------------------ requests
-    async def _post(self, route: Route, data: bytes, scope: Message, send: Send) -> None:
-        asked: Asked = scope[ASKED]
-        measured = Measured(self._metrics)
+    async def _post(self, route: EngineRoute, data: bytes, scope: Message, send: Send) -> None:
+        asked: AskedName = scope[ASKED]
+        measured = MeasuredRequest(self._metrics)
         grammars = asked.tenant is None or asked.tenant.grammars
         if len(data) > _PARSED_HERE:
             value = await asyncio.to_thread(parsed, route.body, data, may_write_grammars=grammars)
@@ -139,7 +139,7 @@ class App:
             measured.end()
 
     async def _named(
-        self, value: Mapping[str, Any], route: Route, asked: Asked, measured: Measured, key: str
+        self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, measured: MeasuredRequest, key: str
     ) -> Served | None:
         """Find the adapter of a request, which is counted; None for the base.
 
@@ -158,19 +158,21 @@ class App:
             self._metrics.looked_up("hit")
         return served
 
-    def _ensure_proved(self, served: Served | None, route: Route) -> None:
+    def _ensure_proved(self, served: Served | None, route: EngineRoute) -> None:
         if served is not None and route.probe is not None and route.path not in self._proved:
             other = "/v1/chat/completions"
             raise RequestRefused(404, f"this llama.cpp ignores adapters at {route.path}; {other} applies them")
 
-    async def _looked_up(self, value: Mapping[str, Any], route: Route, asked: Asked, key: str) -> Served | None:
+    async def _looked_up(
+        self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, key: str
+    ) -> Served | None:
         model = value.get("model", "")
         if model != AUTO and not self._names.may_wait(model):
             return self._admitted(value, route, asked, key)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._waiting, self._admitted, value, route, asked, key)
 
-    def _admitted(self, value: Mapping[str, Any], route: Route, asked: Asked, key: str) -> Served | None:
+    def _admitted(self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, key: str) -> Served | None:
         """Find the adapter that the `model` of a request means for this client. May wait for a server."""
         names, tenant = self._names, asked.tenant
         model = value.get("model", names.base)
@@ -185,7 +187,7 @@ class App:
             raise RequestRefused(404, f"no adapter `{shown(model)}` is served; GET /v1/models lists them")
         return served
 
-    def _routed(self, auto: Auto, value: Mapping[str, Any], route: Route, asked: Asked) -> Served | None:
+    def _routed(self, auto: Auto, value: Mapping[str, Any], route: EngineRoute, asked: AskedName) -> Served | None:
         """Find the adapter that the text of a request is for; None for the base."""
         names, tenant = self._names, asked.tenant
         asked.is_routed = True
@@ -210,12 +212,12 @@ class _Call:
     def __init__(
         self,
         app: App,
-        route: Route,
+        route: EngineRoute,
         value: dict[str, Any],
         served: Served | None,
         owner: Owner,
-        asked: Asked,
-        measured: Measured,
+        asked: AskedName,
+        measured: MeasuredRequest,
     ) -> None:
         self._engines, self._names, self._slots = app._engines, app._names, app._slots  # noqa: SLF001 - of this file
         self._route, self._value, self._served = route, value, served

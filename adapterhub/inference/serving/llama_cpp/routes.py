@@ -78,7 +78,7 @@ class Tokenize(Body):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class EngineRoute:
     """A route: where the engine has it, its body, and whether each prompt and choice is a request of its own there.
 
     `probe` asks for an answer whose words and numbers show whether the engine reads the choice of an adapter there.
@@ -94,26 +94,28 @@ class Route:
 _ASKED: Final[Mapping[str, Any]] = {"temperature": 0, "seed": 1, "cache_prompt": False, "max_tokens": 4}
 _TURNS: Final = [{"role": "user", "content": "Say what you are."}]
 
-COMPLETIONS: Final = Route(
+COMPLETIONS: Final = EngineRoute(
     path="/v1/completions",
     body=LlamaCompletion,
     parts="choices",
     probe={"prompt": "The", "logprobs": 5, **_ASKED},
 )
-CHAT: Final = Route(
+CHAT: Final = EngineRoute(
     path="/v1/chat/completions",
     body=LlamaChat,
     parts="choices",
     probe={"messages": _TURNS, "logprobs": True, "top_logprobs": 5, **_ASKED},
 )
-NATIVE: Final = Route(path="/completion", body=Native, parts="answers", probe={"prompt": "The", "n_probs": 5, **_ASKED})
-MESSAGES: Final = Route(
+NATIVE: Final = EngineRoute(
+    path="/completion", body=Native, parts="answers", probe={"prompt": "The", "n_probs": 5, **_ASKED}
+)
+MESSAGES: Final = EngineRoute(
     path="/v1/messages", body=Messages, probe={"messages": _TURNS, "max_tokens": 16, "temperature": 0}
 )
-EMBEDDINGS: Final = Route(path="/v1/embeddings", body=Embedding, probe={"input": "The"})
-RERANK: Final = Route(path="/v1/rerank", body=Rerank, probe={"query": "The", "documents": ["one", "two"]})
+EMBEDDINGS: Final = EngineRoute(path="/v1/embeddings", body=Embedding, probe={"input": "The"})
+RERANK: Final = EngineRoute(path="/v1/rerank", body=Rerank, probe={"query": "The", "documents": ["one", "two"]})
 
-ROUTES: Final[Mapping[str, Route]] = {
+ROUTES: Final[Mapping[str, EngineRoute]] = {
     "/v1/completions": COMPLETIONS,
     "/v1/chat/completions": CHAT,
     "/chat/completions": CHAT,
@@ -122,8 +124,8 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/v1/embeddings": EMBEDDINGS,
     "/v1/rerank": RERANK,
     "/rerank": RERANK,
-    "/tokenize": Route(path="/tokenize", body=Tokenize),
-    "/detokenize": Route(path="/detokenize", body=Detokenize),
+    "/tokenize": EngineRoute(path="/tokenize", body=Tokenize),
+    "/detokenize": EngineRoute(path="/detokenize", body=Detokenize),
 }
 """By the path of a request. Every other route answers 404."""
 
@@ -155,7 +157,7 @@ async def proved_routes(engine: Engine, names: Names) -> frozenset[str]:
     return frozenset(found or CORE)
 
 
-async def _reads_choice(engine: Engine, names: Names, route: Route) -> bool:
+async def _reads_choice(engine: Engine, names: Names, route: EngineRoute) -> bool:
     before, again = [await _told(engine, names, route, None) for _ in range(2)]
     if before is None or again is None or before[0] != again[0]:
         return False  # not a route of this engine, or its answers differ by chance
@@ -168,7 +170,7 @@ async def _reads_choice(engine: Engine, names: Names, route: Route) -> bool:
 
 
 async def _told(
-    engine: Engine, names: Names, route: Route, served: Served | None
+    engine: Engine, names: Names, route: EngineRoute, served: Served | None
 ) -> tuple[list[str], list[float]] | None:
     """The words and the numbers of an answer; None for a refusal."""
     status, answer = await engine.ask(route.path, {**(route.probe or {}), "lora": names.scales(served), "id_slot": 0})

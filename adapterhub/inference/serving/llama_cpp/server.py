@@ -14,7 +14,7 @@ import uvicorn
 
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.auto import Auto
-from adapterhub.inference.serving.chain.entrance import Access, Draining, Origins
+from adapterhub.inference.serving.chain.entrance import Access, AllowedOrigins, Draining
 from adapterhub.inference.serving.llama_cpp.app import App
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine
 from adapterhub.inference.serving.llama_cpp.names import Names
@@ -152,7 +152,7 @@ class Front:
             inner = Access(self._draining, self._gate, metrics.refused)
             self._server = uvicorn.Server(
                 uvicorn.Config(
-                    Origins(inner, has_keys=self._gate.has_keys),
+                    AllowedOrigins(inner, has_keys=self._gate.has_keys),
                     http=_Protocol,
                     ws="none",
                     lifespan="off",

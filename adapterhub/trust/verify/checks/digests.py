@@ -15,7 +15,7 @@ from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
-    from adapterhub.trust.verify.subject import Entry, Listing
+    from adapterhub.trust.verify.subject import Entry, FolderListing
 
 
 def read_manifest_file(entry: Entry) -> Manifest:
@@ -41,7 +41,7 @@ def check(subject: Subject) -> Iterator[Finding]:
     yield from differing(subject.listing, subject.manifest)
 
 
-def differing(listing: Listing, manifest: Manifest | None) -> Iterator[Finding]:
+def differing(listing: FolderListing, manifest: Manifest | None) -> Iterator[Finding]:
     """As `check`, for a folder whose files may break their format."""
     for entry in manifest.files if manifest else ():
         if entry.path not in listing.taken:

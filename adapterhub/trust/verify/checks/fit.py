@@ -9,7 +9,7 @@ from adapterhub.core.disk.held_file import PIECE_BYTES
 from adapterhub.core.errors import MalformedTensorFile, shown
 from adapterhub.formats.base.fingerprint import COPY_HINT, OUTPUT_HEADS, is_embedding, resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.formats.modules import Rule, find_names
+from adapterhub.formats.modules import NameRule, find_names
 from adapterhub.formats.peft.keys import KeyPair
 from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.trust.verify.report import Finding, some
@@ -59,7 +59,7 @@ class _Fit:
 
     def findings(self) -> Iterator[Finding]:
         rule, mapped = self.names.rule, self.names.mapped(pair.module for pair in self.pairs)
-        if rule != Rule():
+        if rule != NameRule():
             message = f"its module names `{shown(rule.dropped)}…` are `{shown(rule.added)}…` in the base"
             yield Finding(code="N_NAMES", severity="note", where=WEIGHTS_FILE, message=message)
         if mapped:
