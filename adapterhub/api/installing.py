@@ -196,7 +196,7 @@ class WithInstalling(OpenedLibrary):
     def install(
         self,
         *specs: SpecLike,
-        requirements: StrPath | Iterable[StrPath] = (),
+        requirements: Requirements | StrPath | Iterable[StrPath] = (),
         places: StrPath | Iterable[StrPath] = (),
         base: BaseLike | None = None,
         rank: Ranks | None = None,
@@ -216,7 +216,7 @@ class WithInstalling(OpenedLibrary):
 
         Args:
             specs: such as `acme/legal-qa@base-7b>=1.2,<2`.
-            requirements: files with a spec a line, as `Library.requirements` writes them; `-` is stdin.
+            requirements: what `Library.requirements` returns, or files with a spec per line; `-` is stdin.
             places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
             base: the base, where a spec names none.
             rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
@@ -417,7 +417,7 @@ def _yanked_text(offer: Offer) -> str:
 
 
 # ---------------------------------------------------------------- install, for a library and for a project
-def specs_of(specs: Sequence[SpecLike], requirements: StrPath | Iterable[StrPath]) -> list[AdapterSpec]:
+def specs_of(specs: Sequence[SpecLike], requirements: Requirements | StrPath | Iterable[StrPath]) -> list[AdapterSpec]:
     """The specs and those in the files `requirements`.
 
     Raises:
@@ -425,12 +425,16 @@ def specs_of(specs: Sequence[SpecLike], requirements: StrPath | Iterable[StrPath
     """
     from adapterhub.distribution.requirements import read_requirements
 
-    lists = paths_of(requirements)
-    found = [*map(spec_of, specs), *(spec for path in lists for spec in read_requirements(path))]
+    if isinstance(requirements, Requirements):
+        listed = [AdapterSpec.parse(line) for line in requirements.requirements]
+    else:
+        listed = [spec for path in paths_of(requirements) for spec in read_requirements(path)]
+    found = [*map(spec_of, specs), *listed]
     if not found:
         hint = "run `adapt install NAME@BASE`; in a project, `adapt sync` installs the locked adapters"
         raise UsageProblem(
-            "nothing to install: the list is empty" if lists else "give at least one adapter to install", hint=hint
+            "nothing to install: the list is empty" if requirements else "give at least one adapter to install",
+            hint=hint,
         )
     return found
 

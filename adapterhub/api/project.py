@@ -422,7 +422,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         *specs: SpecLike,
         group: str | None = None,
         sync: bool = True,
-        requirements: StrPath | Iterable[StrPath] = (),
+        requirements: Requirements | StrPath | Iterable[StrPath] = (),
         places: StrPath | Iterable[StrPath] = (),
         base: BaseLike | None = None,
         rank: Ranks | None = None,

@@ -33,6 +33,17 @@ def library(folder) -> ah.Library:
     return ah.Library("home")
 
 
+def test_what_is_required_of_a_library_installs_the_same_builds_in_another(library, tmp_path):
+    required = library.requirements()
+    library.push("legal-qa", to="./published")
+    other = ah.Library(tmp_path / "other")
+    other.add_base(tmp_path / "models" / "base-7b", alias="base-7b")
+
+    other.install(requirements=required, base="base-7b", places="published")
+
+    assert [build.manifest.digest for build in other] == [build.manifest.digest for build in library]
+
+
 # ---------------------------------------------------------------- a collection of values
 def test_a_library_is_a_collection_and_one_for_the_functions_below(library):
     assert isinstance(library, LocalLibrary)

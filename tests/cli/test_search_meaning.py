@@ -44,6 +44,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
 def test_setting_up_again_says_where_the_model_is(adapt: Adapt) -> None:
     said = adapt.json("search", "--setup")
 
+    assert str(Library(adapt.library.root).set_up_search(minilm_base()).path) == said["path"]
     assert said == {"model": MODEL, "path": str(model_place(adapt.library.root))}
     golden = (GOLDENS / "search.setup.json").read_text().replace("<home>", str(adapt.library.root))
     assert json.loads(golden) == said

@@ -379,6 +379,8 @@ def test_weights_are_tuned_on_the_contracts_of_the_parents(adapt: Adapt) -> None
     assert weights["a"] > 2 * abs(weights["b"])
     assert document["tuning"]["single_losses"][0] < document["tuning"]["base_loss"]
     assert adapt("merge", "b", "./a", "--tune", "contracts", "-o", "none").exit_code == 17
+    tuned = adapterhub.Library(adapt.library.root).tune(["a", "b"], "contracts", base="base-7b", budget=8)
+    assert list(tuned.weights) == document["tuning"]["weights"]
 
 
 def test_a_full_contract_is_tied_to_the_digests_of_the_build(adapt: Adapt) -> None:
