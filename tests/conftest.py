@@ -27,8 +27,9 @@ from adapterhub.core import redaction
 from adapterhub.core.limits import use_limits
 from adapterhub.core.specs import parse_name
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.description import Description
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from tests.support import without_torch
 from tests.support.outside import Recording
 from tests.support.speed import is_slow, is_slow_file

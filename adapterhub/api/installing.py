@@ -26,9 +26,9 @@ from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTe
 from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_name, parse_released
 from adapterhub.formats.documented import Documented
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
-from adapterhub.library.library import Added
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from adapterhub.projects.session import Session
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.library.library import Added
+    from adapterhub.library.installed import Added
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Source
 

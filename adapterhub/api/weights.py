@@ -35,8 +35,8 @@ from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named, require
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Parent
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.clashes import Bump
-from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:

@@ -30,10 +30,10 @@ from adapterhub.formats.release import Release
 from adapterhub.library.admission import Admission, InstallRequest, Repositories
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase
-from adapterhub.library.installed import InstalledRelease
+from adapterhub.library.installed import Added, InstalledRelease
 from adapterhub.library.intake.staging import Staging, attach_signature
 from adapterhub.library.intake.statements import statements_at, take_statements
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from adapterhub.library.results import results_at, take_results
 from adapterhub.library.store.catalog import Installed, build_folders
 from adapterhub.library.transfer import Receiver, Source, copy

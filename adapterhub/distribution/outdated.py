@@ -18,7 +18,8 @@ from adapterhub.distribution.resolve import Candidate, Objection
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.library.bases.requested import RequestedBase
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 
 AT_ONCE: Final = 8

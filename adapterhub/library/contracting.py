@@ -10,7 +10,8 @@ from adapterhub.core.errors import NotAllowed, shown
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.manifest import CONTRACT_FILE, MEDIA_TYPES, FileEntry, Manifest
 from adapterhub.formats.release import Release
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.verify import Report
 

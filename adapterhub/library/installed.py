@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, TypeVar
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterNotFound, MalformedManifest, SpecError, shown
 from adapterhub.core.specs import ADD_FIRST, AdapterSpec, parse_namespace
 from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.records import Bases, Pins
@@ -25,6 +26,9 @@ from adapterhub.library.store.origins import Origins, Yanks, address_in
 from adapterhub.library.store.rows import BuildRow
 from adapterhub.trust.signing.appraisal import provenance_of
 
+if TYPE_CHECKING:
+    from adapterhub.trust.verify import Report
+
 UNKNOWN_BASE = "unknown"
 
 _T = TypeVar("_T")
@@ -35,6 +39,23 @@ class InstalledRelease(Release):
     """A build that a library has, as a release."""
 
     build: Installed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Added(
+    Documented,
+    keys="name=build.full_name version=build.manifest.version base=build.base_name digest=build.manifest.digest created"
+    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings same_as",
+):
+    """A build that was added to the library; `created` is False when it was installed before."""
+
+    build: Installed
+    report: Report
+    created: Annotated[bool, "false: it existed already"]
+    same_as: Annotated[tuple[str, ...], "installed builds of the same update, each with what differs"] = ()
+
+    def __repr__(self) -> str:
+        return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
 
 
 class InstalledBuilds:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import make_folder, sync_folder, write_file
@@ -24,11 +24,10 @@ from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
-from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.installed import InstalledBuilds
+from adapterhub.library.installed import Added, InstalledBuilds
 from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
 from adapterhub.library.store.blobs import WriteIntent
 from adapterhub.library.store.catalog import Installed, Swept, objects_of
@@ -45,23 +44,6 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 3  # builds of the same update
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Added(
-    Documented,
-    keys="name=build.full_name version=build.manifest.version base=build.base_name digest=build.manifest.digest created"
-    " rank=build.manifest.rank size_bytes=build.manifest.size_bytes path=build.folder warnings=report.warnings same_as",
-):
-    """A build that was added to the library; `created` is False when it was installed before."""
-
-    build: Installed
-    report: Report
-    created: Annotated[bool, "false: it existed already"]
-    same_as: Annotated[tuple[str, ...], "installed builds of the same update, each with what differs"] = ()
-
-    def __repr__(self) -> str:
-        return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
 
 
 NameResolver = Callable[["Library", AdapterSpec], "Installed | None"]

@@ -17,7 +17,8 @@ from adapterhub.distribution.outdated import UpgradeRequest, offers
 from adapterhub.formats.release import Release
 from adapterhub.library.admission import Repositories
 from adapterhub.library.bases.requested import requested_base
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.attacks.test_released_names import server
 from tests.registry.running import Running

@@ -14,7 +14,8 @@ from adapterhub.core.specs import AdapterSpec, parse_released
 from adapterhub.distribution.install import InstallPlan, plan_install
 from adapterhub.formats.release import Release
 from adapterhub.library.directory import BuildFolder, PublishedDirectory
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.attacks.test_released_names import BAD, REPO, TAG, ann, put, release, server, tag
 from tests.support.command_line import Adapt

@@ -13,7 +13,8 @@ from adapterhub.core.errors import AdapterHubError
 from adapterhub.distribution.hub import Hub
 from adapterhub.distribution.withdrawal import why_withdrawn
 from adapterhub.formats.release import Release
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.transfer import copy
 from tests.attacks.test_claimed_names import chosen, got, move, no_names, token

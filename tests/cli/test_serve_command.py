@@ -26,8 +26,9 @@ from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.process import free_port
 from adapterhub.inference.serving.vllm import slot_bytes
 from adapterhub.library.bases.records import BaseRecord
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.description import Description
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from tests.inference.test_serving import publish
 from tests.support.command_line import Adapt
 from tests.support.results import measured, with_contract

@@ -17,7 +17,7 @@ import pytest
 
 from adapterhub.inference.serving.process import STOP_S
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added
+from adapterhub.library.installed import Added
 from tests.deploy.kubernetes import RECORD, ROOT, SERVE, manifests, place_of
 from tests.support.command_line import Adapt
 from tests.support.standin_vllm import make_standin

@@ -13,7 +13,8 @@ from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import exact_at, follow
 from adapterhub.formats.alias import Alias, AliasMove, AliasTarget
 from adapterhub.library.aliasing import point
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 
 SPEC = AdapterSpec.parse("acme/legal-qa@prod")

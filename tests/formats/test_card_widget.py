@@ -13,7 +13,7 @@ from adapterhub.formats.cards.card import make_card, refusals_of, widget_of
 from adapterhub.formats.cards.metadata import read_metadata
 from adapterhub.formats.contract.contract import Asked, Contract
 from adapterhub.formats.prompts.form import RAW, PromptForm, Turn
-from adapterhub.library.library import Added
+from adapterhub.library.installed import Added
 from tests.support.contracts import small_contract
 
 FRAME = PromptForm(form="template", template="Q: {input}\nA:")

@@ -22,7 +22,8 @@ from adapterhub.core.errors import (
 from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes, refusal_of
 from adapterhub.inference.serving.access.denied import Denied, look_for_yanks
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from tests.inference.test_model_names import Engine, engine  # noqa: F401 - a fixture
 

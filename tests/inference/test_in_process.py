@@ -14,7 +14,8 @@ import pytest
 import adapterhub
 from adapterhub.core.errors import BaseMismatch, NoCompatibleRelease, NotFound, StoreLocked, UsageProblem
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import in_process
 from tests.support.standin_vllm import make_standin
 from tests.support.tiny import make_base

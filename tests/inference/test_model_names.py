@@ -19,7 +19,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from adapterhub.core.errors import StoreLocked
 from adapterhub.inference.serving.chain import asgi
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard, residency
 from adapterhub.vllm_plugin.model_names import MOST_LOOK_UPS
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver

@@ -23,7 +23,8 @@ from adapterhub.inference.serving.llama_cpp.names import Names, Served
 from adapterhub.inference.serving.llama_cpp.server import front
 from adapterhub.inference.serving.process import free_port
 from adapterhub.library.aliasing import point
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from tests.cli.test_serve_command import serving
 from tests.support.command_line import Adapt
 from tests.support.run_library import make_library

@@ -13,7 +13,8 @@ import pytest
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.inference.serving.aliases import ServedAliases
 from adapterhub.library.aliasing import point
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from tests.inference.test_model_names import Engine, engine
 

@@ -42,7 +42,8 @@ from adapterhub.inference.serving.vllm import (
 )
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.vllm_plugin import register
 from adapterhub.vllm_plugin.guard import Guard

@@ -17,7 +17,8 @@ from adapterhub.core.errors import AdapterHubError, RemoteUnreachable
 from adapterhub.distribution.hub import Hub
 from adapterhub.inference.serving.following import REST_S, UnreachableRemotes
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.vllm_plugin.resolver import FETCHES_AT_ONCE, AdapterHubResolver
 from tests.support.standin_vllm import make_standin

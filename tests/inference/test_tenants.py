@@ -19,7 +19,8 @@ from adapterhub.inference.serving.refusal import RequestRefused
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
 from adapterhub.library.aliasing import point
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
 from tests.inference.test_model_names import Engine

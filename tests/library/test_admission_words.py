@@ -12,7 +12,8 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import NamespaceBound, SignatureRefused
 from adapterhub.formats.manifest import SIGNATURE_FILE
 from adapterhub.library.admission import Admission
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import Origin

@@ -13,8 +13,9 @@ import pytest
 import adapterhub
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.manifest import WEIGHTS_FILE, Parent
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.description import Description
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter
 

@@ -13,7 +13,8 @@ from adapterhub.core.errors import Conflict, DigestMismatch
 from adapterhub.formats.meaning.model import FILES, MODEL
 from adapterhub.formats.relevance import Matched
 from adapterhub.library.find.meaning import Meaning, is_far, model_folder, model_place, opened, refresh, set_up
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.rows import Filters
 from tests.support.real_encoder import minilm_base
 

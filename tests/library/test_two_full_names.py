@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.rows import Filters
 from adapterhub.library.transfer import copy

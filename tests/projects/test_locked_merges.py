@@ -10,7 +10,8 @@ import pytest
 
 from adapterhub.core.errors import AdapterNotFound, DigestMismatch, ReleaseExists
 from adapterhub.core.specs import AdapterSpec, parse_name
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import lock_problems, lock_text, parse_lock
 from adapterhub.projects.merges import Merges, version_of
 from adapterhub.projects.values import AdapterRequirement, LockedMerge, MergeRequirement, Project

@@ -16,7 +16,8 @@ from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, Ma
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.library.directory import PublishedDirectory
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.store.blobs import Store
 from adapterhub.library.store.roots import KnownProjects, synced_path
 from adapterhub.projects.sync import folders, opened, syncing, wanted_entries

@@ -19,7 +19,8 @@ import pytest
 from adapterhub.formats.cards.card import card_for
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from tests.registry.running import Running, running
 
 V1 = "/api/adapt/v1"

@@ -30,7 +30,8 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.formats.manifest import MANIFEST_FILE, MEDIA_TYPES
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from tests.support.tiny import make_adapter
 
 WEIGHTS = "adapter_model.safetensors"

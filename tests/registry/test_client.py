@@ -25,7 +25,8 @@ from adapterhub.distribution.hub import Hub, Search
 from adapterhub.distribution.install import plan_install, run_install
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.requested import requested_base
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.cli.test_cli import ADAPT
 from tests.registry.proxy import Proxy, Request, flip_a_byte, proxy_of

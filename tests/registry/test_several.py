@@ -18,7 +18,8 @@ from huggingface_hub import HfApi
 
 from adapterhub.distribution.hub import Hub
 from adapterhub.formats.release import Release
-from adapterhub.library.library import Added, Library
+from adapterhub.library.installed import Added
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy, together
 from tests.registry.proxy import Proxy, Request
 from tests.registry.running import Running

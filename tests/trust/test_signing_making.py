@@ -11,8 +11,8 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import DigestMismatch, SignatureRefused
 from adapterhub.formats.manifest import CARD_FILE, SIGNATURE_FILE, WEIGHTS_FILE
 from adapterhub.formats.signature import Bundle, Identity, read_statement, signed_files
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.staging import signature_objects
-from adapterhub.library.library import Added
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import is_signed_by, sign_folder
 from tests.support.signed_offers import ANN, BEN, release, signed

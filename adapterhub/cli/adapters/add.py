@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from adapterhub.core.digests import Progress
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.library.library import Added
+    from adapterhub.library.installed import Added
 
 _WEIGHTS: Final = ".safetensors"
 

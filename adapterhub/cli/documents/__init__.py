@@ -22,7 +22,7 @@ from adapterhub.formats import administration, answers, manifest, modules
 from adapterhub.formats.alias import Alias, AliasMove
 from adapterhub.formats.contract import results, standards
 from adapterhub.inference import export
-from adapterhub.library import audit, identify, library
+from adapterhub.library import audit, identify, installed
 from adapterhub.library.bases import records, requested
 from adapterhub.library.find import likeness
 from adapterhub.library.upkeep import lineage, space
@@ -39,7 +39,7 @@ from adapterhub.weights.compare import difference, similarity
 
 
 Base = document_of(records.BaseRecord)
-Added = document_of(library.Added)
+Added = document_of(installed.Added)
 File = document_of(manifest.FileEntry)
 Finding = document_of(report.Finding)
 ModuleGroup = document_of(modules.ModuleGroup)

@@ -29,7 +29,7 @@ from adapterhub.trust.verify import Finding, Report, Subject, open_subject, veri
 from adapterhub.trust.verify.subject import Entry
 
 if TYPE_CHECKING:
-    from adapterhub.library.library import Added
+    from adapterhub.library.installed import Added
     from adapterhub.library.store.catalog import Installed
 
 _LINK = ".link"

@@ -31,10 +31,11 @@ from adapterhub.formats.peft.pairs import PEFT_PREFIX
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
 from adapterhub.library.bases.records import BaseRecord, Bases
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
 from adapterhub.library.intake.prompts import template_in, with_template
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from adapterhub.weights.dtypes import FORMAT_DTYPES
 from adapterhub.weights.extract.pairing import (
     NEW_HEADS,

@@ -40,9 +40,10 @@ from adapterhub.formats.release import Release
 from adapterhub.library.admission import Admission
 from adapterhub.library.aliasing import without_alias
 from adapterhub.library.bases.requested import requested_base
+from adapterhub.library.installed import Added
 from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.intake.description import Description
-from adapterhub.library.library import Added, Library
+from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
