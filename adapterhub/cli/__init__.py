@@ -120,7 +120,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "delete": ("adapterhub.cli.publishing.delete:delete", "Delete a published version or a repository"),
         "key": (
             "adapterhub.cli.publishing.key:key",
-            "Sign adapters; manage signing keys, trusted keys and signature policies",
+            "Sign adapters; manage keys, trust and signature policies",
         ),
         "remote": ("adapterhub.cli.publishing.remote:remote", "Manage servers, their namespaces and access tokens"),
         "registry": ("adapterhub_registry.operations.commands:registry", "Run and administer a self-hosted registry"),

@@ -35,7 +35,7 @@ OWN_JSON = {
     "of a sync, in which a damaged stamp equals that of no file",
     "cli/start/base.py": "a record that this program wrote a line before",
     "formats/prompts/_sandbox.py": "the template and prompt that its parent process wrote",
-    "formats/prompts/chat.py": "what its own sandbox wrote, its shape checked a line later",
+    "formats/prompts/form.py": "what its own sandbox wrote, its shape checked a line later",
     "formats/cards/metadata.py": "what it dumped itself a line before, to have plain values",
     "vllm_plugin/model_names.py": "a request that vLLM reads the same way, and the list of models that vLLM made",
     "cli/completion/completing.py": "the list of remotes that this program wrote",

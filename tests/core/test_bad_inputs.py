@@ -93,7 +93,7 @@ def test_nothing_named_by_an_input_is_imported(corpus: dict[str, Case]) -> None:
     code = """
 import json, sys
 from pathlib import Path
-import difflib, numpy, regex
+import difflib, numpy, regex, subprocess, tempfile
 from adapterhub.trust.verify import verify_folder
 asked = []
 class Hook:

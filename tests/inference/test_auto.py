@@ -126,7 +126,7 @@ def test_routing_without_the_model_or_for_another_base_says_what_to_do(adapt: Ad
 def test_the_export_is_what_the_semantic_router_reads(made: Path, tmp_path: Path) -> None:
     """Its form v0.3; `python -m tests.bench.find_route --router` asks its own validator."""
     adapt, out = Adapt(made), tmp_path / "config.yaml"
-    adapt.ok("export", "router", "--for", "semantic-router", "--route", "route.json", "-o", out)
+    adapt.ok("export", "./route.json", "--format", "semantic-router", "-o", out)
     value = yaml.safe_load(out.read_text())
     routing, route = value["routing"], read_route(made / "route.json")
 

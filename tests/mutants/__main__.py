@@ -56,7 +56,7 @@ class Target:
 
 TARGETS = {
     "signing": Target(
-        modules=("adapterhub/trust/signing/*", "adapterhub/library/admission/*"),
+        modules=("adapterhub/trust/signing/*", "adapterhub/library/admission.py"),
         tests=(
             "tests/trust/test_signing.py",
             "tests/trust/test_signing_history.py",
@@ -87,7 +87,7 @@ TARGETS = {
         ),
     ),
     "hub": Target(
-        modules=tuple(f"adapterhub/distribution/http/{name}.py" for name in ("wire", "etag", "session")),
+        modules=tuple(f"adapterhub/distribution/http/{name}.py" for name in ("wire", "stream")),
         tests=(
             "tests/distribution/test_wire_words.py",
             "tests/distribution/test_network_faults.py",

@@ -14,7 +14,9 @@ import json
 import os
 import resource
 import signal
+import subprocess  # noqa: F401 - what a chat template needs is here before a case runs
 import sys
+import tempfile  # noqa: F401 - as above
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -24,7 +24,7 @@ def test_threshold_near_two_sizes_is_that_of_the_ordered_numbers(part: float, de
 def test_large_matrix_keeps_exactly_its_largest_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delta, "_LARGE", 1 << 16)  # as a matrix of 4 million numbers
     drawn = torch.Generator().manual_seed(2)
-    update = delta.Update(
+    update = delta.DeltaUpdate(
         a=torch.randn(4, 700, generator=drawn), b=torch.randn(900, 4, generator=drawn), generator=drawn
     )
     whole = torch.cat([rows for _, rows in update.strips()])

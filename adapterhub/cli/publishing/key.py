@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def key() -> None:
-    """Sign adapters; manage signing keys, trusted keys and signature policies.
+    """Sign adapters; manage keys, trust and signature policies.
 
     \b
     Examples:

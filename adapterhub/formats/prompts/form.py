@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -486,6 +484,9 @@ def _child(task: bytes) -> dict[str, Any]:
     Raises:
         ChatTemplateRefused: it ended without an answer.
     """
+    import subprocess
+    import tempfile  # nothing else here needs them, and commands that start fast read manifests
+
     with tempfile.TemporaryFile() as out:
         try:
             done = subprocess.run(  # noqa: S603 - our own file; the template goes through stdin
