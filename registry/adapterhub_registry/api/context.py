@@ -52,7 +52,7 @@ from adapterhub_registry.worker import KnownSketches, Once
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 WHOLE_ANSWER_BYTES = 1 << 20
 _ADMINISTRATION = tuple(f"/api/adapt/v1/{word}" for word in ("tokens", "users", "log", "webhooks", "namespaces"))
-"""The only paths that the operator's token of a running server opens; commands with `--root` get 401 from all others."""
+"""The only paths that the operator's token of a running server opens: commands with `--root` get 401 elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
