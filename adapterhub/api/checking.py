@@ -17,6 +17,7 @@ from adapterhub.core.errors import AdapterHubError, RefusedAdapter, UsageProblem
 from adapterhub.core.specs import AdapterSpec, names_folder
 from adapterhub.formats.documented import Documented
 from adapterhub.projects.session import wanted_from
+from adapterhub.trust.severities import BySeverity
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
@@ -42,7 +43,7 @@ class Verified(Documented, keys="adapter status=report.status findings=report.fi
     report: Report
 
 
-class Reports(Mapping[str, "Report"]):
+class Reports(BySeverity, Mapping[str, "Report"]):
     """The reports of adapters, by their labels, and what they have found together."""
 
     def __init__(self, verified: Sequence[Verified]) -> None:
@@ -61,34 +62,6 @@ class Reports(Mapping[str, "Report"]):
     def findings(self) -> tuple[Finding, ...]:
         """Those of every report."""
         return tuple(finding for one in self._verified for finding in one.report.findings)
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """Reasons not to store or load an adapter."""
-        return self._with("error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        """Facts that users should know."""
-        return self._with("warning")
-
-    @property
-    def unknowns(self) -> tuple[Finding, ...]:
-        """Questions that the checks cannot decide."""
-        return self._with("unknown")
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """Facts in order, and skipped files."""
-        return self._with("note")
-
-    def _with(self, severity: str) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.severity == severity)
-
-    @property
-    def status(self) -> str:
-        """`failed` if one report is, else `unknown` if one is, else `ok`."""
-        return "failed" if self.errors else "unknown" if self.unknowns else "ok"
 
     @property
     def exit_code(self) -> int:

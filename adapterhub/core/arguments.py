@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adapterhub.core.errors import UsageProblem, shown
-from adapterhub.core.specs import parse_name, parse_namespace
+from adapterhub.core.specs import parse_namespace
 
 T = TypeVar("T")
 
@@ -59,7 +59,6 @@ class Between:
         return f"a number{low or ' of any size'}{high}{rest}"
 
 
-AdapterWord = Annotated[str, parse_name]
 Namespace = Annotated[str, parse_namespace]
 Count = Annotated[int, Between(1)]
 Rank = Annotated[int, Between(1)]

@@ -428,7 +428,7 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
     from adapterhub.formats.signature import made_statement
     from adapterhub.library.intake.statements import files_in
     from adapterhub.trust.signing.results import read_made, sign_result
-    from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
+    from adapterhub.trust.signing.trust import Trust, clock
 
     manifest = build.manifest
     if not manifest.recipe:

@@ -98,7 +98,6 @@ def pull_release(
 ) -> Pulled:
     """Write the plain files of a build, of the library or of a server, to a new folder, checked as an install is."""
     from adapterhub.distribution.install import admit, asked_of
-    from adapterhub.library.admission import Admission
     from adapterhub.library.directory import BuildFolder
     from adapterhub.projects.places import SpecSources, Where
 

@@ -27,11 +27,12 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorFacts
+from adapterhub.trust.severities import Severity, Status
 from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
-from adapterhub.trust.verify.report import Finding, FoundFacts, Report, Severity, Status, exit_code_of
+from adapterhub.trust.verify.report import Finding, FoundFacts, Report, exit_code_of
 from adapterhub.trust.verify.subject import Entry, FolderListing, Subject, list_folder, take
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from adapterhub.core.disk.files import inside
 from adapterhub.core.display import html_table
@@ -13,9 +13,7 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatc
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.foreign.reading import PEFT, scheme_among
 from adapterhub.formats.safetensors.file import TensorFile, read_header
-
-Severity = Literal["error", "warning", "unknown", "note"]
-Status = Literal["ok", "failed", "unknown"]
+from adapterhub.trust.severities import BySeverity, Severity
 
 _ORDER: Final = ("error", "unknown", "warning", "note")
 
@@ -67,7 +65,7 @@ class FoundFacts(Documented):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Report(Documented, keys="status findings facts"):
+class Report(BySeverity, Documented, keys="status findings facts"):
     """All findings, errors first, each once; `facts` is None when the adapter could not be read."""
 
     findings: tuple[Finding, ...]
@@ -78,34 +76,6 @@ class Report(Documented, keys="status findings facts"):
         """A report in its order, without repetitions."""
         once = {(f.code, f.severity, f.where, f.message): f for f in findings}
         return cls(findings=tuple(sorted(once.values(), key=lambda f: _ORDER.index(f.severity))), facts=facts)
-
-    def _with(self, severity: Severity) -> tuple[Finding, ...]:
-        return tuple(f for f in self.findings if f.severity == severity)
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """Reasons not to store or load the adapter."""
-        return self._with("error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        """Facts that users should know."""
-        return self._with("warning")
-
-    @property
-    def unknowns(self) -> tuple[Finding, ...]:
-        """Questions that the checks cannot decide."""
-        return self._with("unknown")
-
-    @property
-    def notes(self) -> tuple[Finding, ...]:
-        """Facts in order, and skipped files."""
-        return self._with("note")
-
-    @property
-    def status(self) -> Status:
-        """`failed` with an error, else `unknown` when a question stayed open, else `ok`."""
-        return "failed" if self.errors else "unknown" if self.unknowns else "ok"
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)

@@ -10,7 +10,8 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import recognise
-from adapterhub.trust.verify.report import Finding, Severity
+from adapterhub.trust.severities import Severity
+from adapterhub.trust.verify.report import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
