@@ -28,7 +28,7 @@ def _run(session: nox.Session, module: str, *arguments: str, **environment: str)
 
 
 def _pytest(session: nox.Session, *arguments: str) -> None:
-    """The files of tests lie in memory where it has room: on a disk, each of many thousand small ones is waited for."""
+    """Run pytest with its files in memory where it has room: on a disk, tests wait for each of many thousand files."""
     arguments = ("-n", "auto", *arguments, *session.posargs)
     if "TMPDIR" in os.environ or not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < NEEDED_BYTES:
         _run(session, "pytest", *arguments)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copyreg
 import importlib
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from adapterhub.core.errors import AdapterHubError
     from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.requirements import read_requirements
+    from adapterhub.formats.base.comparison import compare as compare_bases
     from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
-    from adapterhub.formats.base.fingerprint import compare as compare_bases
     from adapterhub.formats.base.folders import fingerprint_folder
     from adapterhub.formats.contract.contract import Contract
     from adapterhub.formats.contract.results import Tested
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from adapterhub.inference.bank import AdapterBank
     from adapterhub.inference.loader import AdapterLike, Attached
     from adapterhub.library.bases.records import BaseRecord, Bases
+    from adapterhub.library.following import Published
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.live.stream import LiveStream
     from adapterhub.projects.reporting import ProgressEvent
     from adapterhub.trust.explaining import explain, explanations
     from adapterhub.trust.verify import verify_folder
@@ -58,11 +60,13 @@ __all__ = [
     "Contract",
     "Installed",
     "Library",
+    "LiveStream",
     "Manifest",
     "MergeInput",
     "ProgressEvent",
     "Project",
     "PromptForm",
+    "Published",
     "Tested",
     "attach",
     "callbacks",
@@ -90,13 +94,15 @@ _MODULES = {
     "Contract": "formats.contract.contract",
     "Installed": "library.store.catalog",
     "Library": "api.library",
+    "LiveStream": "live.stream",
     "Manifest": "formats.manifest",
     "MergeInput": "weights.merge",
     "ProgressEvent": "projects.reporting",
     "Project": "api.project",
     "PromptForm": "formats.prompts.form",
+    "Published": "library.following",
     "Tested": "formats.contract.results",
-    "compare_bases": "formats.base.fingerprint",
+    "compare_bases": "formats.base.comparison",
     "explain": "trust.explaining",
     "explanations": "trust.explaining",
     "fingerprint_folder": "formats.base.folders",
@@ -130,6 +136,10 @@ def __getattr__(name: str) -> Any:
             return importlib.import_module(f"adapterhub.{_MODULES_WHOLE[name]}")
     with extra_named(f"`adapterhub.{name}`"):
         value = getattr(importlib.import_module(f"adapterhub.{_MODULES[name]}"), _NAMES_THERE.get(name, name))
+    if isinstance(value, FunctionType):  # what is called from outside parses its arguments
+        from adapterhub.core.arguments import parsed
+
+        value = parsed(value)
     globals()[name] = value
     return value
 
@@ -139,7 +149,7 @@ def __dir__() -> list[str]:
 
 
 def default_library() -> Library:
-    """The library that the command line uses: `Library.default()`."""
+    """Return the library that the command line uses: `Library.default()`."""
     from adapterhub.api.library import Library
 
     return Library.default()
@@ -168,8 +178,8 @@ def attach(
         allow_base_mismatch: attach to other weights of the same shapes.
 
     Returns:
-        An `Attached`: call its `.model` (PEFT's `PeftModel`); `.adapters`, `.warnings` and `.explain()` tell what is
-        attached; `.detach()`, or the end of a `with` block, gives the model back.
+        An `Attached`: call its `.model` (PEFT's `PeftModel`); `.adapters`, `.warnings` and `.explain()` describe what
+            is attached; `.detach()`, or the end of a `with` block, returns the model.
 
     Raises:
         BaseMismatch: an adapter was made for another base, or for modules that this model lacks.

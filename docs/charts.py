@@ -40,24 +40,24 @@ Series = Sequence[dict[str, Any]]
 
 
 def text(x: float, y: float, words: str, style: str = "") -> str:
-    """A piece of text; `style` holds the classes."""
+    """Return a piece of text; `style` holds the classes."""
     return f'<text x="{x:.0f}" y="{y:.0f}" class="{style}">{escape(words)}</text>'
 
 
 def legend(series: Series, x: float, y: float) -> Iterator[str]:
-    """The names of the series with their colours, below each other."""
+    """Yield the names of the series with their colours, below each other."""
     for number, one in enumerate(series):
         yield f'<rect x="{x:.0f}" y="{y + 16 * number - 9:.0f}" width="10" height="10" class="f{number}"/>'
         yield text(x + 16, y + 16 * number, one["name"])
 
 
 def powers(values: Sequence[float]) -> range:
-    """The exponents of the powers of ten around the values."""
+    """Return the exponents of the powers of ten around the values."""
     return range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
 
 
 def lines(panel: Panel) -> tuple[int, list[str]]:
-    """The height of a panel of lines, and what it shows."""
+    """Return the height of a panel of lines, and what it shows."""
     series: Series = panel["series"]
     points = [point for one in series for point in one["points"]]
     columns, rows = (powers([point[axis] for point in points]) for axis in (0, 1))
@@ -90,7 +90,7 @@ def lines(panel: Panel) -> tuple[int, list[str]]:
 
 
 def bars(panel: Panel) -> tuple[int, list[str]]:
-    """The height of a panel of bars from the left, a group for each name, and what it shows."""
+    """Return the height of a panel of bars from the left, a group for each name, and what it shows."""
     series: Series = panel["series"]
     most = max(value for one in series for value in one["values"])
     start = TITLE + (16 * len(series) if len(series) > 1 else 0)
@@ -108,7 +108,7 @@ def bars(panel: Panel) -> tuple[int, list[str]]:
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """The panels side by side, as a file of SVG."""
+    """Return the panels side by side, as a file of SVG."""
     drawn = [(lines if "x" in panel else bars)(panel) for panel in panels]
     height = max(of_panel for of_panel, _ in drawn)
     parts = [f'<rect class="p" width="{WIDTH * len(panels)}" height="{height}"/>']
@@ -153,7 +153,7 @@ def written(value: Any, depth: int = 0) -> str:
 
 
 def all_figures() -> dict[str, list[Panel]]:
-    """The panels of each chart."""
+    """Return the panels of each chart."""
     found: dict[str, list[Panel]] = json.loads(FIGURES.read_text(encoding="utf-8"))
     return found
 

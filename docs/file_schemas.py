@@ -31,7 +31,7 @@ FREE: Final[Schema] = {"type": "object"}
 
 
 def table(known: Iterable[str], required: Iterable[str] = (), **properties: Schema) -> Schema:
-    """An object with these properties and no other; a `_` in a name stands for the `-` that the reader knows.
+    """Return an object with these properties and no other; a `_` in a name stands for the `-` that the reader knows.
 
     Raises:
         ValueError: the reader knows other keys.
@@ -44,12 +44,12 @@ def table(known: Iterable[str], required: Iterable[str] = (), **properties: Sche
 
 
 def mapped(kind: Schema) -> Schema:
-    """An object whose keys are names."""
+    """Return an object whose keys are names."""
     return {"type": "object", "additionalProperties": kind}
 
 
 def listed(kind: Schema) -> Schema:
-    """A list of these."""
+    """Return a list of these."""
     return {"type": "array", "items": kind}
 
 
@@ -69,7 +69,7 @@ ABOUT: Final[Schema] = {"version": TEXT, "task": TEXT, "description": TEXT, "lic
 
 
 def input_of(by: str, **digests: Schema) -> Schema:
-    """An input of a merge: an adapter, or a merge that runs first."""
+    """Return an input of a merge: an adapter, or a merge that runs first."""
     merge = table(recipe_file._STEP_KEYS, ["inputs"], **STEP)
     known = recipe_file._INPUT_KEYS[by]
     properties = {by: TEXT, "weight": {"type": "number"}, "merge": merge, **digests}
@@ -106,7 +106,7 @@ def project() -> Schema:
 
 
 def recipe() -> Schema:
-    """A merge as a file."""
+    """Return a merge as a file."""
     own = {"format": {"const": 1}, "name": TEXT, "base": DIGEST, "digest": DIGEST}
     metrics = mapped({"type": ["number", "string"]})
     digests = {"digest": DIGEST, "sha256": DIGEST, "config_sha256": DIGEST}
@@ -173,7 +173,7 @@ FILES: Final = {"project": project, "lock": lock, "recipe": recipe, "manifest": 
 
 
 def text_of(name: str) -> str:
-    """The schema of a file as JSON."""
+    """Return the schema of a file as JSON."""
     make = FILES[name]
     title = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

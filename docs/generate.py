@@ -1,10 +1,10 @@
-"""Write the generated parts of the reference: commands, their documents, merge methods, key maps, exit codes, findings.
+"""Write the generated parts of the reference: commands, their documents, merge methods, exit codes, findings.
 
     python docs/generate.py            write them
     python docs/generate.py --check    exit code 1, with a line for each page that is stale
 
 A generated part stands between two comments of its page; the text around it is written by hand. Commands are read off
-the command tree, merge methods off their files, engines off their rules, key maps off their table, errors off
+the command tree, merge methods off their files, engines off their rules, errors off
 `errors.py`, and codes off the source: each must have its sentence here, and no other may.
 """
 
@@ -17,7 +17,9 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,17 +30,17 @@ import registry_api
 
 from adapterhub import cli
 from adapterhub.cli import documents
-from adapterhub.cli.functions import FUNCTIONS
 from adapterhub.core import errors
-from adapterhub.formats import engines, modules
+from adapterhub.formats import engines
+from adapterhub.formats.engines._tables import releases as engine_releases
 from adapterhub.trust.explaining import Explanation, error_classes, explanations, first_line
+from adapterhub.trust.findings import Finding
 from adapterhub.weights import catalogue as merge_methods
 from tests.measure_house import Command
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
 SENTENCES: Final = "trust/meanings.toml"
-COMMON_OPTIONS: Final = ("root", "as_json", "quiet", "verbose")
 
 _CODE: Final = re.compile(r"[AEWUNS]_[A-Z][A-Z_]*")
 _QUOTED_CODE: Final = re.compile(rf"['\"]{_CODE.pattern}['\"]")
@@ -49,33 +51,23 @@ class Stale(Exception):
 
 
 # ---------------------------------------------------------------- findings
-def codes_in_source(package: Path = PACKAGE) -> tuple[set[str], set[tuple[str, str]]]:
-    """Every finding code in the source, and the `(code, severity)` that findings are made with in plain sight."""
-    codes: set[str] = set()
-    pairs: set[tuple[str, str]] = set()
-    for path in sorted(package.rglob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        if not _QUOTED_CODE.search(source) and "Finding(" not in source:
-            continue
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and _CODE.fullmatch(node.value):
-                codes.add(node.value)
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "Finding":
-                said = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-                if isinstance(said.get("code"), str) and isinstance(said.get("severity"), str):
-                    pairs.add((str(said["code"]), str(said["severity"])))
-    return codes, pairs
+def codes_in_source(package: Path = PACKAGE) -> set[str]:
+    """Every finding code in the source."""
+    sources = (path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py")))
+    nodes = (node for source in sources if _QUOTED_CODE.search(source) for node in ast.walk(ast.parse(source)))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return {text for text in texts if _CODE.fullmatch(text)}
 
 
-def problems_with_codes(codes: Iterable[str], pairs: Iterable[tuple[str, str]]) -> list[str]:
+def problems_with_codes(codes: Iterable[str]) -> list[str]:
     """Codes without a sentence, sentences without a code, and severities that differ."""
     told = {code: one.kind for code, one in explanations().items() if one.kind != "exit"}
     problems = [f"{code}: no sentence in {SENTENCES}" for code in sorted(set(codes) - told.keys())]
     problems += [f"{code}: nothing in the source says it" for code in sorted(told.keys() - set(codes))]
     problems += [
-        f"{code}: the source makes it of severity {severity}, {SENTENCES} says {told[code]}"
-        for code, severity in sorted(pairs)
-        if told.get(code, severity) != severity
+        f"{code}: a finding has severity {severity}, {SENTENCES} says {kind}"
+        for code, kind in sorted(told.items())
+        if (severity := Finding(code, "", "").severity) != kind
     ]
     return problems
 
@@ -86,7 +78,7 @@ def findings_table() -> str:
     Raises:
         Stale: the source has other codes.
     """
-    problems = problems_with_codes(*codes_in_source())
+    problems = problems_with_codes(codes_in_source())
     if problems:
         raise Stale("\n".join(problems))
     parts = []
@@ -119,7 +111,7 @@ def exits_table() -> str:
 
 
 def errors_table() -> str:
-    """The error classes, those below another behind it."""
+    """Return the error classes, those below another behind it."""
     lines = []
     for error in error_classes():
         depth = len(error.__mro__) - len(errors.AdapterHubError.__mro__) - 1
@@ -128,60 +120,103 @@ def errors_table() -> str:
 
 
 # ---------------------------------------------------------------- commands
+OFTEN: Final = 3
+"""An option with one text in so many commands is described once."""
+
+
 def commands_text() -> str:
-    """Every command with usage, options and examples."""
-    common: dict[str, str] = {}
-    parts = [part for name in (*cli.COMMANDS, *cli.BELOW_HELP) for part in _command(cli.cli, (name,), common)]
-    head = [
-        "Every command takes these, too (`adapt registry` lists its own):",
-        "",
-        "| option | meaning |",
-        "| --- | --- |",
-        *common.values(),
+    """Return every command with usage, options and examples; options that many share are described once."""
+    every = [one for name in (*cli.COMMANDS, *cli.BELOW_HELP) for one in _Section.of(cli.cli, (name,)).all()]
+    commands = [one for one in every if not one.inner]
+    often = Counter(row for one in commands for row in one.options)
+    everywhere = [row for row, count in often.items() if count > len(commands) / 2]
+    places = {row: {one.path[0] for one in commands if row in one.options} for row, n in often.items() if n >= OFTEN}
+    below = {row: next(iter(groups)) for row, groups in places.items() if len(groups) == 1}
+    parts = [
+        "Every command takes these; `adapt registry` lists its own:",
+        "\n".join(everywhere),
+        "Many commands share these, and only name them in their own section:",
+        "\n".join(row for row in places if row not in below and row not in everywhere),
     ]
-    return "\n\n".join(["\n".join(head), *parts])
+    for one in every:
+        named = {row for row in places if below.get(row, one.path[0]) == one.path[0] and row not in everywhere}
+        parts += one.text(named, everywhere)
+        if (own := [row for row, group in below.items() if (group,) == one.path]) and one.inner:
+            parts.append("\n".join(["Its commands share:", "", *(_of_some(row, own, one.inner) for row in own)]))
+    return "\n\n".join(parts)
 
 
-def _command(group: click.Group, path: tuple[str, ...], common: dict[str, str]) -> Iterator[str]:
-    """The section of one command and those of the commands below it; rows of common options go to `common`."""
-    command = group.get_command(click.Context(group), path[-1])
-    assert command is not None  # it was listed
-    title = {"explain": "adapt help", "completion": "adapt help completion"}.get(path[-1], " ".join(["adapt", *path]))
-    yield f"{'#' * (len(path) + 1)} `{title}`"
-    if first := cli.ALIASES.get(" ".join(path)):
-        yield f"Alias of [`adapt {first}`](#adapt-{first})."
-        return
-    text, examples = _help(command)
-    yield from text
-    if isinstance(command, click.Group):
-        for name in command.list_commands(click.Context(command)):
-            yield from _command(command, (*path, name), common)
-        return
-    arguments = [_argument(p) for p in command.params if isinstance(p, click.Argument)]
-    yield f"```text\n{' '.join([title, '[OPTIONS]', *arguments])}\n```"
-    rows = {p.name: _option(p) for p in command.params if isinstance(p, click.Option)}
-    for name in COMMON_OPTIONS:
-        if name in rows and common.setdefault(name, rows[name]) == rows[name]:
-            del rows[name]
-    if rows:
-        yield "\n".join(["| option | meaning |", "| --- | --- |", *rows.values()])
-    if examples:
-        yield "\n".join(["```sh", *examples, "```"])
-    methods = Command(" ".join(path), command).methods
-    if names := [f"Library.{name}" for name in methods] or FUNCTIONS.get(" ".join(path)):
-        yield f"From [Python](python.md): {', '.join(f'`{name}`' for name in names)}."
+def _of_some(row: str, rows: Sequence[str], sections: Sequence[_Section]) -> str:
+    """Return the row, with the names of its commands if others have another text for the option."""
+    name = row.partition("`: ")[0]
+    if sum(other.startswith(f"{name}`") for other in rows) == 1:
+        return row
+    names = [" ".join(one.path[1:]) for section in sections for one in section.all() if row in one.options]
+    return f"{row} In {', '.join(f'`{name}`' for name in names)}."
 
 
-def _help(command: click.Command) -> tuple[list[str], list[str]]:
-    """The paragraphs of a command's help, and the lines of its examples."""
-    text: list[str] = []
-    examples: list[str] = []
-    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
-        if paragraph.startswith("\b"):
-            examples += [line.strip() for line in paragraph.splitlines()[2:]]
-        else:
-            text.append(" ".join(paragraph.split()))
-    return text, examples
+@dataclass(frozen=True)
+class _Section:
+    """A command, and those below it."""
+
+    path: tuple[str, ...]
+    command: click.Command
+    options: tuple[str, ...]
+    inner: tuple[_Section, ...]
+
+    @classmethod
+    def of(cls, group: click.Group, path: tuple[str, ...]) -> _Section:
+        """Read a command off its group."""
+        command = group.get_command(click.Context(group), path[-1])
+        assert command is not None  # it was listed
+        inner: tuple[_Section, ...] = ()
+        if " ".join(path) in cli.ALIASES:
+            return cls(path, command, (), ())
+        if isinstance(command, click.Group):
+            inner = tuple(cls.of(command, (*path, name)) for name in command.list_commands(click.Context(command)))
+        options = () if inner else tuple(_option(p) for p in command.params if isinstance(p, click.Option))
+        return cls(path, command, options, inner)
+
+    def all(self) -> Iterator[_Section]:
+        """Yield this section and those below it."""
+        yield self
+        for one in self.inner:
+            yield from one.all()
+
+    def text(self, named: Collection[str], left_out: Collection[str]) -> Iterator[str]:
+        """Yield the parts of the section; options that are described elsewhere are only `named`, or `left_out`."""
+        word = " ".join(["adapt", *self.path])
+        title = {"explain": "adapt help", "completion": "adapt help completion"}.get(self.path[-1], word)
+        yield f"{'#' * (len(self.path) + 1)} `{title}`"
+        if first := cli.ALIASES.get(" ".join(self.path)):
+            yield f"Alias of [`adapt {first}`](#adapt-{first})."
+            return
+        summary, examples = _help(self.command)
+        yield summary
+        if self.inner:
+            return
+        if arguments := [_argument(p) for p in self.command.params if isinstance(p, click.Argument)]:
+            yield f"`{' '.join([title, *arguments])}`"
+        own = [row for row in self.options if row not in named and row not in left_out]
+        if also := [row.partition("`: ")[0].split()[1].strip("`,") for row in self.options if row in named]:
+            own.append(f"- also {', '.join(f'`{name}`' for name in also)}")
+        if own:
+            yield "\n".join(own)
+        if examples:
+            yield "\n".join(["```sh", *examples[:SHOWN], "```"])
+        if methods := Command(" ".join(self.path), self.command).methods:
+            yield f"Python: {', '.join(f'`Library.{name}`' for name in methods)}."
+
+
+SHOWN: Final = 2
+"""Examples of each command; its help has the others."""
+
+
+def _help(command: click.Command) -> tuple[str, list[str]]:
+    """Return the first paragraph of a command's help, and the lines of its examples."""
+    first, *others = inspect.cleandoc(command.help or "").split("\n\n")
+    found = [line.strip() for text in others if text.startswith("\b") for line in text.splitlines()[2:]]
+    return " ".join(first.split()), found
 
 
 def _argument(argument: click.Argument) -> str:
@@ -193,14 +228,14 @@ def _argument(argument: click.Argument) -> str:
 
 
 def _option(option: click.Option) -> str:
-    """The row of an option."""
+    """Return the line of an option."""
     value = option.metavar or _choices(option) or option.type.name.upper()
     value = "" if option.is_flag else value if value.startswith("[=") else f" {value}"
     names = ", ".join(sorted(option.opts, key=len))
     text = option.help or ""
     if option.show_default:
         text = f"{text} [default: {option.default}]".strip()
-    return f"| `{_cell(names + value)}` | {_cell(text)} |"
+    return f"- `{names}{value}`: {text}"
 
 
 def _choices(parameter: click.Parameter) -> str:
@@ -222,8 +257,8 @@ def _method(method: merge_methods.Method) -> str:
     sentence = sentence.removeprefix(f"`{method.name}`: ")
     parts = [f"### {method.name}", sentence[0].upper() + sentence[1:], rest.strip()]
     if method.options:
-        rows = [f"| `{_cell(f'{o.name}={o.values}')}` | {_cell(str(o.default))} |" for o in method.options]
-        parts.append("\n".join(["| option | default |", "| --- | --- |", *rows]))
+        options = ", ".join(f"`{o.name}={o.values}` [default: {o.default}]" for o in method.options)
+        parts.append(f"Options: {options}.")
     return "\n\n".join(parts)
 
 
@@ -232,7 +267,7 @@ _MARKS: Final[Mapping[str, str]] = {"refuses": "refuses", "misreads": "**misread
 
 
 def engines_text() -> str:
-    """One table of engines and features, then the rules of each engine with their places in its source."""
+    """One table of engines and features, then the rules of each engine."""
     found = engines.described()
     rows = []
     for key, feature in engines.FEATURES.items():
@@ -245,42 +280,33 @@ def engines_text() -> str:
     return "\n\n".join(["\n".join([*head, *rows]), *(_engine(name, said) for name, said in found.items())])
 
 
+def engine_tables_text() -> str:
+    """Return the versions of each engine that were read and run."""
+    ran = json.loads((DOCS / "engine_tables" / "ran.json").read_text("utf-8"))
+    read = []
+    for name in ("llama.cpp", "sglang", "vllm"):
+        releases = engine_releases(name.replace(".", "_"))
+        newest = next(iter(releases.values()))
+        run = ran["versions"].get(name, "none")
+        package = "llama-cpp-python " if name == "llama.cpp" else ""
+        read.append(f"| `{name}` | {package}{', '.join(releases)} | {run} | {len(newest.classes)} |")
+    head = ["| engine | versions read | version run | classes of models |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *read])
+
+
 def _engine(name: str, said: Mapping[str, Any]) -> str:
     parts = [f"### {name}", said["title"], f"Source: {said['source']}."]
     if name == "ollama":
         return "\n\n".join([*parts, "The rules are those of `llama.cpp`."])
     rows = [
-        f"| {_cell(title)} | {rule.effect} | {_cell(rule.says)} | {_place(rule.source)} |"
+        f"| {_cell(title)} | {rule.effect} | {_cell(rule.says)} |"
         for rule in said["rules"]
         for title in (engines.FEATURES[rule.feature].title,)
+        if rule.effect != "refuses"
     ]
-    table = ["| feature | effect | what it does | where |", "| --- | --- | --- | --- |", *rows]
-    return "\n\n".join([*parts, "\n".join(table)])
-
-
-def _place(source: str) -> str:
-    return _cell(source) if " " in source or not source else f"`{_cell(source)}`"
-
-
-# ---------------------------------------------------------------- key maps
-def key_maps_text() -> str:
-    """Every key map with its model types, and each name in both releases of transformers."""
-    return "\n\n".join(_key_map(key_map) for key_map in modules.KEY_MAPS)
-
-
-def _key_map(key_map: modules.KeyMap) -> str:
-    types = ", ".join(f"`{kind}`" for kind in key_map.model_types)
-    rows = [f"| `{old}` | `{new}` |" for block in key_map.blocks for old, new in _names(block)]
-    table = ["| transformers 4 | transformers 5 |", "| --- | --- |", *rows]
-    return "\n\n".join([f"### {key_map.name}", f"Model types: {types}", "\n".join(table)])
-
-
-def _names(block: modules.Block) -> Iterator[tuple[str, str]]:
-    """What changed in a block: its place, if that did, and what is inside."""
-    if block.old != block.new:
-        yield block.old, block.new
-    for old, new in block.inside.items():
-        yield f"{block.old}.{old}", f"{block.new}.{new}"
+    if rows:
+        parts.append("\n".join(["| feature | effect | what it does |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts)
 
 
 # ---------------------------------------------------------------- documents
@@ -290,7 +316,7 @@ def documents_text() -> str:
 
 
 def schemas_text() -> str:
-    """The JSON Schemas of all documents."""
+    """Return the JSON Schemas of all documents."""
     return json.dumps(json_schemas.schemas_of(documents.CHAPTERS), indent=1, ensure_ascii=False) + "\n"
 
 
@@ -299,7 +325,7 @@ PARTS: Final = {
     "commands": commands_text,
     "merge methods": methods_text,
     "engines": engines_text,
-    "key maps": key_maps_text,
+    "engine tables": engine_tables_text,
     "exit codes": exits_table,
     "errors": errors_table,
     "findings": findings_table,
@@ -308,7 +334,7 @@ PARTS: Final = {
 }
 PAGES: Final = tuple(
     f"reference/{name}.md"
-    for name in ("cli", "merge-methods", "engines", "key-maps", "exit-codes", "findings", "json", "registry-api")
+    for name in ("cli", "merge-methods", "engines", "exit-codes", "findings", "json", "registry-api")
 )
 SCHEMAS: Final = {
     "reference/schemas/documents.json": schemas_text,
@@ -318,15 +344,15 @@ _PART: Final = re.compile(r"(<!-- generated by docs/generate\.py: ([a-z ]+) -->\
 
 
 def generated(page: str) -> str:
-    """The page with its generated parts replaced."""
+    """Return the page with its generated parts replaced."""
     return _PART.sub(lambda m: f"{m[1]}\n{PARTS[m[2]]()}\n\n{m[3]}", page)
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Write the pages, or check them; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing, fail when a page is stale")
-    check = parser.parse_args().check
+    check = parser.parse_args(words).check
     stale = 0
     for name in (*PAGES, *SCHEMAS):
         path = DOCS / name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
 import click
@@ -16,11 +16,14 @@ from adapterhub.cli import BELOW_HELP, cli
 Schema = dict[str, Any]
 
 VARIANTS: Final = {
+    "alike": "with one adapter",
     "batch": "with `--batch`",
     "check": "with `--check`",
     "compare": "with `--compare`",
+    "cyclonedx": "with `--format cyclonedx`",
     "diff": "with `--diff`",
     "engine": "with `--engine`",
+    "sync": "of an engine that follows a file, with `--sync`",
     "dry-run": "with `--dry-run`",
     "all": "with `--all`",
     "files": "of several files",
@@ -33,7 +36,9 @@ VARIANTS: Final = {
     "library": "outside of a project",
     "list": "with `--list`",
     "methods": "with `--methods`",
+    "path": "with `--path`",
     "project": "in a project",
+    "record": "with `--record`",
     "recipe": "with `--recipe`",
     "repair": "with `--repair`",
     "results": "with `--results`",
@@ -41,10 +46,17 @@ VARIANTS: Final = {
     "revoke": "with `--revoke`",
     "save": "with `--save`",
     "server": "on a server",
-    "setup": "with `--setup`",
     "several": "with several folders",
+    "skill": "with `--skill`",
     "try": "with `--try`",
     "tune": "with `--tune`",
+    "user": "with `--user`",
+    "team": "with `--team`",
+    "invite": "with `--invite`",
+    "withdraw": "with `--withdraw`",
+    "remove": "with `--remove`",
+    "users": "with `--users`",
+    "undo": "with `--undo`",
 }
 _WORDS: Final = {"string": "text", "boolean": "true or false"}
 
@@ -93,7 +105,7 @@ def _collect(hint: Any, types: dict[str, Any]) -> None:
 
 
 def _description(hint: Any) -> str:
-    """The outermost text of `Annotated` in a type."""
+    """Return the outermost text of `Annotated` in a type."""
     texts = [part for part in get_args(hint)[1:] if isinstance(part, str)] if get_origin(hint) is Annotated else []
     if texts:
         return texts[-1]
@@ -102,39 +114,14 @@ def _description(hint: Any) -> str:
 
 # ---------------------------------------------------------------- page
 def page_of(chapters: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every document with its fields, then the parts that they share.
+    """Return the document of each command; the schema has the fields, with their types and meanings.
 
     Raises:
         ValueError: two types have the same name, or a variant has no sentence.
     """
     schemas = schemas_of(chapters)
-    documents, types = schemas["properties"], schemas["$defs"]
-    sections = [_index(documents)]
-    for title, names in chapters.items():
-        sections += [f"## {title}", *_chapter({name: documents[name] for name in names}, types)]
-    sections.append("## Parts")
-    for name in sorted(types.keys() - {_type_in(schema) for schema in documents.values()}):
-        sections += [f"### {name}", types[name]["description"], _table(types[name])]
-    return "\n\n".join(sections)
-
-
-def _chapter(documents: Mapping[str, Schema], types: Mapping[str, Schema]) -> Iterator[str]:
-    printed_by: dict[str, list[str]] = {}
-    for name, schema in documents.items():
-        title = _type_in(schema) or _text(schema).capitalize()
-        printed_by.setdefault(title, []).append(_command(name) + (" as a list" if "items" in schema else ""))
-    for title, commands in printed_by.items():
-        kind = types.get(title)
-        yield f"### {title}"
-        yield f"{kind['description'] if kind else ''} Printed by {', '.join(commands)}.".strip()
-        if kind:
-            yield _table(kind)
-
-
-def _index(documents: Mapping[str, Schema]) -> str:
-    """The document of each command, in alphabetical order."""
-    rows = [f"| {_command(name)} | {_linked(schema)} |" for name, schema in sorted(documents.items())]
-    return "\n".join(["| command | document |", "| --- | --- |", *rows])
+    commands = [f"| {_command(name)} | {_text(schema)} |" for name, schema in sorted(schemas["properties"].items())]
+    return "\n".join(["| command | document |", "| --- | --- |", *commands])
 
 
 def _command(name: str) -> str:
@@ -146,33 +133,10 @@ def _command(name: str) -> str:
     return f"`adapt {_typed(words)}`" + (f" {VARIANTS[variant]}" if variant else "")
 
 
-def _table(kind: Schema) -> str:
-    rows = ["| field | type | meaning |", "| --- | --- | --- |"]
-    for name, field in kind["properties"].items():
-        may = "" if name in kind.get("required", ()) else "; may be missing"
-        rows.append(
-            f"| `{name}` | {_linked(field)}{may} | {field.get('description', '').replace('|', chr(92) + '|')} |"
-        )
-    return "\n".join(rows)
-
-
-def _linked(schema: Schema) -> str:
-    name, text = _type_in(schema), _text(schema)
-    return text.replace(name, f"[{name}](#{name.lower()})") if name else text
-
-
-def _type_in(schema: Schema) -> str:
-    """The name of the type inside of lists, unions and objects; empty if there is none."""
+def _text(schema: Schema) -> str:
+    """Return a type in words: `list of Finding`, `text or null`."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
-    inner = [*schema.get("anyOf", ()), schema.get("items"), schema.get("additionalProperties")]
-    return next((name for part in inner if isinstance(part, dict) and (name := _type_in(part))), "")
-
-
-def _text(schema: Schema) -> str:
-    """A type in words: `list of Finding`, `text or null`."""
-    if "$ref" in schema:
-        return _type_in(schema)
     if "anyOf" in schema:
         return " or ".join(map(_text, schema["anyOf"]))
     kind = schema.get("type", "anything")
@@ -184,7 +148,7 @@ def _text(schema: Schema) -> str:
 
 
 def _typed(words: str) -> str:
-    """The words of a command as they are typed: `base export-record` for `base-export-record`."""
+    """Return the words of a command as they are typed: `cache show` for `cache-show`."""
     if words in BELOW_HELP:
         return "help completion" if words == "completion" else "help CODE"
     typed, left = list[str](), words.split("-")

@@ -13,7 +13,7 @@ from adapterhub.cli import ALIASES, cli
 
 
 def loaded(group: click.Group) -> click.Group:
-    """A copy of a group that imports its commands now, as the generator expects it; aliases are left out."""
+    """Return a copy of a group that imports its commands now, as the generator expects it; aliases are left out."""
     context = click.Context(group)
     commands = {name: group.get_command(context, name) for name in group.list_commands(context) if name not in ALIASES}
     held = {name: loaded(one) if isinstance(one, click.Group) else one for name, one in commands.items() if one}

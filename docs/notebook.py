@@ -31,7 +31,7 @@ class Part:
 
 
 def parts(page: Path = PAGE) -> Iterator[Part]:
-    """The pieces of the page, in order."""
+    """Yield the pieces of the page, in order."""
     text, at = page.read_text(encoding="utf-8"), 0
     for block in _BLOCK.finditer(text):
         before = text[at : block.start()]
@@ -39,7 +39,7 @@ def parts(page: Path = PAGE) -> Iterator[Part]:
         saved = _SAVED.search(before.rstrip().rsplit("\n\n", 1)[-1])
         if block["language"] == "sh":
             yield Part("commands", block["text"])
-        elif saved and block["language"] in {"python", "jsonl"}:
+        elif saved and block["language"] in {"python", "jsonl", "toml"}:
             yield Part("file", block["text"], saved["name"])
         else:
             yield Part("shown", block[0])
@@ -48,7 +48,7 @@ def parts(page: Path = PAGE) -> Iterator[Part]:
 
 
 def cells() -> Iterator[dict[str, Any]]:
-    """The cells of the notebook."""
+    """Yield the cells of the notebook."""
     for part in parts():
         text = part.text.strip("\n")
         if part.kind in {"text", "shown"} and text:
@@ -71,7 +71,7 @@ def _code(text: str) -> dict[str, Any]:
 
 
 def notebook() -> dict[str, Any]:
-    """The notebook as JSON (nbformat 4.5)."""
+    """Return the notebook as JSON (nbformat 4.5)."""
     made = [{"id": f"cell-{number}", **cell} for number, cell in enumerate(cells(), 1)]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}

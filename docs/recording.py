@@ -49,7 +49,7 @@ text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mo
 
 
 def prepare(folder: Path) -> None:
-    """The base and two trained adapters; and a published adapter for a fine-tune of the base, in `downloads`."""
+    """Make the base and two trained adapters, and a published adapter for a fine-tune of the base, in `downloads`."""
     (folder / "smollm2-135m").symlink_to(smollm2_base())
     (folder / "out").symlink_to(SHIPPED)
     tuned = folder / ".tuned"
@@ -92,7 +92,7 @@ def record(folder: Path) -> list[tuple[str, str]]:
 
 
 def drawn(lines: list[tuple[str, str]]) -> str:
-    """The SVG of the lines."""
+    """Return the SVG of the lines."""
     width, height = COLUMNS * WIDTH + 2 * MARGIN, len(lines) * HEIGHT + 2 * MARGIN
     rows, time_s = [], 0.0
     for number, (line, kind) in enumerate(lines):

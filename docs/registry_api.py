@@ -14,32 +14,30 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 _OWN: Final = "/api/adapt/v1"
-_ANSWERS_NOTHING: Final = ("501", "404", "405", "Always 404")
+_ANSWERS_NOTHING: Final = ("Answer 501", "Answer 404", "Answer 405", "Always 404", "501", "404", "405")
 """How the docstrings of routes begin that answer only what is missing."""
 
 
 def application() -> FastAPI:
-    """The registry's application; its routes need no server, and its empty database is gone at once."""
+    """Return the registry's application; its routes need no server, and its empty database is gone at once."""
     with tempfile.TemporaryDirectory() as folder:
         return create_app(Settings(root=Path(folder), secret=bytes(32)))
 
 
 def openapi() -> dict[str, Any]:
-    """What a running registry answers at `/api/adapt/v1/openapi.json`."""
+    """Return the answer of a running registry at `/api/adapt/v1/openapi.json`."""
     return application().openapi()
 
 
 def routes_text() -> str:
-    """Two tables: the registry's own routes, and those of the Hub's API."""
+    """Return the registry's own routes with a sentence each, and those of the Hub's API."""
     app = application()
     own = app.openapi()["paths"]
     rows = [(m.upper(), path, said["description"]) for path, methods in own.items() for m, said in methods.items()]
-    head = "| method | path | what it does |\n| --- | --- | --- |"
-    tables = [
-        "\n".join([head, *(_row(method, path.removeprefix(_OWN), text) for method, path, text in lines)])
-        for lines in (rows, sorted(set(_other_routes(app, own)), key=lambda row: (row[1], row[0])))
-    ]
-    return f"### Of adapters, below `{_OWN}`\n\n{tables[0]}\n\n### Of the Hub, and of the server itself\n\n{tables[1]}"
+    table = "\n".join(_row(method, path.removeprefix(_OWN), text) for method, path, text in rows)
+    others = sorted({(path.replace(":path", ""), method) for method, path, _ in _other_routes(app, own)})
+    lines = "\n".join(f"- {method} `{path}`" for path, method in others)
+    return f"### Of adapters, below `{_OWN}`\n\n{table}\n\n### Of the Hub, and of the server itself\n\n{lines}"
 
 
 def _other_routes(app: FastAPI, own: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -50,5 +48,5 @@ def _other_routes(app: FastAPI, own: dict[str, Any]) -> Iterator[tuple[str, str,
 
 
 def _row(method: str, path: str, text: str) -> str:
-    sentence = text.partition("\n")[0].replace("|", r"\|")
-    return f"| {method} | `{path.replace(':path', '')}` | {sentence} |"
+    sentence = text.partition("\n")[0]
+    return f"- {method} `{path.replace(':path', '')}`: {sentence[0].lower()}{sentence[1:]}"

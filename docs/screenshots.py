@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 PICTURES: Final = Path(__file__).resolve().parent / "how-to" / "pictures"
 SHIPPED: Final = Path(adapterhub.__file__).parent / "cli" / "start" / "demo_run" / "adapters"
 ABOUT: Final = {"json": ("extraction", "Turns an order into a JSON object"), "pirate": ("style", "Talks like a pirate")}
-PROMPT: Final = "Where is your old boat, boss?"
+PROMPT: Final = "The boss sells Priya 12 maps for 30 dollars."
 SIZE: Final = {"width": 1000, "height": 720}
 
 
 def fill(folder: Path) -> adapterhub.Library:
-    """A library with the base, the adapters of `adapt demo`, and a merge of them."""
+    """Return a library with the base, the adapters of `adapt demo`, and a merge of them."""
     library = adapterhub.Library(folder / "home")
     library.add_base(smollm2_base(), "smollm2-135m")
     for name, (task, text) in ABOUT.items():
@@ -38,44 +38,50 @@ def fill(folder: Path) -> adapterhub.Library:
     return library
 
 
-def save(page: Page, name: str, *, whole: bool = False) -> None:
-    """Write one picture: what the window shows, or the `whole` page."""
-    page.screenshot(path=PICTURES / f"{name}.png", full_page=whole)
+def save(page: Page, name: str) -> None:
+    """Write one picture of what the window shows."""
+    page.screenshot(path=PICTURES / f"{name}.png")
 
 
 def look_at_library(page: Page, library: adapterhub.Library) -> None:
-    """The adapters, and the playground after an answer of three columns."""
+    """Take the pictures of the adapters, and of the playground after an answer of three columns."""
     with library.ui() as ui:
         page.goto(ui.url)
         page.wait_for_url("**/")
         save(page, "library")
         page.goto(f"http://127.0.0.1:{ui.port}/playground")
+        page.set_viewport_size({"width": 1280, "height": 800})
+        page.get_by_role("button", name="Add a column").click()
+        for column, name in enumerate(("pirate", "json"), 1):
+            field = page.get_by_label(f"Adapter of column {column}", exact=True)
+            field.select_option(field.locator(f"option[value^='{name}==']").get_attribute("value"))
+            page.get_by_role("heading", name=f"{name} 1.0.0").wait_for()
+        page.get_by_label("Adapter of column 3").select_option("sum")
+        for term, (name, weight) in enumerate((("pirate", "0.7"), ("json", "0.3")), 1):
+            field = page.get_by_label(f"Adapter {term} of the sum in column 3")
+            field.select_option(field.locator(f"option[value^='{name}==']").get_attribute("value"))
+            page.get_by_role("spinbutton", name="Weight of").nth(term - 1).fill(weight)
+        page.get_by_label("Max new tokens").fill("40")
         page.get_by_label("Prompt", exact=True).fill(PROMPT)
-        page.get_by_label("New tokens").fill("24")
-        page.set_viewport_size({"width": 1280, "height": 720})
-        page.get_by_text("Weights and sums").nth(2).click()
-        for answer, terms in enumerate((("pirate",), ("json",), ("pirate", "json")), 1):
-            for term, name in enumerate(terms, 1):
-                field = page.get_by_label(f"Adapter {term} of answer {answer}", exact=True)
-                field.select_option(field.locator(f"option[value^='{name}==']").get_attribute("value"))
-        page.get_by_label("Weight of adapter 2 of answer 3", exact=True).fill("0.3")
         page.get_by_role("button", name="Answer").click()
         page.get_by_text("Done.").wait_for(timeout=300_000)
-        save(page, "playground", whole=True)
+        page.evaluate("scrollTo(0, 0)")
+        save(page, "playground")
         page.set_viewport_size(SIZE)
 
 
 def look_at_merge(page: Page, library: adapterhub.Library) -> None:
-    """The maps of two adapters before they are merged: where their updates agree, by layer and module."""
+    """Take the maps of two adapters before they are merged: where their updates agree, by layer and module."""
     with library.ui() as ui:
         page.goto(ui.url)
         page.wait_for_url("**/")
         page.goto(f"http://127.0.0.1:{ui.port}/compare?a=json&b=pirate")
-        page.locator("svg.heat").first.screenshot(path=PICTURES / "heat-map.png")
+        page.set_viewport_size({"width": 1280, "height": 720})
+        page.locator("figure").first.screenshot(path=PICTURES / "heat-map.png")
 
 
 def look_at_registry(page: Page, library: adapterhub.Library, folder: Path) -> None:
-    """The search, one adapter and an administrator's page."""
+    """Take the pictures of the search, one adapter and an administrator's page."""
     with running(folder / "registry") as server:
         library.remotes.add("team", server.url)
         library.remotes.login("team", server.token)
@@ -86,7 +92,7 @@ def look_at_registry(page: Page, library: adapterhub.Library, folder: Path) -> N
         page.goto(f"{server.url}/acme/pirate")
         save(page, "adapter")
         page.goto(f"{server.url}/sign-in?then=/admin")
-        page.get_by_label("Token").fill(server.token)
+        page.get_by_label("Token", exact=True).fill(server.token)
         page.get_by_role("button", name="Sign in").click()
         page.wait_for_url("**/admin")
         save(page, "administration")

@@ -9,7 +9,7 @@ from docs.charts import FIGURES, all_figures, charts, renew, svg, written
 
 
 def test_charts_are_those_of_their_figures_and_shown_by_a_page() -> None:
-    page = FIGURES.with_name("measurements.md").read_text(encoding="utf-8")
+    page = FIGURES.with_name("performance.md").read_text(encoding="utf-8")
     drawn = charts()
 
     assert {path: path.read_text(encoding="utf-8") for path in drawn} == drawn, "run `python -m docs.charts`"

@@ -55,8 +55,8 @@ def test_what_adapt_writes_fits_the_schemas(project):
 
 
 def test_the_examples_of_the_reference_fit_the_schemas():
-    schema("project").validate(toml_of(of_page("project-file.md", r"(\[project\]\nbase.*)").encode()))
-    schema("recipe").validate(toml_of(of_page("recipe.md", r"'END'\n(.*?)\nEND").encode()))
+    schema("project").validate(toml_of(of_page("files.md", r"(\[project\]\nbase.*)").encode()))
+    schema("recipe").validate(toml_of(of_page("files.md", r"'END'\n(.*?)\nEND").encode()))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
 """The documentation site, without Sphinx: `nox -s site` builds it, these tests look at what it is built of."""
 
+import email
 import html
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,7 +35,50 @@ def test_every_link_of_a_page_leads_to_a_file_of_the_site(tmp_path):
 
     assert broken == []
     assert "](CONTRIBUTING.md)" in (tmp_path / "index.md").read_text(encoding="utf-8")
-    assert "](explanation/architecture.md)" in (tmp_path / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "](reference/stability.md)" in (tmp_path / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+WISHES = {
+    "install from PyPI": "how-to/install",
+    "add my adapter": "how-to/add",
+    "use it in transformers": "how-to/transformers-peft-vllm",
+    "use it in vLLM": "how-to/serve",
+    "merge two": "how-to/merge",
+    "publish": "how-to/publish",
+    "a registry for a team": "how-to/registry",
+    "CI": "how-to/scripts",
+    "why verify refuses": "how-to/refused",
+    "how a base is identified": "explanation/base-identity",
+    "the Python interface": "reference/python",
+    "limits": "explanation/limits",
+}
+"""The page of each wish of a newcomer; the build of the site tries the words for most of them in its search."""
+
+
+def test_each_wish_of_a_newcomer_is_one_click_from_the_start_page_and_two_from_the_readme():
+    start = pages.linked(pages.START, pages.START.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert [wish for wish, page in WISHES.items() if pages.DOCS / f"{page}.md" not in start] == []
+    assert pages.START in pages.linked(ROOT / "README.md", readme)
+    assert set(built.ANSWERS.values()) <= {pages.place(page).with_suffix("").as_posix() for page in start}
+
+
+def test_the_sidebar_has_the_first_part_and_a_collapsed_entry_for_each_other_one():
+    first, *others = pages.parts().items()
+    entries = pages.navigation().splitlines()[3:-1]
+    inside = "".join(pages.part_pages().values())
+
+    assert entries[: len(first[1])] == [pages.place(page).with_suffix("").as_posix() for page in first[1]]
+    assert [f"{entry}.md" for entry in entries[len(first[1]) :]] == list(pages.part_pages())
+    assert [page for _, part in others for page in part if f"](../{pages.place(page).as_posix()})" not in inside] == []
+
+
+def test_a_site_that_is_too_large_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(built, "LARGEST", 9)
+    (tmp_path / "index.html").write_text("0123456789")
+
+    assert built.too_large(tmp_path) == ["the site has 10 bytes, at most 9 are allowed"]
 
 
 def test_llms_txt_says_what_each_page_is_for():
@@ -80,10 +128,41 @@ def test_the_package_index_gets_no_picture_and_no_relative_link():
     pytest.importorskip("hatchling")
     from docs.website.readme import for_index
 
-    text = for_index((ROOT / "README.md").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text, linked = for_index(readme), for_index(readme, "https://example.org/acme/adapterhub")
 
-    assert re.findall(r"!\[|\]\((?!https:)", text) == []
-    assert "A registry has the same pages for a team" in text
+    assert [found for shown in (text, linked) for found in re.findall(r"!\[|\]\((?!https:)|<!--|\.venv", shown)] == []
+    assert "A registry\nhas the same pages for a team" in text
+    assert "(https://example.org/acme/adapterhub/blob/main/docs/index.md)" in linked
+
+
+@pytest.mark.slow
+def test_the_first_commands_of_the_index_page_work_from_the_wheel_in_a_clean_environment(tmp_path):
+    pytest.importorskip("hatchling")
+    address = "https://example.org/acme/adapterhub"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"ADAPTERHUB_REPOSITORY": address}
+    build = "from hatchling.build import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, env=environ, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        index = email.message_from_bytes(archive.read(name))
+    [first, *_] = re.findall(r"^\$ (.*)$", index.get_payload(), re.MULTILINE)
+    bare = {k: v for k, v in environ.items() if k != "VIRTUAL_ENV"} | {"ADAPTERHUB_HOME": str(tmp_path / "home")}
+    bare |= {"PATH": f"{tmp_path / 'venv' / 'bin'}:{environ['PATH']}", "PIP_FIND_LINKS": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+
+    typed = [first, "adapt --version", "adapt list --json", "adapt demo"]
+    done = [
+        subprocess.run(["bash", "-c", line], check=False, cwd=tmp_path, env=bare, text=True, capture_output=True)
+        for line in typed
+    ]
+
+    assert first.startswith("pip install adapterhub")
+    assert [run.returncode for run in done] == [0, 0, 0, 2], [run.stderr for run in done]
+    assert "pip install 'adapterhub[demo]'" in done[-1].stderr
+    assert f"Source, {address}" in index.get_all("Project-URL")
+    assert f"]({address}/blob/main/docs/index.md)" in index.get_payload()
 
 
 def test_the_recording_of_the_readme_is_that_of_its_script():

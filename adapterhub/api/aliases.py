@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from adapterhub.api.opened import OpenedLibrary, SpecLike, spec_of
-from adapterhub.core.arguments import Count, parsed
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, record_of, spec_of
+from adapterhub.core.arguments import Count, Days, Newest, StrPath, parsed
 from adapterhub.core.errors import NotFound, UsageProblem, shown
+from adapterhub.formats.administration import AliasRetention
 from adapterhub.formats.alias import Alias, AliasMove
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import Hub
+    from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.following import Published
+    from adapterhub.live.following import Registry
+    from adapterhub.live.stream import LiveStream
     from adapterhub.projects.session import Session
 
     Targets = Sequence[tuple[AdapterSpec, float | None]]
@@ -83,13 +90,18 @@ class WithAliases(OpenedLibrary):
         token: str | None = None,
         offline: bool = False,
     ) -> list[Alias]:
-        """The aliases of the library, or those of one adapter; with `remote`, those of a repository there.
+        """Return the aliases of the library, or those of one adapter; with `remote`, those of a repository there.
+
+        `legal-qa@prod` is a list of this alias.
 
         Raises:
             UsageProblem: `remote` without a repository.
             AdapterNotFound: there is no such repository.
+            NotFound: there is no such alias, or it was removed.
         """
         wanted = None if adapter is None else spec_of(adapter)
+        if wanted is not None and wanted.base is not None:
+            return [self.alias(wanted, remote=remote, token=token, offline=offline)]
         if there := _registry(self.session, remote, token, offline=offline):
             if wanted is None:
                 raise UsageProblem(
@@ -102,15 +114,14 @@ class WithAliases(OpenedLibrary):
     def alias(
         self, spec: SpecLike, *, remote: str | None = None, token: str | None = None, offline: bool = False
     ) -> Alias:
-        """What `legal-qa@prod` means: `.targets`, and `.main`, the one with the largest weight.
+        """Return the meaning of `legal-qa@prod`: `.targets`, and `.main`, the one with the largest weight.
 
         Raises:
             NotFound: there is no such alias, or it was removed.
         """
         there = _registry(self.session, remote, token, offline=offline)
         found = there.find(spec_of(spec)) if there else self._ever(spec_of(spec))
-        if not found.targets:
-            raise NotFound(f"`{found}` was removed", hint=f"`adapt alias rollback {found}` brings it back")
+        _ensure_there(found)
         return found
 
     def remove_alias(
@@ -128,7 +139,7 @@ class WithAliases(OpenedLibrary):
     def alias_history(
         self, spec: SpecLike, *, remote: str | None = None, token: str | None = None, offline: bool = False
     ) -> tuple[AliasMove, ...]:
-        """The moves of an alias, oldest first: `.at` (Unix time), `.by`, `.action` and the `.targets` since then.
+        """Return the moves of an alias, oldest first: `.at` (Unix time), `.by`, `.action` and the `.targets` after it.
 
         Raises:
             NotFound: there never was such an alias.
@@ -157,25 +168,178 @@ class WithAliases(OpenedLibrary):
             return there.roll_back(spec_of(spec), to=to)
         return roll_back(self, *self._own(spec_of(spec)), to=to)
 
+    def keep_alias(
+        self,
+        spec: SpecLike,
+        newest: Newest | None = None,
+        days: Days = 30.0,
+        *,
+        remote: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
+    ) -> AliasRetention:
+        """Let a repository of a registry keep only the `newest` versions that an alias named, or `all`.
+
+        The others go `days` after the alias left them. Without `newest`, nothing changes. `remote` is the registry, by
+        default that of the namespace.
+
+        Returns:
+            What is set: `.newest`, `.grace_days`, `.set_by` and `.set_at`.
+
+        Raises:
+            NotFound: there is no such alias.
+            NotAllowed: the token may not write to the repository.
+
+        Example:
+            >>> library.keep_alias("acme/agent@current", 20, remote="ours").newest
+            20
+        """
+        change = None if newest is None else {"newest": None if newest == "all" else newest, "grace_days": days}
+        return _Registry(self.session, remote, token, offline).retention(spec_of(spec), change)
+
+    def live(
+        self,
+        adapter: SpecLike,
+        *,
+        base: BaseLike | None = None,
+        alias: str = "live",
+        keep: Count | None = 5,
+        gate: Contract | StrPath | Callable[[Published], bool | str | None] | None = None,
+        remote: str | None = None,
+        config: Any = None,
+        task: str | None = None,
+        description: str = "",
+        license: str | None = None,  # noqa: A002 - as in `add`
+        prompt: PromptForm | None = None,
+        token: str | None = None,
+    ) -> LiveStream:
+        """Return the stream of an adapter for one base, which a training publishes and others follow.
+
+        Nothing is written yet.
+
+        Args:
+            adapter: name and base, such as `agent@base-7b`.
+            base: the base, where `adapter` does not name it.
+            alias: of the current version: `agent@live`.
+            keep: how many versions stay; older ones go when nothing needs them. None keeps all.
+            gate: what a version has to pass before the alias moves to it: a contract, a file of one, `own` for the one
+                in a published folder, or a function that gets the version and returns True, or the reason to refuse it.
+            remote: a registry, to whose repository of that name each version that became current is pushed too.
+            config: the adapter's config, of PEFT or as a mapping, for state dicts.
+            task: what it is for, such as `legal-qa`.
+            description: one sentence for lists and search.
+            license: an SPDX expression.
+            prompt: how the adapter wants to be asked.
+            token: access token for `remote`.
+
+        Returns:
+            `.publish(model, step=…)` makes the next version current; `.target()` and `.current()` are the current
+            one, `.events()` its history, and `.close()` waits until all is durable.
+
+        Raises:
+            BaseNotFound, Malformed: the base is not known here, or cannot be read.
+            Conflict: a base has the name of the alias.
+            NamespaceBound: the namespace belongs to a remote, and what this library makes in it would not be used.
+            UsageProblem, SpecError: the spec names no base, or several, or an argument has an impossible value.
+        """
+        from adapterhub.library.admission import Admission
+        from adapterhub.live.stream import LiveStream
+
+        spec = spec_of(adapter)
+        if spec.specifiers or spec.digest_prefix or (spec.base is None) == (base is None):
+            raise UsageProblem(
+                f"`{spec}` is not a stream, which has one adapter and one base", hint=f"write `{spec.full_name}@BASE`"
+            )
+        record = record_of(self, base) if base is not None else self.bases.find(cast("BaseSpec", spec.base))
+        about = {"task": task, "description": description, "license": license, "prompt": prompt}
+        spec = replace(spec, base=None)
+        hint = f"publish `{spec.name}`, with `remote=`: its repository is `{spec}`"
+        Admission(self).ensure_place_allowed(self.place, spec.namespace, hint=hint)
+        return LiveStream(
+            self,
+            spec,
+            record,
+            alias=alias,
+            keep=keep,
+            config=config,
+            about=about,
+            gate=gate if gate is None or callable(gate) else self._gate(gate, record),
+            send=None if remote is None else self._sender(spec, alias, remote, token),
+            registry=None if remote is None else self._registry_of(spec, alias, remote, token),
+        )
+
+    def _gate(self, tests: Contract | StrPath, base: BaseRecord) -> Callable[[Published], bool | str]:
+        """Let a version pass that a contract passes; `own` is the one in its own folder."""
+        from adapterhub.api.contracts.testing import WithContracts
+
+        own = None if tests == "own" else tests
+
+        def passes(published: Published) -> bool | str:
+            [tested] = WithContracts.test(cast("WithContracts", self), published.build, base=base, tests=own)
+            return tested.verdict == "PASS" or f"{tested.verdict}: {tested.detail or '; '.join(tested.broken)}"
+
+        return passes
+
+    def _sender(self, spec: AdapterSpec, alias: str, remote: str, token: str | None) -> Callable[[Published], None]:
+        """Push a version to the repository of the adapter's name and move its alias there, both or neither.
+
+        Raises:
+            UsageProblem: the name has no namespace, and the remote not exactly one.
+            NotFound: no remote has that name.
+        """
+        from adapterhub.api.publishing import push_as
+
+        full_name = self._name_at(spec, remote)
+
+        def send(published: Published) -> None:
+            push_as(self, alias, published.build, to=full_name, remote=remote, token=token)
+
+        return send
+
+    def _name_at(self, spec: AdapterSpec, remote: str) -> str:
+        """Return the name of a stream's repository."""
+        namespaces = self.session.remote(remote).namespaces
+        full_name = spec.full_name if spec.namespace or len(namespaces) != 1 else f"{namespaces[0]}/{spec.name}"
+        if "/" not in full_name:
+            raise UsageProblem(f"`{spec}` has no namespace, which a repository needs", hint=f"write `ORG/{spec}@BASE`")
+        return full_name
+
+    def _registry_of(self, spec: AdapterSpec, alias: str, remote: str, token: str | None) -> Registry:
+        """Return what a follower needs of a registry, which is asked only while one follows."""
+        from adapterhub.api.installing import WithInstalling
+        from adapterhub.core.specs import AdapterSpec
+        from adapterhub.distribution.events import EventFeed, feed_of
+        from adapterhub.live.following import Registry
+
+        there = AdapterSpec.parse(f"{self._name_at(spec, remote)}@{alias}")
+
+        def bring() -> object:
+            return WithInstalling.install(cast("WithInstalling", self), there, remote=remote, token=token)
+
+        def open_feed() -> EventFeed | None:
+            session = self.session
+            return feed_of(session.named_source(session.remote(remote), remote, token=token, offline=False))
+
+        return Registry(alias=there, bring=bring, open_feed=open_feed)
+
     def _ever(self, spec: AdapterSpec) -> Alias:
-        """The alias that a spec names, of the project or of the library, also after its removal."""
+        """Return the alias that a spec names, of the project or of the library, also after its removal."""
         from adapterhub.library.aliasing import alias_of
-        from adapterhub.library.store.aliases import no_alias
 
         adapter, name = self._parts(spec)
         found = alias_of(self, spec) or self.aliases.ever(adapter, name)
         if found is None:
-            raise no_alias(adapter, name, [alias.name for alias in self.aliases.all(adapter)])
+            raise self.aliases.lacking(adapter, name)
         return found
 
     def _own(self, spec: AdapterSpec) -> tuple[str, str]:
-        """The full name and alias of the library's own alias that `spec` means."""
+        """Return the full name and alias of the library's own alias that `spec` means."""
         adapter, name = self._parts(spec)
         found = self.aliases.meant(spec)
         return (found.adapter, name) if found else (adapter, name)
 
     def _parts(self, spec: AdapterSpec) -> tuple[str, str]:
-        """As `_adapter_and_alias`; for the name of an alias alone, the hint says whose it is."""
+        """Split a spec as `_adapter_and_alias` does; for a bare alias, the hint names the adapters that have it."""
         try:
             return _adapter_and_alias(spec)
         except UsageProblem as error:
@@ -185,8 +349,13 @@ class WithAliases(OpenedLibrary):
             raise
 
 
+def _ensure_there(found: Alias) -> None:
+    if not found.targets:
+        raise NotFound(f"`{found}` was removed", hint=f"`adapt alias rollback {found}` brings it back")
+
+
 def targets_of(targets: TargetsLike) -> Targets:
-    """The builds under an alias as specs, each with its weight; None for the only one."""
+    """Return the builds under an alias as specs, each with its weight; None for the only one."""
     if isinstance(targets, Mapping):
         return [(spec_of(spec), weight) for spec, weight in targets.items()]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
@@ -195,7 +364,7 @@ def targets_of(targets: TargetsLike) -> Targets:
 
 
 def _weights_of(targets: Targets) -> list[float]:
-    """The weight of each target; 1 for the only one.
+    """Return the weight of each target; 1 for the only one.
 
     Raises:
         UsageProblem: several targets, and one has no weight.
@@ -210,7 +379,7 @@ def _weights_of(targets: Targets) -> list[float]:
 
 
 def _adapter_and_alias(spec: AdapterSpec) -> tuple[str, str]:
-    """The full name and the alias in `legal-qa@prod`.
+    """Return the full name and the alias in `legal-qa@prod`.
 
     Raises:
         UsageProblem: the spec names no alias, or more.
@@ -275,7 +444,7 @@ class _Registry:
     """The registry whose aliases are meant."""
 
     session: Session
-    remote: str
+    remote: str | None
     token: str | None
     offline: bool
 
@@ -303,18 +472,18 @@ class _Registry:
         return hub.aliases.set(repos[0], name, pairs)
 
     def all(self, repository: AdapterSpec) -> list[Alias]:
-        """The aliases of a repository."""
+        """Return the aliases of a repository."""
         spec = self._in_full(repository)
         return [one.alias for one in self._hub(spec).aliases.all(spec.full_name)]
 
     def find(self, spec: AdapterSpec) -> Alias:
-        """An alias with its history, also after its removal."""
+        """Return an alias with its history, also after its removal."""
         hub, repo, name = self._place_of(spec)
         alias = hub.aliases.history(repo, name)
         if not alias.moves:
             raise NotFound(
                 f"`{shown(repo)}` has no alias `{shown(name)}` on {hub.endpoint}",
-                hint=f"`adapt alias list {repo} --remote {self.remote}` lists those that it has",
+                hint=f"`adapt alias list {repo} --remote {self.remote or hub.endpoint}` lists those that it has",
             )
         return alias
 
@@ -328,8 +497,15 @@ class _Registry:
         hub, repo, name = self._place_of(spec)
         return hub.aliases.remove(repo, name)
 
+    def retention(self, spec: AdapterSpec, change: dict[str, Any] | None) -> AliasRetention:
+        """Return how many versions of an alias the registry keeps, after a `change` if there is one."""
+        hub, repo, name = self._place_of(spec)
+        if change is None or change["newest"] is not None:
+            _ensure_there(self.find(spec))
+        return hub.aliases.retention(repo, name, change)
+
     def _place_of(self, spec: AdapterSpec) -> tuple[Hub, str, str]:
-        """The server, the repository and the alias that `acme/legal-qa@prod` names."""
+        """Return the server, the repository and the alias that `acme/legal-qa@prod` names."""
         spec = self._in_full(spec)
         repo, name = _adapter_and_alias(spec)
         hub = self._hub(spec)
@@ -342,17 +518,17 @@ class _Registry:
         return server_of(self.session, spec, self.remote, token=self.token, offline=self.offline)
 
     def _in_full(self, spec: AdapterSpec) -> AdapterSpec:
-        """The spec with the only namespace of the remote where it names none."""
+        """Return the spec with the only namespace of the remote where it names none."""
         namespaces: Sequence[str] = self.session.remote(self.remote).namespaces
         return replace(spec, namespace=namespaces[0]) if spec.namespace is None and len(namespaces) == 1 else spec
 
 
 def _registry(session: Session, remote: str | None, token: str | None, *, offline: bool) -> _Registry | None:
-    """The registry that is named; None for the library.
+    """Return the registry that is named; None for the library.
 
     Raises:
         UsageProblem: a token is for none.
     """
     if remote is None and token is not None:
-        raise UsageProblem("`--token` is for a registry", hint="name it with `--remote`")
+        raise UsageProblem("`token` is only for a registry", hint="name it with `remote`")
     return None if remote is None else _Registry(session, remote, token, offline)

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
-from adapterhub.api.arguments import AdapterLike, BaseLike, base_of, text_of
-from adapterhub.core.arguments import parsed, path_of
+from adapterhub.api.arguments import AdapterLike, BaseLike, OfSession, base_of, text_of
+from adapterhub.core.arguments import Count, parsed, path_of
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, names_folder
 from adapterhub.formats.documented import Documented
 from adapterhub.projects.session import wanted_from
-from adapterhub.trust.severities import BySeverity
+from adapterhub.trust.findings import BySeverity
 
 if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.withdrawal import FindSource
     from adapterhub.formats.engines import Verdict
-    from adapterhub.library.audit import Audit, AuditedAdapter, Surroundings
+    from adapterhub.formats.peft.config import AdapterConfig
+    from adapterhub.formats.safetensors.file import TensorFile
+    from adapterhub.library.audit import Audit, Audited, AuditedAdapter, Surroundings
     from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.heads import Logged
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Reporter
+    from adapterhub.library.upkeep.damage import Damage
     from adapterhub.projects.session import Session
-    from adapterhub.trust.verify import Finding, Report
+    from adapterhub.trust.findings import Finding
+    from adapterhub.trust.verify import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -65,14 +68,18 @@ class Reports(BySeverity, Mapping[str, "Report"]):
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 12 for wrong bytes, else 3 for errors, else 17 for unknowns, else 0."""
+        """Exit code of the command: 12 for wrong bytes, otherwise 3 for errors, 17 for unknowns, or 0."""
         from adapterhub.trust.verify import exit_code_of
 
         return exit_code_of(self.findings, {"error", "unknown"})
 
+    def documents(self) -> Iterator[dict[str, Any]]:
+        """Return the documents of each, one by one."""
+        return (one.to_json() for one in self._verified)
+
     def to_json(self) -> list[dict[str, Any]]:
-        """The JSON value."""
-        return [one.to_json() for one in self._verified]
+        """Return the JSON value."""
+        return [*self.documents()]
 
     def __repr__(self) -> str:
         return f"<Reports {self.status}: {len(self)} adapter{'s' * (len(self) != 1)}>"
@@ -105,7 +112,7 @@ class Checked(Documented, keys="adapter=label status=report.status errors=report
     verdicts: Annotated[tuple[Verdict, ...], "one for each engine, in the order given"]
 
     def says_yes(self, verdict: Verdict) -> bool:
-        """Whether the engine reads the adapter right, and the adapter is sound."""
+        """Return whether the engine reads the adapter right, and the adapter is sound."""
         return verdict.ok and not self.report.errors
 
     @property
@@ -114,38 +121,68 @@ class Checked(Documented, keys="adapter=label status=report.status errors=report
         return all(map(self.says_yes, self.verdicts))
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
+        """Return the JSON value."""
         verdicts = [{**verdict.to_json(), "ok": self.says_yes(verdict)} for verdict in self.verdicts]
         return {**Documented.to_json(self), "verdicts": verdicts}
 
 
 @parsed
-class Checking:
-    """Everything that judges adapters and changes nothing. A folder needs no library, unless it is signed."""
+class Checking(OfSession):
+    """Everything that judges adapters and changes nothing. A plain folder of PEFT needs no library."""
 
-    session: Session
-    reports: Reporter
-
+    @overload
     def verify(
-        self, *adapters: AdapterLike, base: BaseLike | None = None, strict: bool = False, offline: bool = False
-    ) -> Reports:
+        self,
+        *adapters: AdapterLike,
+        base: BaseLike | None = ...,
+        strict: bool = ...,
+        offline: bool = ...,
+        jobs: Count = ...,
+    ) -> Reports: ...
+    @overload
+    def verify(
+        self, *adapters: AdapterLike, engines: str | Sequence[str], base: BaseLike | None = ...
+    ) -> Sequence[Checked]: ...
+    def verify(
+        self,
+        *adapters: AdapterLike,
+        engines: str | Sequence[str] | None = None,
+        base: BaseLike | None = None,
+        strict: bool = False,
+        offline: bool = False,
+        jobs: Count = 1,
+    ) -> Reports | Sequence[Checked]:
         """Check bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
+
+        With `engines`, whether these read the adapters right instead. An adapter that declares its base, installed or a
+        folder with a manifest, is compared with the registered one.
 
         Args:
             adapters: installed adapters (specs or builds), or folders; default: every installed one, and the store.
+            engines: such as `vllm@0.32`, `llama.cpp`, `peft`; `all` or none in the list means all that are known.
             base: stands in where an adapter declares no base.
             strict: a file beside a signature that it does not cover is an error.
             offline: ask no server whether it has yanked an adapter; what it said last counts.
+            jobs: check so many of all adapters at a time, each in a process of its own. A check of all adapters that
+                was interrupted continues within a week and skips adapters whose files have not changed; one that
+                finished starts again.
 
         Returns:
             The report of each adapter by its label. `.status` of all is `ok`, `failed` or `unknown`; `.errors`,
-            `.warnings`, `.unknowns` and `.notes` are those of all.
+            `.warnings`, `.unknowns` and `.notes` are those of all. With `engines`, for each adapter `.verdicts` with
+            `.ok`, `.reasons` and `.flags`.
 
         Raises:
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             AdapterNotFound, NoCompatibleRelease: nothing installed answers to a spec.
+            RefusedAdapter: the files of one cannot be judged for an engine.
+            UsageProblem: no such engine; or one is asked, and `strict` is given.
         """
         session, texts, spec = self.session, [text_of(one) for one in adapters], base_of(base)
+        if engines is not None:
+            if strict:
+                raise UsageProblem("`--engine` asks another question; leave out `--strict`")
+            return _checked(session.project_library, texts, engines, spec)
 
         @cache
         def opened() -> Library:
@@ -155,37 +192,16 @@ class Checking:
         find_source = None if offline else self.session.place_source
         total = bytes_to_check(opened, texts) if self.reports.shows_bars else None
         with self.reports.progress("verify", total) as progress:
-            found = list(reports_of(opened, texts, record, progress, find_source=find_source))
+            run = _Run(find_source=find_source, jobs=jobs, note=self.reports.note)
+            found = list(reports_of(opened, texts, record, progress, run=run))
         return Reports([Verified(adapter=label, report=_strictly(one) if strict else one) for label, one in found])
-
-    def check(
-        self, *adapters: AdapterLike, engines: str | Sequence[str] = (), base: BaseLike | None = None
-    ) -> Sequence[Checked]:
-        """Whether engines read adapters right: for each adapter `.verdicts` with `.ok`, `.reasons` and `.flags`.
-
-        Args:
-            adapters: specs, builds or folders; default: every installed adapter.
-            engines: such as `vllm@0.32`, `llama.cpp`, `peft`; default: all that are known.
-            base: stands in where an adapter declares no base.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            RefusedAdapter, AdapterNotFound: the files of one cannot be judged, or are not here.
-            UsageProblem: no such engine.
-        """
-        from adapterhub.formats.engines import names, parse_target
-
-        chosen = [engines] if isinstance(engines, str) else list(engines) or list(names())
-        for target in chosen:
-            parse_target(target)
-        subjects = subjects_to_check(self.session.project_library, [text_of(one) for one in adapters], base_of(base))
-        return [checked_by(one, chosen) for one in subjects]
 
     def audit(
         self,
         *adapters: AdapterLike,
         offline: bool = False,
         verify: bool = False,
+        log: bool = False,
         ignore: Sequence[str] = (),
         strict: bool = False,
     ) -> Audit:
@@ -194,9 +210,11 @@ class Checking:
         Args:
             adapters: specs, builds or folders; default: every installed adapter, and the store.
             offline: ask no server whether an adapter was withdrawn.
-            verify: read every byte, too.
+            verify: also read every byte.
+            log: also check with the logs of servers that they have each version and have only grown; inside a project,
+                also for each version that it locks.
             ignore: codes of findings to leave out.
-            strict: let warnings and unknowns set `.exit_code`, too.
+            strict: let warnings and unknowns set `.exit_code` as well.
 
         Returns:
             A sequence with `.target` and `.report` of each adapter; `.counts` by severity, `.exit_code`, `.to_sarif()`.
@@ -218,49 +236,73 @@ class Checking:
         library, texts = self.session.library, [text_of(one) for one in adapters]
         with self.reports.progress("audit", None) as progress:
             around = Surroundings(
-                library=library, find_source=None if offline else find_source, with_bytes=verify, progress=progress
+                library=library,
+                find_source=None if offline else find_source,
+                with_bytes=verify,
+                with_log=log,
+                progress=progress,
             )
             found = [*audit(_audit_subjects(library, texts, around), around, ignore=ignore)]
+            found += _locked_elsewhere(self.session, ignore, offline=offline) if log and not texts else ()
         broken = None if texts else store_report(library)
         return Audit(adapters=(*found, *([broken] if broken else [])), strict=strict, root=library.root)
 
 
-def checking_of(session: Session, reports: Reporter) -> Checking:
-    """The checks of a session; they report to `reports`."""
-    checking = Checking()
-    checking.session, checking.reports = session, reports
-    return checking
+def _checked(
+    library: Library, adapters: Sequence[str], engines: str | Sequence[str], base: BaseSpec | None
+) -> list[Checked]:
+    """Return the verdicts of engines on adapters."""
+    from adapterhub.formats.engines import names, parse_target
+
+    asked = [engines] if isinstance(engines, str) else list(engines)
+    chosen = list(names()) if "all" in asked or not asked else asked
+    for target in chosen:
+        parse_target(target)
+    return [checked_by(one, chosen) for one in subjects_to_check(library, adapters, base)]
 
 
 # ---------------------------------------------------------------- verify
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The way to check: in how many processes, and what finds the server of a build, which knows if it was yanked.
+
+    Without `find_source`, what was seen before counts.
+    """
+
+    find_source: FindSource | None = None
+    jobs: int = 1
+    note: Callable[[str], None] = lambda _text: None
+
+
 def reports_of(
     opened: Callable[[], Library],
     adapters: Sequence[str],
     record: BaseRecord | None,
     progress: Progress | None = None,
     *,
-    find_source: FindSource | None = None,
+    run: _Run | None = None,
 ) -> Iterator[tuple[str, Report]]:
     """Each adapter's label and report, every installed one where `adapters` is empty; `record` stands in for a base.
 
-    Folders are what begins as a path does. `find_source` finds the server of a build, which knows if it was yanked;
-    without it, what was seen before counts. `opened` gives the library, which an unsigned folder does not need.
+    Folders are what begins as a path does. `opened` gives the library, which a plain folder of PEFT does not need.
     """
+    run = run or _Run()
     if not adapters:
-        yield from _everything(opened(), record, progress, find_source)
+        yield from _everything(opened(), record, progress, run)
     for text in adapters:
         if names_folder(text):
             folder = _there(text)
-            report = _folder_report(folder, record, progress)
+            report, _ = _folder_report(folder, record, opened, progress)
             yield text, _with_signature(opened, folder, report)
         else:
             from adapterhub.distribution.choosing import look_up
             from adapterhub.distribution.withdrawal import why_withdrawn
+            from adapterhub.library.upkeep.checked import with_signature
 
             library, spec = opened(), AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, None))
-            why = why_withdrawn(library, build, find_source)
-            report = report_of_build(library, build, record, progress, yanked=why)
+            why = why_withdrawn(library, build, run.find_source)
+            report = with_signature(library, build, library.verify_build(build, record, progress), yanked=why)
             yield f"{build.full_name} {build.manifest.label}", report
 
 
@@ -279,17 +321,22 @@ def bytes_to_check(opened: Callable[[], Library], adapters: Sequence[str]) -> in
         library, spec = opened(), AdapterSpec.parse(text)
         return look_up(library, spec, wanted=wanted_from(library, spec, None))[0].folder
 
-    if adapters:
-        return sum(map(_weights_bytes, map(folder_of, adapters)))
-    from adapterhub.library.upkeep.damage import unhashed_bytes
+    from adapterhub.library.upkeep.checked import weights_bytes
 
-    library = opened()
-    builds = list(library.installed())
-    return sum(_weights_bytes(build.folder) for build in builds) + unhashed_bytes(library, builds)
+    if adapters:
+        return sum(map(weights_bytes, map(folder_of, adapters)))
+    from adapterhub.library.upkeep.damage import hashed_with, unhashed_bytes
+
+    library, total = opened().past_damage(), 0
+    hashed: set[tuple[int, int, str]] = set()
+    for build in library.installed():
+        total += weights_bytes(build.folder)
+        hashed.update(hashed_with(build))
+    return total + unhashed_bytes(library, hashed)
 
 
 def _there(text: str) -> Path:
-    """The path that the user typed.
+    """Return the path that the user typed.
 
     Raises:
         AdapterNotFound: nothing is there; the hint offers the nearest path.
@@ -301,96 +348,68 @@ def _there(text: str) -> Path:
     return path
 
 
-def _weights_bytes(folder: Path) -> int:
-    """The size of the numbers in a folder's weights file; 0 when it cannot be read."""
-    from adapterhub.formats.manifest import WEIGHTS_FILE
-
-    path = folder / WEIGHTS_FILE
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait
-            return 0
-        with path.open("rb") as file:
-            return max(0, facts.st_size - 8 - int.from_bytes(file.read(8), "little"))
-    except OSError:
-        return 0
-
-
 def _everything(
-    library: Library, record: BaseRecord | None, progress: Progress | None, find_source: FindSource | None
+    library: Library, record: BaseRecord | None, progress: Progress | None, run: _Run
 ) -> Iterator[tuple[str, Report]]:
     """Check every installed build, then the store and its records, which are reported only if they have findings."""
     from adapterhub.distribution.withdrawal import withdrawn_builds
-    from adapterhub.library.installed import while_installed
-    from adapterhub.library.library import Library as Local
+    from adapterhub.library.store.catalog import build_folders
+    from adapterhub.library.upkeep.checked import BuildCheck, on_cores, weights_bytes
     from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
-    from adapterhub.trust.verify import Finding, Report
+    from adapterhub.library.upkeep.interrupted import Interrupted
+    from adapterhub.trust.findings import Finding
+    from adapterhub.trust.verify import Report
 
-    library = Local(library.root)
-    library.bases.passes_over_damage = True
-    verified = []
-    yanked = withdrawn_builds(library, library.installed(), find_source)
-    for build in library.installed():
-        if build.folder != library.folder_for(build.manifest, build.namespace):
-            continue  # its manifest names another build; `library.broken()` reports it
-        why = yanked.get(build.manifest.digest)
-        try:
-            report = while_installed(build, partial(report_of_build, library, build, record, progress, yanked=why))
-        except AdapterHubError as error:  # a damaged record, which is reported by itself
-            message = f"the check could not run: {error.message}"
-            unknown = Finding(code="U_CHECK", severity="unknown", where="", message=message, hint=error.hint)
-            report = Report.of([unknown])
-        if report is None:
-            continue
-        verified.append(build)
-        yield f"{build.full_name} {build.manifest.label}", report
+    library = library.past_damage()  # what is damaged is reported, and the check goes on
+    yanked = withdrawn_builds(library, library.installed(), run.find_source)
+    check = BuildCheck(root=library.root, base=record, yanked=yanked, progress=progress if run.jobs == 1 else None)
+    before, is_over = Interrupted(library.root, "verify", check.header()), False
+    if before.said:
+        run.note(before.said)
     hint = "`adapt doctor --repair` repairs what it can"
-    findings = [
-        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
-        for broken in library.broken()
-        if (where := broken.folder.relative_to(library.root).as_posix())
-    ]
-    damages = (*damaged_objects(library, verified, progress), *damaged_index(library))
-    findings += [damage.finding(library.root) for damage in damages]
-    findings += record_findings(library.root)
-    if findings:
-        yield "the store", Report.of(findings)
+    found: list[Finding] = []
+    missing: list[Damage] = []
+    hashed: set[tuple[int, int, str]] = set()
+    same: dict[Report, Report] = {}
+
+    def is_broken(folder: Path, reason: str) -> Finding:
+        return Finding("E_MANIFEST", folder.relative_to(library.root).as_posix(), reason, hint=hint)
+
+    try:
+        found += [is_broken(path, "is a link") for path in build_folders(library.root, links=True)]
+        asked = ((folder, before.before(str(folder))) for folder in build_folders(library.root))
+        for one in on_cores(check, asked, run.jobs):
+            if one.key and one.own is not None:
+                before.keep(str(one.folder), one.key, one.own.to_json())
+            if one.broken:
+                found.append(is_broken(one.folder, one.broken))
+            if one.report is None:
+                continue
+            hashed.update(one.hashed)
+            missing += one.missing
+            if progress is not None and run.jobs > 1:
+                progress(weights_bytes(one.folder))
+            yield one.label, same.setdefault(one.report, one.report)
+        damages = (*damaged_objects(library, hashed, progress, before), *missing, *damaged_index(library))
+        found += [damage.finding(library.root) for damage in damages]
+        found += record_findings(library.root)
+        is_over = True
+    finally:
+        before.close(is_over=is_over)
+    if found:
+        yield "the store", Report.of(found)
 
 
 def record_findings(root: Path) -> Iterator[Finding]:
-    """A finding for each record of a library that is damaged."""
+    """Return a finding for each record of a library that is damaged."""
     from adapterhub.library.upkeep.damage import damaged_records
     from adapterhub.projects.trust import TrustedProjects
 
     return damaged_records(root, {"trusted_projects.json": TrustedProjects(root).all})
 
 
-def report_of_build(
-    library: Library,
-    build: Installed,
-    record: BaseRecord | None,
-    progress: Progress | None,
-    *,
-    yanked: str | None = None,
-) -> Report:
-    """The report on an installed build, with findings about its signature, and one if it was `yanked`."""
-    from adapterhub.formats.manifest import MANIFEST_FILE
-    from adapterhub.formats.release import Release
-    from adapterhub.library.admission import Admission, signature_findings
-    from adapterhub.trust.verify import Finding
-
-    report = library.verify_build(build, record, progress)
-    release = Release(manifest=build.manifest, namespace=build.namespace, origin=library.label)
-    place = library.origins.place_of(build.manifest.digest, build.full_name)
-    found = [*signature_findings(Admission(library), release, lambda: library.provenance(release), place)]
-    if yanked is not None:
-        message = f"yanked on {shown(place, 200)}: {shown(yanked or 'no reason given', 200)}"
-        found.append(Finding(code="W_YANKED", severity="warning", where=MANIFEST_FILE, message=message))
-    return _joined(report, found)
-
-
 def _with_signature(opened: Callable[[], Library], folder: Path, report: Report) -> Report:
-    """The report on a folder, with findings about its signature, which covers its manifest or else its files."""
+    """Return the report on a folder, with findings about its signature, which covers its manifest or else its files."""
     from adapterhub.formats.manifest import MANIFEST_FILE, SIGNATURE_FILE
 
     if not os.path.lexists(folder / SIGNATURE_FILE):
@@ -422,7 +441,7 @@ def _joined(report: Report, found: Sequence[Finding]) -> Report:
 
 
 def _strictly(report: Report) -> Report:
-    """The report with an error for each file that the signature does not cover."""
+    """Return the report with an error for each file that the signature does not cover."""
     from adapterhub.library.admission import as_error
     from adapterhub.trust.verify import Report
 
@@ -430,22 +449,30 @@ def _strictly(report: Report) -> Report:
 
 
 # ---------------------------------------------------------------- check
-def _folder_report(folder: Path, record: BaseRecord | None, progress: Progress | None = None) -> Report:
-    """What `verify` finds in a folder; `record` is its base, or the pipeline that has its base."""
+def _folder_report(
+    folder: Path, named: BaseRecord | None, opened: Callable[[], Library], progress: Progress | None = None
+) -> tuple[Report, BaseRecord | None]:
+    """Verify a folder, and return its base: `named`, which may be a pipeline, or that of its manifest."""
     from adapterhub.trust.verify import Report, open_subject, verify
 
     subject, findings = open_subject(folder, progress=progress)
     if subject is None:
-        return Report.of(findings)
+        return Report.of(findings), named
+    record = named
+    if named is None and (manifest := subject.manifest) is not None:
+        record = opened().bases.by_fingerprint(manifest.base.fingerprint)
     if record is not None:
         from adapterhub.library.bases.requested import beside
 
-        subject = beside(subject, record)
-    return verify(subject, seen=findings)
+        subject = beside(subject, record, opened().bases)
+    return verify(subject, seen=findings), record
 
 
 def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec | None) -> list[VerifiedFolder]:
-    """The adapters, every installed one where none is given, each verified; `base` stands in for one not declared."""
+    """Return the adapters, every installed one where none is given, each verified.
+
+    `base` stands in for one not declared.
+    """
     from adapterhub.distribution.choosing import look_up
 
     named = library.bases.find(base) if base is not None else None
@@ -463,8 +490,8 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
     for text in adapters:
         if names_folder(text):
             folder = _there(text)
-            report = _folder_report(folder, named)
-            requested.append(VerifiedFolder(label=text, folder=folder, report=report, record=named))
+            report, record = _folder_report(folder, named, lambda: library)
+            requested.append(VerifiedFolder(label=text, folder=folder, report=report, record=record))
         else:
             spec = AdapterSpec.parse(text)
             build, _ = look_up(library, spec, wanted=wanted_from(library, spec, base))
@@ -473,7 +500,7 @@ def subjects_to_check(library: Library, adapters: Sequence[str], base: BaseSpec 
 
 
 def checked_by(adapter: VerifiedFolder, targets: Sequence[str]) -> Checked:
-    """What the engines `targets` make of an adapter.
+    """Return the verdicts of the engines `targets` on an adapter.
 
     Raises:
         RefusedAdapter: its files cannot be judged.
@@ -486,9 +513,22 @@ def checked_by(adapter: VerifiedFolder, targets: Sequence[str]) -> Checked:
     if headers is None:
         listed = [(f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in adapter.report.errors]
         raise RefusedAdapter(f"cannot check `{shown(adapter.label, 200)}`", listed)
-    facts = base_facts(adapter.record)
-    verdicts = tuple(judge(target, *headers, base=facts) for target in targets)
+    facts, dialect = base_facts(adapter.record), _dialect_of(adapter, *headers)
+    verdicts = tuple(judge(target, *headers, base=facts, dialect=dialect) for target in targets)
     return Checked(label=adapter.label, report=adapter.report, verdicts=verdicts)
+
+
+def _dialect_of(adapter: VerifiedFolder, config: AdapterConfig, weights: TensorFile) -> str:
+    """Return the layout of stacked experts in the file, told beside the base; `peft` where it has none."""
+    from adapterhub.formats.dialects import PEFT, may_differ
+    from adapterhub.trust.verify import open_subject
+
+    if not may_differ(config, weights):
+        return PEFT
+    record = adapter.record
+    known: dict[str, Any] = {"base_tensors": record.tensors, "base_type": record.hints.model_type} if record else {}
+    subject, _ = open_subject(adapter.folder, **known)
+    return subject.inner.dialect if subject is not None and subject.inner is not None else PEFT
 
 
 # ---------------------------------------------------------------- audit
@@ -496,13 +536,51 @@ def _audit_subjects(library: Library, adapters: Sequence[str], around: Surroundi
     from adapterhub.library.audit import subject_of_build, subject_of_folder
 
     if not adapters:
-        yield from map(subject_of_build, around.installed)
+        yield from map(subject_of_build, around.library.installed())
     for text in adapters:
         if names_folder(text):
             folder = _there(text)
             yield subject_of_folder(folder, text)
         else:
             yield from map(subject_of_build, _builds(library, text))
+
+
+def _locked_elsewhere(session: Session, ignore: Sequence[str], *, offline: bool) -> Iterator[Audited]:
+    """Audit what the project locks from servers and the library lacks: whether their logs have it."""
+    from adapterhub.distribution.remote_kinds import kind_named
+    from adapterhub.library.audit import Audited, AuditTarget
+    from adapterhub.library.audit.log import logged_finding
+    from adapterhub.projects.builds import exact_spec, label_of, locked_build
+    from adapterhub.projects.lock.lockfile import previous_lock
+    from adapterhub.projects.places import ProjectSources, Where
+    from adapterhub.projects.sync.bringing import locked_one
+    from adapterhub.projects.values import LockedAdapter
+    from adapterhub.trust.verify import Report
+
+    project, library = session.project, session.library
+    lock = None if project is None else previous_lock(project)
+    if project is None or lock is None:
+        return
+    sources = ProjectSources(session, project, Where(offline=offline))
+    sources.settle(lock)
+    for entry in lock.entries.values():
+        is_of_server = not entry.source.is_library and kind_named(entry.source.kind).is_server
+        if not isinstance(entry, LockedAdapter) or not is_of_server or locked_build(library, entry) is not None:
+            continue
+
+        def look(entry: LockedAdapter = entry) -> Logged | None:
+            source = next(sources.of_locked(entry))
+            return library.heads.check(source, locked_one(entry, source.releases(exact_spec(entry)), source))
+
+        finding = logged_finding(entry.source.address, None if offline else look)
+        label, is_ignored = f"{label_of(entry)} (locked)", finding.code in ignore
+        yield Audited(
+            target=AuditTarget(
+                label=label, folder=project.folder, name=entry.name, version=entry.version, digest=entry.digest
+            ),
+            report=Report.of([] if is_ignored else [finding]),
+            ignored=int(is_ignored),
+        )
 
 
 def _builds(library: Library, text: str) -> list[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.steps.finding import choose_release, lineage_of
@@ -13,7 +15,7 @@ from adapterhub.projects.places import refusal_here
 from adapterhub.projects.session import wanted_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease
     from adapterhub.core.ranks import RankRange
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.base.fingerprint import BaseVerdict
     from adapterhub.formats.manifest import BaseRef, Manifest
     from adapterhub.formats.modules import Modules
+    from adapterhub.formats.publication import Job
     from adapterhub.formats.release import Release
     from adapterhub.library.bill import Named
     from adapterhub.library.library import Library
@@ -39,6 +42,7 @@ class BaseJudged:
     asked: Annotated[str | None, "the base of the verdict: the given one, else the registered one"]
     verdict: BaseVerdict
     differences: Annotated[tuple[str, ...], "one sentence per difference"]
+    weights: Annotated[str, "digest of the weights of the base of the verdict; empty if not known"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +61,7 @@ class Shown(
     keys="installed namespace=build.namespace path=build.folder added_at origin yanked"
     " size_bytes=build.manifest.size_bytes base_pinned signature lineage=node.parents used_by aliases policy_refusal"
     " groups=modules.groups whole=modules.whole base_asked=judged.asked base_verdict=judged.verdict"
-    " base_differences=judged.differences",
+    " base_differences=judged.differences publisher",
 ):
     """Everything about an installed build. The document begins with the manifest."""
 
@@ -72,6 +76,9 @@ class Shown(
     modules: Modules
     judged: BaseJudged
     installed: Annotated[bool, "true"] = True
+    publisher: Annotated[
+        Job | None, "the job of a CI that published it, as its registry attests; null: none, or unknown"
+    ] = None
     base_hub_id: str = ""
     contract: str | None = None
     """How many goldens its contract has, and what the last test said; None without one."""
@@ -92,7 +99,7 @@ class Shown(
         return self.build.base.fingerprint is not None and self.build.manifest.base.fingerprint is None
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest, and what the library knows of the build."""
+        """Return the manifest, and what the library knows of the build."""
         return _manifest_document(self.manifest) | Documented.to_json(self)
 
 
@@ -121,7 +128,7 @@ class ShownThere(
     Documented,
     keys="installed remote repository commit yanked=release.yanked size_bytes=manifest.size_bytes header config"
     " groups=modules.groups whole=modules.whole received_bytes base_asked=judged.asked base_verdict=judged.verdict"
-    " base_differences=judged.differences policy_refusal",
+    " base_differences=judged.differences policy_refusal publisher",
     title="Info",
 ):
     """An adapter on a server, of which only the first bytes were read. The document begins with the manifest."""
@@ -136,6 +143,7 @@ class ShownThere(
     judged: BaseJudged
     policy_refusal: Annotated[str | None, "why the project's `[policy]` would refuse it; null: allowed"]
     received_bytes: Annotated[int, "bytes received for this document"]
+    publisher: Annotated[Job | None, "the job of a CI that published it, as the registry attests; null: none"] = None
     installed: Annotated[bool, "false"] = False
 
     @property
@@ -144,7 +152,7 @@ class ShownThere(
         return self.release.manifest
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest, and what the server says."""
+        """Return the manifest and the facts from the server."""
         named = {"name": self.release.full_name, "digest": self.release.digest}
         return _manifest_document(self.manifest) | named | Documented.to_json(self)
 
@@ -156,21 +164,22 @@ def _manifest_document(manifest: Manifest) -> dict[str, Any]:
 
 
 def judged_base(library: Library, declared: BaseRef, spec: AdapterSpec, base: BaseSpec | None) -> BaseJudged:
-    """Compare the base that an adapter was made for with the requested one, else with the registered one.
+    """Compare the base that an adapter was made for with the requested one, or by default with the registered one.
 
     The registered one has the same weights, or the same Hub id where the adapter declares no weights.
     """
-    from adapterhub.formats.base.fingerprint import compare
+    from adapterhub.formats.base.comparison import compare
     from adapterhub.library.bases.requested import RequestedBase
 
     wanted = wanted_from(library, spec, base)
     if wanted is None and (record := library.bases.of(declared)) is not None:
-        wanted = RequestedBase(text=record.alias, record=record)
+        wanted = RequestedBase(text=record.alias, record=record, bases=library.bases)
     found = wanted.judge(declared) if wanted else compare(declared.fingerprint, None)
     return BaseJudged(
         asked=wanted.text if wanted else None,
         verdict=found.verdict,
         differences=found.differences if wanted else (),
+        weights=wanted.record.fingerprint.weights if wanted and wanted.record else "",
     )
 
 
@@ -185,7 +194,8 @@ def shown_build(
 ) -> Shown:
     """Everything about an installed build, which `spec` named.
 
-    Its server says whether it has yanked the build; `offline` and without an answer, what it said last counts.
+    Looks up on its server whether the build is yanked; with `offline` or without an answer, uses the server's last
+    answer.
     """
     from adapterhub.distribution.withdrawal import why_withdrawn
     from adapterhub.projects.tree import Uses
@@ -193,6 +203,7 @@ def shown_build(
     digest = build.manifest.digest
     judged = judged_base(library, build.base, spec, base)
     origin = library.origins.under(digest, build.full_name)
+    publication = library.heads.publication(origin, build.manifest)
     lineage = lineage_of(session)
     try:
         uses = Uses(session.root, lineage).of(digest)
@@ -206,29 +217,30 @@ def shown_build(
         signature=_signature(library, build, library.origins.place_of(digest, build.full_name)),
         node=lineage.node(digest),
         used_by=uses,
-        aliases=tuple(library.aliases.by_build().get((build.full_name, digest), [])),
+        aliases=tuple(library.aliases.by_build(build.full_name).get((build.full_name, digest), [])),
         policy_refusal=_policy_refusal(session, library, build),
         modules=_modules(build),
         judged=judged,
+        publisher=publication.job if publication else None,
         base_hub_id=library.bases.hub_id_of(build.base),
-        contract=_contract(library, build),
+        contract=_contract(library, build, judged.weights),
     )
 
 
-def _contract(library: Library, build: Installed) -> str | None:
+def _contract(library: Library, build: Installed, weights: str) -> str | None:
     if build.manifest.file("evals.jsonl") is None:
         return None
     from adapterhub.api.steps.contracts.recording import contract_line
 
     try:
-        line = contract_line(library, build)
+        line = contract_line(library, build, weights)
     except AdapterHubError as error:  # a changed or broken file; `adapt verify` says more
         return error.message.splitlines()[0]
     return None if line == "no contract" else line.removeprefix("contract: ")
 
 
 def _policy_refusal(session: Session, library: Library, build: Installed) -> str | None:
-    """Why the project's policy would refuse it; the library dates a build by when it was added."""
+    """Return why the project's policy would refuse it; the library dates a build by when it was added."""
     from adapterhub.distribution.choosing import candidates_of
 
     (candidate,) = candidates_of(library, [library.release_of(build)], None, library.label)
@@ -236,7 +248,7 @@ def _policy_refusal(session: Session, library: Library, build: Installed) -> str
 
 
 def _modules(build: Installed) -> Modules:
-    """The modules as the config and the weights header describe them; empty for damaged files."""
+    """Return the modules as the config and the weights header describe them; empty for damaged files."""
     from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
     from adapterhub.formats.modules import Modules, modules_of
     from adapterhub.formats.peft.config import AdapterConfig
@@ -291,6 +303,7 @@ def shown_on_server(
         session, library, spec, sources, wanted=wanted_from(library, spec, base), bounds=bounds
     )
     server: Any = getattr(source, "hub", getattr(source, "registry", source))  # of a namespace of it
+    logged = library.heads.check(source, release)
     contents: Contents = server.contents(release)
     config, tensors = contents.config, contents.weights.tensors
     return ShownThere(
@@ -313,13 +326,38 @@ def shown_on_server(
         modules=modules_of(config, contents.weights),
         judged=judged_base(library, release.manifest.base, spec, base),
         policy_refusal=refusal_here(session, resolution.chosen),
+        publisher=logged.publication.job if logged and logged.publication else None,
         received_bytes=server.received_bytes,
     )
 
 
 # ---------------------------------------------------------------- bill of materials
-def bill_of_adapters(session: Session, adapters: Sequence[str]) -> dict[str, Any]:
-    """The CycloneDX bill of what each of `adapters` selects, of every installed build where there are none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """A bill of materials for machine learning (ML-BOM): what adapters are made of, as CycloneDX 1.6."""
+
+    document: Mapping[str, Any]
+    output: Path | None = None
+
+    @property
+    def text(self) -> str:
+        """What a file of it holds."""
+        return json.dumps(self.document, indent=1) + "\n"
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return the document."""
+        return self.document
+
+    def written(self, place: Path) -> Bill:
+        """Write the document to a file."""
+        from adapterhub.core.disk.files import write_output
+
+        write_output(place, self.text.encode())
+        return replace(self, output=place)
+
+
+def bill_of_adapters(session: Session, adapters: Sequence[str]) -> Bill:
+    """Return the CycloneDX bill of what each of `adapters` selects, of every installed build where there are none.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
@@ -335,26 +373,27 @@ def bill_of_adapters(session: Session, adapters: Sequence[str]) -> dict[str, Any
     return _bill(session, builds, "library")
 
 
-def bill_of_lock(session: Session, project: Project) -> dict[str, Any]:
-    """The CycloneDX bill of what a project locks; builds that are not installed come with what the lock says of them.
+def bill_of_lock(session: Session, project: Project) -> Bill:
+    """Return the CycloneDX bill of the builds that a project locks.
+
+    For builds that are not installed, the bill contains only the facts in the lock.
 
     Raises:
         NotFound: there is no lock.
     """
     from adapterhub.library.bill import Named
-    from adapterhub.projects.builds import full_name_of
     from adapterhub.projects.lock.lockfile import read_lock
 
     by_digest = {build.manifest.digest: build for build in session.library.installed()}
     parts: list[Installed | Named] = []
     for entry in read_lock(project.folder).entries.values():
-        name = full_name_of(entry)
+        name = entry.name
         named = Named(full_name=name, version=entry.version, digest=entry.digest, base=entry.base)
         parts.append(by_digest.get(entry.digest) or named)
     return _bill(session, sorted(parts, key=lambda one: isinstance(one, Named)), project.folder.resolve().name)
 
 
-def _bill(session: Session, parts: Sequence[Installed | Named], title: str) -> dict[str, Any]:
+def _bill(session: Session, parts: Sequence[Installed | Named], title: str) -> Bill:
     import time
 
     import adapterhub
@@ -362,4 +401,5 @@ def _bill(session: Session, parts: Sequence[Installed | Named], title: str) -> d
     from adapterhub.library.bill import bill_of
 
     now = time_text(time.time())
-    return bill_of(session.library, parts, title=title, made_by=adapterhub.__version__, time=now)
+    made = bill_of(session.library, parts, title=title, made_by=adapterhub.__version__, time=now)
+    return Bill(document=made)

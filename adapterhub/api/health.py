@@ -24,6 +24,8 @@ from adapterhub.formats.documented import Documented
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+    from adapterhub.library.library import Library
+    from adapterhub.library.store.catalog import RowOf
     from adapterhub.projects.session import Session
 
 DISTRIBUTION = "adapterhub"
@@ -31,9 +33,18 @@ _LOW_BYTES = 1_000_000_000
 
 
 def health(
-    session: Session, *, remote: str | None = None, token: str | None = None, offline: bool = False, argv0: str = ""
+    session: Session,
+    *,
+    remote: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    argv0: str = "",
+    jobs: int = 1,
 ) -> list[Line]:
-    """What was looked at, one line each; `argv0` is how the command was started, if one was."""
+    """Check the installation, one line each; `argv0` is the started command, if there was one.
+
+    `jobs` processes read the builds.
+    """
     python = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     return [
         Line("python", "ok", python),
@@ -43,7 +54,7 @@ def health(
         *_home(session.root),
         *folders(session.root, session.project_folder),
         *_settings(session.root),
-        *_index(session),
+        *_index(session, jobs),
         *_records(session.root),
         *project_files(session),
         _remote(session, remote, token, offline=offline),
@@ -83,7 +94,7 @@ def dependencies(distribution: str = DISTRIBUTION) -> Iterator[Line]:
 
 
 def _by_name(declared: list[Requirement]) -> tuple[dict[str, list[Requirement]], dict[str, list[Requirement]]]:
-    """The requirements that apply here, by name: those of the package itself, and those of extras."""
+    """Return the requirements that apply here, by name: those of the package itself, and those of extras."""
     core: dict[str, list[Requirement]] = {}
     extra: dict[str, list[Requirement]] = {}
     for one in sorted(declared, key=lambda r: r.name.lower()):
@@ -260,7 +271,7 @@ def _settings(root: Path) -> Iterator[Line]:
     lines = []
     for read, hint in (
         (policies, "`adapt key policy POLICY [--namespace NAMESPACE]` sets one"),
-        (servers, "`adapt remote set NAME --signatures POLICY` sets one"),
+        (servers, "`adapt key policy POLICY --remote NAME` sets one"),
         (tests, ""),
     ):
         try:
@@ -270,21 +281,18 @@ def _settings(root: Path) -> Iterator[Line]:
     yield from lines or [Line("settings", "ok", "keys, servers and tests")]
 
 
-def _index(session: Session) -> Iterator[Line]:
+def _index(session: Session, jobs: int) -> Iterator[Line]:
     from adapterhub.library.library import Library
     from adapterhub.library.store.index import IndexNewer
-    from adapterhub.library.upkeep.damage import damaged_index
 
     if not session.root.exists():
         yield Line("index", "skipped", "nothing is installed yet")
         return
-    library = Library(session.root)
-    library.bases.passes_over_damage = True
-    broken = library.broken()
-    for one in broken:
-        yield Line("builds", "failed", f"{one.folder}: {one.reason}", "`adapt doctor --repair` repairs what it can")
+    library = Library(session.root).past_damage()
     index = library.catalog.index
-    folders = sum(1 for _ in library.installed())
+    installed, broken, problems = _compared(session, library, jobs)
+    for folder, why in sorted(broken):
+        yield Line("builds", "failed", f"{folder}: {why}", "`adapt doctor --repair` repairs what it can")
     try:
         indexed = index.count() if index.path.exists() else 0
     except IndexNewer as error:
@@ -294,12 +302,51 @@ def _index(session: Session) -> Iterator[Line]:
         yield Line("index", "failed", error.message, "`adapt doctor --rebuild-index` rebuilds it")
         return
     hint = "`adapt doctor --rebuild-index` rebuilds it"
-    if not index.path.exists() and folders:
-        yield Line("index", "failed", f"{indexed} builds indexed, {folders} installed", hint)
-    elif problems := [damage.message for damage in damaged_index(library)]:
+    if not index.path.exists() and installed:
+        yield Line("index", "failed", f"{indexed} builds indexed, {installed} installed", hint)
+    elif problems:
         yield Line("index", "failed", "; ".join(problems), hint)
     else:
         yield Line("index", "ok", f"{indexed} builds")
+
+
+def _compared(session: Session, library: Library, jobs: int) -> tuple[int, list[tuple[Path, str]], list[str]]:
+    """Compare builds with the index: return their number, the broken ones with reasons, and the index's problems."""
+    from adapterhub.library.store.catalog import build_folders
+    from adapterhub.library.upkeep.checked import RowCheck, on_cores
+    from adapterhub.library.upkeep.damage import damaged_index
+    from adapterhub.library.upkeep.interrupted import Interrupted
+
+    root, folders = session.root, build_folders(session.root)
+    broken = [(path, "is a link") for path in build_folders(root, links=True)]
+    installed, check, is_over = 0, RowCheck(root=root), False
+    before = Interrupted(root, "doctor", check.header())
+    if before.said:
+        session.out.note(before.said)
+
+    def rows() -> Iterator[RowOf]:
+        nonlocal installed
+        asked = ((folder, before.before(str(folder))) for folder in folders)
+        with session.out.steps("check", unit="adapters") as steps:
+            for at, one in enumerate(on_cores(check, asked, jobs)):
+                steps(at + 1, len(folders))
+                if one.broken:
+                    broken.append((one.folder, one.broken))
+                if one.row is not None:
+                    installed += 1
+                    if one.key:
+                        before.keep(str(one.folder), one.key, one.row.row)
+                    yield one.row
+
+    every = rows()
+    try:
+        problems = [damage.message for damage in damaged_index(library, every)]
+        for _ in every:  # there is no index to compare them with
+            pass
+        is_over = True
+    finally:
+        before.close(is_over=is_over)
+    return installed, broken, problems
 
 
 def _records(root: Path) -> Iterator[Line]:

@@ -3,171 +3,185 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from adapterhub.api.arguments import refuse
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, paths_of, spec_of, text_of
-from adapterhub.core.arguments import By, Cosine, StrPath, Top, parsed, path_of
+from adapterhub.core.arguments import Cosine, Precision, StrPath, parsed, path_of
 from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NoCompatibleRelease, RemoteUnreachable, UsageProblem
 from adapterhub.core.extras import extra_named
 from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.library.store.catalog import AdapterLike, Installed
-from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
     from adapterhub.api.describing import Shown, ShownThere
-    from adapterhub.api.steps.trying import Tried
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.api.listed import Tried
+    from adapterhub.core.specs import AdapterSpec, BaseSpec
     from adapterhub.distribution.hub import AlikeThere
+    from adapterhub.formats.derived.comparison import Comparison
     from adapterhub.library.find.likeness import Likeness, LikenessGroups
     from adapterhub.library.identify import Identity, LoraFiles
     from adapterhub.library.upkeep.lineage import Lineage, Tree
     from adapterhub.projects.session import Session
     from adapterhub.projects.tree import Holders, Needs, ProjectTree
+    from adapterhub.weights.compare.difference import Difference
 
 
 @parsed
 class WithInspection(OpenedLibrary):
     """Everything that looks at adapters and changes nothing."""
 
-    def sbom(self, *specs: SpecLike, locked: bool = False) -> Mapping[str, Any]:
-        """What installed adapters are made of, every one without `specs`, as a CycloneDX 1.6 document.
+    def identify(self, *paths: StrPath) -> Identity | LoraFiles:
+        """Find out what a file or folder is, or what each of many LoRA files is.
 
-        With `locked`, what the project of the working directory locks.
+        Args:
+            paths: a file, a folder of one adapter, or a hash of a file; or several files, and folders with files at any
+                depth.
 
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: nothing installed answers to one of them.
-            NotFound: there is no project, or no lock file.
-        """
-        from adapterhub.api.describing import bill_of_adapters, bill_of_lock
-
-        if locked:
-            if specs:
-                raise UsageProblem("`--locked` lists what the project locks; leave out the adapters")
-            return bill_of_lock(self.session, self.session.need_project())
-        return bill_of_adapters(self.session, [str(spec_of(spec)) for spec in specs])
-
-    def identify(self, path: StrPath) -> Identity:
-        """Find out what a file or folder is; each of `.matches` is `proven`, `likely` or `possible`.
+        Returns:
+            Of one, each of `.matches` is `proven`, `likely` or `possible`. Of several, `.files` has one row each, read
+            from its header: program, family, rank, triggers, duplicates; `.problem` of a row is why `add` would refuse
+            it.
 
         Raises:
             AdapterNotFound: there is no such file or folder.
-        """
-        from adapterhub.library.identify import identify
-
-        with self.reports.progress("identify", None) as progress:
-            return identify(self, path_of(path), progress)
-
-    def identify_files(self, *paths: StrPath) -> LoraFiles:
-        """What each of many LoRA files is, from its header: program, family, rank, triggers, duplicates.
-
-        Args:
-            paths: files, and folders with files at any depth.
-
-        Returns:
-            `.files` has one row each; `.problem` of a row is why `add` would refuse it.
-
-        Raises:
             CouldNotTell: a folder holds too many files.
         """
-        from adapterhub.library.identify import identify_files
+        from adapterhub.library.identify import holds_several, identify, identify_files
 
-        with self.reports.progress("identify", None, unit="files") as progress:
-            return identify_files(self, paths_of(paths), progress)
+        places = paths_of(paths)
+        if not places:
+            raise UsageProblem("give a file or a folder")
+        if len(places) > 1 or holds_several(places[0]):
+            with self.reports.progress("identify", None, unit="files") as progress:
+                return identify_files(self, places, progress)
+        with self.reports.progress("identify", None) as progress:
+            return identify(self, places[0], progress)
 
-    @extra_named("`Library.try_adapters`")
-    def try_adapters(
+    @extra_named("`search --try`")
+    def _try(
         self,
-        *text: str,
-        base: BaseLike | None = None,
-        examples: StrPath,
-        top: Top | None = None,
-        task: str = "",
-        rank: Ranks | None = None,
-        method: str = "",
-        license: str = "",  # noqa: A002 - the field's own word
-        signed: bool = False,
-        tested: bool = False,
-        all_words: bool = False,
-        by: By = "auto",
-        far: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        signatures: SignaturePolicy | None = None,
-        agree: Callable[[int, int], None] | None = None,
+        base: BaseSpec | None,
+        examples: Path,
+        top: int | None,
+        query: Mapping[str, Any],
+        agree: Callable[[int, int], None] | None,
     ) -> Tried:
-        """Search, then try the best on a base and order them by their measured loss. Nothing is merged or installed.
+        """Try what `search` finds; see there."""
+        from adapterhub.api.steps.trying import search_and_try
 
-        `text` and the options that `search` has choose among the adapters for `base`; `examples` is a file of at most
-        1 MiB and 100 lines, `{"prompt": …, "answer": …}` each. At most `top` are tried, 8 by default and 32 at most.
-        With `remote`, builds are fetched for the trial alone, by the policy `signatures`; before that, `agree` is
-        called with their number and bytes, and may raise. By default more than 200 MB are refused.
+        return search_and_try(self.session, base, examples, top, query, agree=agree)
 
-        Returns:
-            `.results`, best first, each with `.tried.loss` in nats a token and `.tried.share` of the gap to the base;
-            `.base_loss`; `.best`, None where no build beats the base alone; `.left_out` with reasons.
-
-        Raises:
-            NotFound, Malformed: the examples cannot be read.
-            BaseNotFound: the base is unknown, or its weights are not on this machine.
-            CouldNotTell: there are candidates, and not one can be tried.
-            NotAllowed: the trial would fetch too much.
-            RemoteUnreachable: the server does not answer.
-        """
-        from adapterhub.api.steps.trying import DEFAULT_TOP, search_candidates, try_candidates
-
-        on, words, most = base_of(base), " ".join(text), top or DEFAULT_TOP
-        if on is None:
-            raise UsageProblem("`--try` needs a base to try on", hint="add `--base NAME`; `adapt base list` shows them")
-        query = {"text": words, "task": task, "ranks": RankRange.of(rank), "method": method, "license": license}
-        query |= {"signed": signed, "tested": tested, "all_words": all_words, "by": by}
-        found, left_out = search_candidates(
-            self.session, on, most, query, far=far, remote=remote, token=token, signatures=signatures
-        )
-        return try_candidates(
-            self.session, words, on, found, path_of(examples), left_out=left_out, agree=agree, bars=self.reports
-        )
-
-    def similar(
+    @extra_named("`compare`")
+    def compare(
         self,
-        adapter: AdapterLike | None = None,
-        *,
+        *adapters: AdapterLike,
+        weights: Sequence[float] | None = None,
+        base: BaseLike | None = None,
+        dtype: Precision = "float32",
+        plot: StrPath | None = None,
+        diff: bool = False,
         above: Cosine | None = None,
         parents: bool = True,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Likeness | LikenessGroups | AlikeThere:
-        """The installed adapters whose update is like that of one, and those that it is a sum of.
+    ) -> Comparison | Difference | Likeness | LikenessGroups | AlikeThere:
+        """Return how alike adapters are, module by module, and what their merge would be; nothing is merged.
+
+        With `diff`, what is different between two: files, config, manifest, and the exact difference of their updates.
+        What is not installed is read from a server; with `remote`, every spec is read from that server.
+        One adapter is compared with the installed ones: which have a like update, and which it is a sum of. Without
+        any, all installed ones are put into groups.
 
         Args:
-            adapter: an installed adapter (a spec or a build), or a folder; None puts all installed ones into groups.
-            above: the least cosine to list, from 0 to 1; default: 0.5, in groups 0.99, and on a server 0.9.
-            parents: also look for the adapters that it is a weighted sum of.
-            remote: ask this registry, which estimates cosines, what is like the release `adapter` there.
+            adapters: each a spec, a build or a folder.
+            weights: of the merge, one for each adapter; default: equal shares that sum to 1.
+            base: the base, where the specs name none.
+            dtype: precision of the files that are predicted.
+            plot: draw layers and modules to this .png, .svg or .pdf.
+            diff: return the differences of two adapters.
+            above: of one or none: the least cosine to list, from 0 to 1; default: 0.5, in groups 0.99, and on a server
+                0.9.
+            parents: of one: also look for the adapters that it is a weighted sum of.
+            remote: the server that has them; without, the library is asked first. With one adapter, a registry
+                estimates which of its releases are like that release.
             token: access token for it.
             offline: refuse to open a connection.
 
         Returns:
-            `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`. For None,
+            `.pairs` with cosines and overlaps, `.modules`, `.forecast`, and `.obstacles` to a merge. With `diff`
+            `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures. For one adapter
+            `.similar`, each with `.cosine` and `.kind`; `.parents`, each with `.weight`; `.unexplained`. For none
             `.groups`.
 
         Raises:
-            MalformedConfig, MalformedTensorFile: the files of a folder cannot be read.
-            AdapterNotFound, NoCompatibleRelease: nothing answers to the spec.
-            NotFound: no remote has that name.
-            UnsupportedAdapter: it has no update to compare: another method, or zeros.
-            UsageProblem: the server does not compare updates, or `above` is out of bounds there.
+            AdapterNotFound, NoCompatibleRelease: one is neither here nor on a server.
+            MergeRefused, Malformed: they cannot be compared; every reason is listed.
+            UnsupportedAdapter: the only one has no update to compare: another method, or zeros.
+            UsageProblem, NotAllowed: these options do not go together, or the picture cannot be written.
         """
+        if len(adapters) < 2 and not diff:
+            refuse("these are for two adapters or more", weights=weights, base=base, plot=plot)
+            one = adapters[0] if adapters else None
+            return self._alike(one, above=above, parents=parents, remote=remote, token=token, offline=offline)
+        refuse("this is for one adapter, which is compared with what is installed", above=above)
+        from adapterhub.api.steps.combining import compared, ingredient_of, sides_of, with_shares
+        from adapterhub.distribution.choosing import find_installed, look_up
+        from adapterhub.weights.compare.difference import differ
+        from adapterhub.weights.compare.heatmap import check_picture, write_picture
+
+        if diff and len(adapters) != 2:
+            hint = "see the examples of `adapt compare --help`"
+            raise UsageProblem("give two adapters to compare with `--diff`", hint=hint)
+        pairs = with_shares(adapters, weights)
+        if diff:
+            refuse("`--diff` merges and draws nothing", weights=weights, plot=plot)
+        if plot is not None:
+            check_picture(path_of(plot))
+        asked = sides_of(
+            self.session,
+            self.named,
+            [text_of(what) for what, _ in pairs],
+            base_of(base),
+            find=look_up if diff else find_installed,
+            remote=remote,
+            token=token,
+            offline=offline,
+        )
+        with asked as sides:
+            if diff:
+                with self.reports.progress("compare", None, unit="modules") as progress:
+                    return differ(sides[0], sides[1], progress, judge=self.session.library.bases.judged)
+            inputs = [ingredient_of(side, weight) for side, (_, weight) in zip(sides, pairs, strict=True)]
+            found = compared(self.session, inputs, dtype)
+        if plot is None:
+            return found
+        write_picture(found, path_of(plot))
+        return replace(found, plot=path_of(plot))
+
+    def _alike(
+        self,
+        adapter: AdapterLike | None,
+        *,
+        above: Cosine | None,
+        parents: bool,
+        remote: str | None,
+        token: str | None,
+        offline: bool,
+    ) -> Likeness | LikenessGroups | AlikeThere:
+        """Return the builds like one adapter here, or on a server; for None, the groups of installed builds."""
         from adapterhub.api.steps.finding import build_or_folder
 
         if remote is not None:
             if adapter is None or not isinstance(adapter, str | Installed):
-                raise UsageProblem(
-                    "a server compares its own adapters", hint="name one of them, or leave out `--remote`"
-                )
+                hint = "name one of them, or leave out `--remote`"
+                raise UsageProblem("a server compares its own adapters", hint=hint)
             hub = self.session.named_hub(remote, token=token, offline=offline)
             return hub.similar(spec_of(adapter), 0.9 if above is None else above)
-        with extra_named("`similar`", "find"):
+        with extra_named("`compare` of one adapter", "find"):
             from adapterhub.library.find.likeness import similar_groups, similar_to
 
             with self.reports.progress("sketch", None, unit="adapters") as progress:
@@ -177,17 +191,48 @@ class WithInspection(OpenedLibrary):
                 least = 0.5 if above is None else above
                 return similar_to(self, subject, above=least, with_parents=parents, progress=progress)
 
+    @overload
     def info(
         self,
         spec: SpecLike,
         *,
+        only: None = ...,
+        base: BaseLike | None = ...,
+        rank: Ranks | None = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        offline: bool = ...,
+    ) -> Shown | ShownThere: ...
+    @overload
+    def info(
+        self, spec: SpecLike, *, only: Literal["path"], base: BaseLike | None = ..., rank: Ranks | None = ...
+    ) -> Path: ...
+    @overload
+    def info(
+        self, spec: SpecLike, *, only: Literal["recipe"], base: BaseLike | None = ..., rank: Ranks | None = ...
+    ) -> str: ...
+    def info(
+        self,
+        spec: SpecLike,
+        *,
+        only: Literal["path", "recipe"] | None = None,
         base: BaseLike | None = None,
         rank: Ranks | None = None,
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Shown | ShownThere:
+    ) -> Shown | ShownThere | Path | str:
         """Everything about one adapter; looked up on a server if it is not installed.
+
+        Args:
+            spec: the adapter.
+            only: of an installed adapter, the `path` of its plain PEFT folder, for any tool that reads PEFT; or the
+                `recipe` by which it was merged, as TOML for `merge(recipe=…)`. No server is asked.
+            base: the base, where the spec names none.
+            rank: the ranks that may be.
+            remote: ask this server instead.
+            token: access token for it.
+            offline: refuse to open a connection.
 
         Returns:
             `.manifest`, `.signature`, `.judged`, the verdict on its base, and more; `to_json()` has it all.
@@ -196,6 +241,7 @@ class WithInspection(OpenedLibrary):
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             NotFound: no remote has that name.
             AdapterNotFound, NoCompatibleRelease: neither here nor on a server.
+            SignatureRefused, NamespaceBound: its path is wanted, and it may not be used.
             RemoteUnreachable: it is not here, and `offline` forbids to ask.
         """
         from adapterhub.api.describing import shown_build, shown_on_server
@@ -203,6 +249,14 @@ class WithInspection(OpenedLibrary):
 
         bounds, session = RankRange.of(rank), self.session
         asked, base_spec = spec_of(spec), base_of(base)
+        if only is not None and remote is not None:
+            raise UsageProblem(f"`--{only}` is of an installed adapter; leave out `--remote`")
+        if only == "path":
+            return find_build(session, asked, bounds, to="use", base=base_spec).folder
+        if only == "recipe":
+            from adapterhub.weights.recipes.toml import recipe_of, to_toml
+
+            return to_toml(recipe_of(find_build(session, asked, bounds, to="show", base=base_spec).manifest))
         not_here: AdapterNotFound | BaseNotFound | NoCompatibleRelease | None = None
         if remote is None:
             try:
@@ -219,24 +273,10 @@ class WithInspection(OpenedLibrary):
             )
         return shown_on_server(session, asked, base_spec, bounds, remote=remote, token=token, not_here=not_here)
 
-    def recipe(self, spec: SpecLike, *, base: BaseLike | None = None, rank: Ranks | None = None) -> str:
-        """How an installed adapter was merged, as TOML for `merge(recipe=…)`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease, BaseNotFound: it is not installed.
-            Malformed: the record or folder of the base cannot be read.
-            NotFound: it is no merge.
-        """
-        from adapterhub.api.searching import find_build
-        from adapterhub.weights.recipes.toml import recipe_of, to_toml
-
-        build = find_build(self.session, spec_of(spec), RankRange.of(rank), to="show", base=base_of(base))
-        return to_toml(recipe_of(build.manifest))
-
     def tree(
         self, *specs: SpecLike, invert: bool = False, holders: bool = False
     ) -> Tree | ProjectTree | Holders | Needs:
-        """What installed adapters were merged from, as nodes with `.parents`; `print` draws it.
+        """Return the parents of installed merges as nodes with `.parents`; `print` draws them.
 
         Args:
             specs: only these; default: every one that no other was made from.
@@ -258,7 +298,7 @@ class WithInspection(OpenedLibrary):
 
 
 def users(session: Session, lineage: Lineage, specs: Sequence[AdapterSpec], *, invert: bool) -> Holders | Needs:
-    """Who needs the adapters, or with `invert` false who needs what of all."""
+    """Return who needs the adapters, or with `invert` false who needs what of all."""
     from adapterhub.api.steps.finding import meant_by
     from adapterhub.projects.tree import Holders, Needs, Uses
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, overload
 
 from adapterhub.api.opened import (
     BaseLike,
@@ -14,12 +16,13 @@ from adapterhub.api.opened import (
     SpecLike,
     base_of,
     paths_of,
+    record_of,
     report_card,
     report_likeness,
     report_warnings,
     spec_of,
 )
-from adapterhub.core.arguments import LoadIn, Namespace, Precision, StrPath, Testing, parsed, path_of
+from adapterhub.core.arguments import Count, LoadIn, Namespace, Precision, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Progress
 from adapterhub.core.display import listed
 from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTell, UsageProblem, shown
@@ -36,11 +39,12 @@ if TYPE_CHECKING:
     from adapterhub.distribution.install import Install, InstallPlan
     from adapterhub.distribution.outdated import Offer, Upgraded, UpgradeRequest
     from adapterhub.formats.prompts.form import PromptForm
-    from adapterhub.projects.places import Asked, SpecSources
+    from adapterhub.projects.places import Asked, SpecSources, Where
     from adapterhub.projects.session import Session
     from adapterhub.projects.trust import RevokedProject, TrustedProject
 
 _T = TypeVar("_T")
+_MOST_TOLD = 10
 
 
 @parsed
@@ -64,6 +68,7 @@ class WithInstalling(OpenedLibrary):
         guess_base: bool = True,
         namespace: Namespace | None = None,
         metrics: Mapping[str, Any] | None = None,
+        dialect: str = "",
         progress: Progress | None = None,
     ) -> Added:
         """Take in what PEFT or another program wrote, after checking it.
@@ -77,7 +82,7 @@ class WithInstalling(OpenedLibrary):
             bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
             variant: add a build of another rank to a version that exists.
             task: what it is for, such as `legal-qa`.
-            examples: up to 16 prompts that show what one asks it; searches look for words in them, too.
+            examples: up to 16 prompts that show what the adapter is for; searches also look for words in them.
             license: an SPDX expression; default: the one that the folder's README names.
             prompt: how the adapter wants to be asked; default: what the folder says for certain, such as a Modelfile.
             base: the base it was trained on; default: the registered one that it fits, if it fits exactly one.
@@ -85,6 +90,8 @@ class WithInstalling(OpenedLibrary):
                 from a local path.
             namespace: as in `acme/legal-qa`.
             metrics: figures of its training or evaluation, such as `{"eval_loss": 0.41}`; JSON values.
+            dialect: the program whose layout its stacked experts have, such as `peft@0.18` or `unsloth`, where the
+                files leave it open.
             progress: called with the bytes that were read since the last call.
 
         Returns:
@@ -109,14 +116,15 @@ class WithInstalling(OpenedLibrary):
         check_naming(bump, variant=variant, version=version)
         if base is not None and not guess_base:
             raise UsageProblem("`--base` and `--no-base` exclude each other")
-        folder, record = path_of(folder), self.record_of(base)
-        told = (description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics)
+        folder, record = path_of(folder), None if base is None else record_of(self, base)
+        told = (description, name, version, task, examples, license, namespace, bump, variant, prompt, metrics, dialect)
         with contextlib.ExitStack() as stack:
             if progress is None:
                 progress = stack.enter_context(self.reports.progress(f"add {name or folder.name}", size_given(folder)))
             if guess_base and not any(told) and (taken := self._add_described(folder, base_of(base), progress)):
                 return self._reported(taken)
-            ready, notes = stack.enter_context(peft_folder(self.store, folder, record, progress)), list[str]()
+            notes = list[str]()
+            ready = stack.enter_context(peft_folder(self.store, folder, record, progress, self.bases))
             if not isinstance(description, Description):
                 description = Description(
                     name=guess_name(ready.named_after) if name is None else parse_name(name),
@@ -127,6 +135,7 @@ class WithInstalling(OpenedLibrary):
                     prompt=prompt,
                     examples=checked_examples(examples),
                     metrics=metrics or {},
+                    dialect=dialect,
                 )
                 check_description(description)
                 if record is None and guess_base and ready.folder.is_dir():
@@ -158,7 +167,7 @@ class WithInstalling(OpenedLibrary):
         return self._reported(added)
 
     def _add_described(self, folder: Path, base: BaseSpec | None, progress: Progress) -> Added | None:
-        """Take in a folder as the `adapterhub.json` in it describes it, byte for byte; None where it has none.
+        """Take in a folder as the `adapterhub.json` in it describes it, byte for byte; None if it has none.
 
         So a build that another library published, or that the Hub's client downloaded, keeps its name, version and
         digest.
@@ -220,7 +229,8 @@ class WithInstalling(OpenedLibrary):
             places: libraries, directories of published builds or PEFT folders to look in, as `--from` names them.
             base: the base, where a spec names none.
             rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
-            dry_run: choose, and change nothing: `.release`, `.copy_bytes` and `.missing` say what would come.
+            dry_run: choose, and change nothing: `.release`, `.copy_bytes` and `.missing` describe what would be
+                installed.
             allow_base_mismatch: take a build for other weights of the same shapes; recorded.
             accept_repository: repositories that may supply an adapter though its name came from another.
             exclude_newer: take no release newer than a day (`2026-01-31`), a time or an age (`7d`).
@@ -262,28 +272,38 @@ class WithInstalling(OpenedLibrary):
         )
 
     # ------------------------------------------------------------ newer releases
-    def outdated(
-        self,
-        *specs: SpecLike,
-        places: StrPath | Iterable[StrPath] = (),
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[Offer]:
-        """What each place offers for the installed adapters, or for `specs`: `.has_newer`, `.yanked`, `.problem`.
-
-        Raises:
-            AdapterNotFound: one of `places` is no folder of adapters.
-        """
-        from adapterhub.projects.places import Where
-        from adapterhub.projects.upgrades import library_requests
-
-        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
-        return offers_for(self.session, library_requests(self.session, [spec_of(spec) for spec in specs], where))
-
+    @overload
     def upgrade(
         self,
         *specs: SpecLike,
+        check: Literal[True],
+        dry_run: bool = ...,
+        test: Testing | None = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        signatures: SignaturePolicy | None = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        offline: bool = ...,
+        jobs: Count = ...,
+    ) -> Sequence[Offer]: ...
+    @overload
+    def upgrade(
+        self,
+        *specs: SpecLike,
+        check: Literal[False] = ...,
+        dry_run: bool = ...,
+        test: Testing | None = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        signatures: SignaturePolicy | None = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        offline: bool = ...,
+        jobs: Count = ...,
+    ) -> Sequence[Upgraded]: ...
+    def upgrade(
+        self,
+        *specs: SpecLike,
+        check: bool = False,
         dry_run: bool = False,
         test: Testing | None = None,
         places: StrPath | Iterable[StrPath] = (),
@@ -291,34 +311,38 @@ class WithInstalling(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> Sequence[Upgraded]:
+        jobs: Count = 8,
+    ) -> Sequence[Offer] | Sequence[Upgraded]:
         """Install the newest release of each installed name beside the older, which stays until you remove it.
 
         Args:
             specs: upgrade only these.
+            check: change nothing, and return what each place offers: `.has_newer`, `.yanked`, `.problem`.
             dry_run: install nothing, and test nothing.
-            test: `keep` takes a release only if it passes the contract of the installed one; `warn` takes it, and says
-                so. `.tested` says how it did.
+            test: `keep` takes a release only if it passes the contract of the installed one; `warn` takes it with a
+                warning. `.tested` holds the verdict.
             places: other places to look in, as `--from` names them.
             signatures: `require`, `warn` or `off` for this call.
             remote: ask only this server.
             token: access token for it.
             offline: look in directories only.
+            jobs: ask for so many adapters at a time.
 
         Raises:
-            AdapterNotFound: one of `places` is no folder of adapters, or nothing of a name is installed.
+            AdapterNotFound: one of `places` is not a folder of adapters, or nothing of a name is installed.
         """
         from adapterhub.distribution.install import plan_install, run_install
         from adapterhub.distribution.outdated import Upgraded, offers
         from adapterhub.projects.places import Where
         from adapterhub.projects.upgrades import library_requests
 
-        if test and dry_run:
-            raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+        ensure_upgrade(check=check, dry_run=dry_run, test=test, signatures=signatures)
         out, where = self.reports, Where(places=paths_of(places), remote=remote, token=token, offline=offline)
         asked = library_requests(self.session, [spec_of(spec) for spec in specs], where)
+        if check:
+            return offers_for(self.session, asked, jobs, where)
         with out.steps("check", unit="adapters") as progress:
-            found = offers(self, asked, progress)
+            found = offers(self, asked, progress, jobs=jobs)
         best: dict[int, Offer] = {}
         for offer in found:
             if offer.yanked is not None:
@@ -352,7 +376,7 @@ class WithInstalling(OpenedLibrary):
         return done
 
     def requirements(self) -> Requirements:
-        """What is installed, one `name==version#sha256:…` each, for `install(requirements=…)`."""
+        """Return the installed builds, one `name==version#sha256:…` each, for `install(requirements=…)`."""
         return Requirements.of(f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in self.installed())
 
     # ------------------------------------------------------------ projects
@@ -364,7 +388,7 @@ class WithInstalling(OpenedLibrary):
         return tuple(TrustedProjects(self.root).all())
 
     def trust_project(self, folder: StrPath | None = None, *, revoke: bool = False) -> TrustedProject | RevokedProject:
-        """Agree to the servers that a project names, once for its folder and what it says of servers.
+        """Agree to the servers that a project names, for its folder and the servers that its file lists now.
 
         Args:
             folder: of the project; default: the one that the library is used in.
@@ -382,7 +406,7 @@ class WithInstalling(OpenedLibrary):
         return trust_project(self.session, place)
 
     def _drop_in_gate(self, digest: str, test: Testing | None) -> ContractGate | None:
-        """Tests what is to take the place of an installed build by the contract of that one.
+        """Test the replacement of an installed build by the contract of that one.
 
         Raises:
             CouldNotTell: the installed build has no contract, and `test` wants one kept.
@@ -396,7 +420,7 @@ class WithInstalling(OpenedLibrary):
         build = next((build for build in self.installed() if build.manifest.digest == digest), None)
         contract = contract_in(build.folder) if build is not None else None
         if contract is not None:
-            return ContractGate(self, test, self.reports, TestQuestion(contract=contract, is_foreign=True))
+            return ContractGate(self.session, test, TestQuestion(contract=contract, is_foreign=True))
         what = f"`{shown(build.full_name)}` {build.manifest.version}" if build is not None else "the installed release"
         if test == "keep":
             raise CouldNotTell(
@@ -408,7 +432,7 @@ class WithInstalling(OpenedLibrary):
 
 
 def _yanked_text(offer: Offer) -> str:
-    """That an installed build was yanked, and what to do about it."""
+    """Return that an installed build was yanked, and what to do about it."""
     one = offer.request
     said = f"`{one.key}=={one.version}` was yanked: {shown(offer.yanked or 'no reason given', 200)}"
     if offer.allowed is None:
@@ -418,7 +442,7 @@ def _yanked_text(offer: Offer) -> str:
 
 # ---------------------------------------------------------------- install, for a library and for a project
 def specs_of(specs: Sequence[SpecLike], requirements: Requirements | StrPath | Iterable[StrPath]) -> list[AdapterSpec]:
-    """The specs and those in the files `requirements`.
+    """Return the specs and those in the files `requirements`.
 
     Raises:
         UsageProblem: there is none.
@@ -426,9 +450,9 @@ def specs_of(specs: Sequence[SpecLike], requirements: Requirements | StrPath | I
     from adapterhub.distribution.requirements import read_requirements
 
     if isinstance(requirements, Requirements):
-        listed = [AdapterSpec.parse(line) for line in requirements.requirements]
+        listed = list(map(AdapterSpec.parse, requirements.requirements))
     else:
-        listed = [spec for path in paths_of(requirements) for spec in read_requirements(path)]
+        listed = list(chain.from_iterable(map(read_requirements, paths_of(requirements))))
     found = [*map(spec_of, specs), *listed]
     if not found:
         hint = "run `adapt install NAME@BASE`; in a project, `adapt sync` installs the locked adapters"
@@ -439,20 +463,22 @@ def specs_of(specs: Sequence[SpecLike], requirements: Requirements | StrPath | I
     return found
 
 
-def gate_of(session: Session, test: Testing | None, *, dtype: str | None, load_in: str | None) -> ContractGate | None:
-    """The gate for what comes in; None where no test is asked for.
+def gate_of(
+    session: Session, test: Testing | None, *, dtype: str | None = None, load_in: str | None = None
+) -> ContractGate | None:
+    """Return the gate for builds that are to be installed; None if no test is requested.
 
     Raises:
         UsageProblem: an option of a test is given without one.
     """
     if test is None:
         if given := "--dtype" if dtype else "--load-in" if load_in else "":
-            raise UsageProblem(f"`{given}` needs `--test`")
+            raise UsageProblem(f"`{given}` needs `--test`", hint=f"add `--test`, or drop `{given}`")
         return None
     from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.api.steps.contracts.testing import TestQuestion
 
-    return ContractGate(session.library, test, session.out, TestQuestion(dtype=dtype or "auto", load_in=load_in))
+    return ContractGate(session, test, TestQuestion(dtype=dtype or "auto", load_in=load_in))
 
 
 def install_specs(
@@ -478,7 +504,7 @@ def install_specs(
 
     session, library = where.session, where.session.library
     objection, base = objection_from(session, asked.exclude_newer), project_base(session)
-    places = [where(spec) for spec in specs]  # here, because it may ask the user
+    places = list(map(where, specs))  # here, because it may ask the user
     are_servers = any(kind_of(source.place).is_server for one in places for source in one)
     accepted = [asked.accepted] if isinstance(asked.accepted, str) else asked.accepted
 
@@ -513,12 +539,12 @@ def install_specs(
     with (
         contextlib.ExitStack() as after,
         library.accepting(accepted),
-        session.out.progress(f"install {what}", sum(plan.copy_bytes for plan in plans)) as progress,
+        session.out.progress(f"install {what}", sum(map(attrgetter("copy_bytes"), plans))) as progress,
         contextlib.closing(
             together(plans, carry_out, progress, at_once=AT_ONCE if are_servers and gate is None else 1)
         ) as results,
     ):
-        after.callback(forget_ahead, [plan.source for plan in plans])
+        after.callback(forget_ahead, list(map(attrgetter("source"), plans)))
         for plan, answer in zip(plans, results, strict=True):
             added = _or_raise(answer)
             report_warnings(session, added)
@@ -527,15 +553,54 @@ def install_specs(
     return done
 
 
-def offers_for(session: Session, asked: Sequence[UpgradeRequest]) -> Sequence[Offer]:
-    """What each place offers; the session tells what no place has."""
-    from adapterhub.distribution.outdated import offers
+def ensure_upgrade(*, check: bool, dry_run: bool, test: Testing | None, signatures: SignaturePolicy | None) -> None:
+    """Raise `UsageProblem` for options of `upgrade` that do not go together."""
+    if test and dry_run:
+        raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+    if check and (dry_run or test or signatures):
+        raise UsageProblem("`--check` changes nothing; drop `--dry-run`, `--test` and `--signatures`")
 
-    with session.out.steps("check", unit="adapters") as progress:
-        found = offers(session.library, asked, progress)
+
+_OFFERS_KEPT_S: Final = 3600.0
+
+
+def offers_for(
+    session: Session, asked: Sequence[UpgradeRequest], jobs: int, where: Where, project: Path | None = None
+) -> Sequence[Offer]:
+    """Return the offers of each place, with `jobs` requests at a time; the session reports what no place has.
+
+    A check that was interrupted within the hour goes on where it stopped.
+    """
+    from adapterhub import __version__
+    from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
+    from adapterhub.distribution.outdated import offers
+    from adapterhub.library.upkeep.interrupted import Interrupted, digest_of_facts, facts_below, facts_of
+
+    root = session.root
+    about: list[object] = [
+        __version__,
+        [*map(str, where.places)],
+        where.remote,
+        where.token,
+        where.offline,
+        str(project),
+    ]
+    about += [facts_of(project, PROJECT_FILE, LOCK_FILE)] if project else []
+    records = ("remotes.json", "config.json", "credentials.json", "trusted_keys.json", "origins", "pins")
+    header = digest_of_facts([about, facts_of(root, *records), facts_below(root / "bases")])
+    before, is_over = Interrupted(root, "upgrade", header, kept_s=_OFFERS_KEPT_S), False
+    if before.said:
+        session.out.note(before.said)
+    try:
+        with session.out.steps("check", unit="adapters") as progress:
+            found = offers(session.library, asked, progress, jobs=jobs, before=before)
+        is_over = True
+    finally:
+        before.close(is_over=is_over)
     seen = {id(offer.request) for offer in found}
     if nowhere := [f"`{one.key}`" for one in asked if id(one) not in seen]:
-        session.out.note(f"no source has {listed(nowhere)}")
+        more = f" and {len(nowhere) - _MOST_TOLD} more" if len(nowhere) > _MOST_TOLD else ""
+        session.out.note(f"no source has {', '.join(nowhere[:_MOST_TOLD]) + more if more else listed(nowhere)}")
     return found
 
 
@@ -548,7 +613,7 @@ class Requirements(Documented, keys="requirements output"):
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> Requirements:
-        """The lines in order."""
+        """Return the lines in order."""
         return cls(requirements=tuple(sorted(lines)))
 
     @property

@@ -18,7 +18,6 @@ from adapterhub.api.weights import WithWeights
 from adapterhub.library import library as local
 
 if TYPE_CHECKING:
-    from adapterhub.projects.reporting import Reporter
     from adapterhub.projects.session import Session
 
 
@@ -50,10 +49,10 @@ class Library(  # what it can do, by subject
     """
 
 
-def library_of(session: Session, reports: Reporter) -> Library:
-    """The library of a session that is there, such as that of a command; it reports to `reports`."""
+def library_of(session: Session) -> Library:
+    """Return the library of a session that is there, such as that of a command."""
     library = Library.__new__(Library)
     local.Library.__init__(library, session.root)
-    library.session, library.reports = session, reports
+    library.session = session
     session.bind(library)
     return library

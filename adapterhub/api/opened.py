@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.arguments import BaseLike, SpecLike, base_of, folder_text, paths_of, spec_of, text_of
+from adapterhub.api.arguments import BaseLike, OfSession, SpecLike, base_of, folder_text, paths_of, spec_of, text_of
 from adapterhub.core.arguments import StrPath, parsed, path_of
 from adapterhub.core.disk.home import default_root
 from adapterhub.library import library as local
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.store.catalog import AdapterLike
-from adapterhub.projects.reporting import LogReporter, OnProgress, Reporter
+from adapterhub.projects.reporting import LogReporter, OnProgress
 from adapterhub.projects.session import Session
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adapterhub.library.installed import Added
-    from adapterhub.library.remotes import Remote
-    from adapterhub.library.transfer import Source
 
 __all__ = [
     "Adapters",
     "BaseLike",
     "OpenedLibrary",
-    "PythonSession",
     "SpecLike",
     "base_of",
     "folder_text",
     "paths_of",
+    "record_of",
     "shares",
     "spec_of",
     "text_of",
@@ -43,63 +41,23 @@ Adapters = AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float]
 
 
 def shares(adapters: Adapters, weights: Sequence[float] | None) -> Sequence[float] | None:
-    """The weights, or equal shares that sum to 1 for a sequence of adapters without any."""
+    """Return the weights, or equal shares that sum to 1 for a sequence of adapters without any."""
     if weights is None and isinstance(adapters, Sequence) and not isinstance(adapters, str) and adapters:
         return [1 / len(adapters)] * len(adapters)
     return weights
 
 
-@dataclass(frozen=True, slots=True)
-class PythonSession(Session):
-    """The session of a library; `opened` is that library.
-
-    With `follows_folder` it works in the project around the working directory, as the command line does.
-    """
-
-    opened: OpenedLibrary | None = None
-    follows_folder: bool = False
-
-    @property
-    def library(self) -> local.Library:
-        """The library that was opened."""
-        return self._new_library()
-
-    def _new_library(self) -> local.Library:
-        assert self.opened is not None  # made by `OpenedLibrary` alone
-        return self.opened
-
-    def bind(self, library: local.Library) -> None:
-        """Do nothing: `OpenedLibrary` has told it."""
-
-    @property
-    def project_folder(self) -> Path | None:
-        """The folder of the project that the library is used in; None outside of any."""
-        if self.project_dir is None and not self.follows_folder:
-            return None
-        return Session.project_folder.fget(self)  # type: ignore[attr-defined, no-any-return]  # a property
-
-    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
-        """The remote as a source; the bars of the Hub's client stay off."""
-        found = Session.open_remote(self, remote, token=token, offline=offline)
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
-        return found
-
-
 @parsed
-class OpenedLibrary(local.Library):
+class OpenedLibrary(OfSession, local.Library):
     """What every part of `adapterhub.Library` starts from."""
 
     _start: Path | None = None
 
     def __init__(self, root: StrPath, *, on_progress: OnProgress | None = None) -> None:
-        super().__init__(path_of(root).absolute())
-        self.reports: Reporter = LogReporter(on_progress=on_progress)
-        self.note_choice = self.reports.note
-        self.session: Session = PythonSession(root=self.root, out=self.reports, variables=os.environ, opened=self)
-        self.warn_of_choice = self.session.warn_once
-        self.project_bounds = self.session.project_bounds
+        local.Library.__init__(self, path_of(root).absolute())
+        out = LogReporter(on_progress=on_progress)
+        self.session = Session(self.root, out, os.environ, follows_folder=False, _libraries=[self])
+        self.session.bind(self)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Go to another process as the library of the same folder and project, without `on_progress`."""
@@ -107,7 +65,7 @@ class OpenedLibrary(local.Library):
 
     @classmethod
     def default(cls, *, on_progress: OnProgress | None = None) -> Self:
-        """The library that the command line uses: `ADAPTERHUB_HOME`, else the user's data folder.
+        """Return the library that the command line uses: `ADAPTERHUB_HOME`, or the user's data folder.
 
         Below a folder with an `adapters.toml`, a bare name of that project is the build that its lock file names, and
         `install` takes the project's base, remotes and policy, as `adapt install` does.
@@ -121,30 +79,29 @@ class OpenedLibrary(local.Library):
         from adapterhub.projects.builds import ProjectNames
 
         self._start = start
-        self.session = PythonSession(
-            root=self.root, out=self.reports, variables=os.environ, opened=self, follows_folder=True
-        )
+        self.session = replace(self.session, follows_folder=True)
+        self.session.bind(self)
         names = ProjectNames(start)
         self.resolve_name, self.project_alias = names.build, names.alias
-        self.project_rules, self.project_bounds = self.session.project_rules, self.session.project_bounds
 
     @property
     def named(self) -> local.Library:
         """This library, where a bare name is the build that the project of the session locks."""
         return self if self.resolve_name is not None else self.session.project_library
 
-    def record_of(self, base: BaseLike | None) -> BaseRecord | None:
-        """The record of a base, None for None.
 
-        Raises:
-            Malformed: its folder cannot be read.
-            BaseNotFound: no such base.
-        """
-        if base is None or isinstance(base, BaseRecord):
-            return base
-        spec = base_of(base)
-        assert spec is not None  # `base` is not None
-        return self.bases.find(spec)
+def record_of(library: local.Library, base: BaseLike) -> BaseRecord:
+    """Return the record of a base.
+
+    Raises:
+        Malformed: its folder cannot be read.
+        BaseNotFound: no such base.
+    """
+    if isinstance(base, BaseRecord):
+        return base
+    spec = base_of(base)
+    assert spec is not None  # `base` is not None
+    return library.bases.find(spec)
 
 
 def _reopened(kind: type[OpenedLibrary], root: Path, start: Path | None) -> OpenedLibrary:
@@ -156,7 +113,7 @@ def _reopened(kind: type[OpenedLibrary], root: Path, start: Path | None) -> Open
 
 # ---------------------------------------------------------------- warnings about what came in
 def report_card(session: Session, added: Added) -> None:
-    """Warn of what a hub would refuse of the card of an adapter that was just added, while its README can be mended."""
+    """Warn of card metadata that a hub would refuse, right after an adapter is added, when it is easy to correct."""
     from adapterhub.formats.cards.card import make_card, refusals_of
     from adapterhub.formats.manifest import CARD_FILE
 
@@ -166,13 +123,13 @@ def report_card(session: Session, added: Added) -> None:
 
 
 def report_likeness(session: Session, added: Added) -> None:
-    """Say which installed builds have the update of an adapter that was just added."""
+    """Say which installed builds have the weights of an adapter that was just added."""
     for other in added.same_as:
-        session.out.note(f"this is the update of {other}; `adapt similar {added.build.full_name}` says more")
+        session.out.note(f"these are the weights of {other}; `adapt compare {added.build.full_name}` says more")
 
 
 def report_warnings(session: Session, added: Added | None) -> None:
-    """Report the warnings of the checks of what came in.
+    """Report the warnings of the checks of an added adapter.
 
     A config that names no base is worth one only where the manifest does not record the base either.
     """

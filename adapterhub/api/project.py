@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, overload
 
 from adapterhub.api.aliases import TargetsLike, set_project_alias, targets_of
 from adapterhub.api.describing import bill_of_lock
-from adapterhub.api.installing import Requirements, gate_of, install_specs, offers_for, specs_of
+from adapterhub.api.installing import Requirements, ensure_upgrade, gate_of, install_specs, offers_for, specs_of
 from adapterhub.api.library import Library
-from adapterhub.api.opened import BaseLike, PythonSession, SpecLike, base_of, paths_of, spec_of
-from adapterhub.core.arguments import LoadIn, Precision, StrPath, Testing, parsed, path_of
+from adapterhub.api.opened import BaseLike, SpecLike, base_of, paths_of, spec_of
+from adapterhub.core.arguments import Count, LoadIn, Precision, StrPath, Testing, parsed, path_of
 from adapterhub.core.digests import Digest
 from adapterhub.core.disk.home import ADAPTERS_FOLDER, LOCK_FILE, PROJECT_FILE
 from adapterhub.core.display import html_table, listed
@@ -27,15 +26,7 @@ from adapterhub.projects import saving
 from adapterhub.projects.builds import ProjectNames
 from adapterhub.projects.file import create_project, write_project
 from adapterhub.projects.lock.lockfile import lock_problems, previous_lock, read_lock, wanted_text
-from adapterhub.projects.locking import (
-    ALL,
-    Change,
-    DropIn,
-    LockOutcome,
-    LockReport,
-    MakeMerge,
-    changes_between,
-)
+from adapterhub.projects.locking import ALL, Change, DropIn, LockOutcome, LockReport, MakeMerge, changes_between
 from adapterhub.projects.places import (
     Asked,
     ProjectSources,
@@ -49,13 +40,7 @@ from adapterhub.projects.places import (
 )
 from adapterhub.projects.project import find_project, read_project
 from adapterhub.projects.rollback import History, plan_rollback
-from adapterhub.projects.sync import (
-    Synced,
-    SyncPlan,
-    bring_locked,
-    exact_list,
-    wanted_entries,
-)
+from adapterhub.projects.sync import Synced, SyncPlan, bring_locked, exact_list, wanted_entries
 from adapterhub.projects.syncing import (
     LockMoved,
     LockPlan,
@@ -70,7 +55,7 @@ from adapterhub.projects.values import Lock, LockedMerge, LockedSource
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
-    from adapterhub.api.steps.contracts.gating import ContractGate, DropIns
+    from adapterhub.api.steps.contracts.gating import DropIns
     from adapterhub.api.upkeep import Removed
     from adapterhub.distribution.install import Install
     from adapterhub.distribution.outdated import Offer
@@ -122,21 +107,11 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         self._read()
         opened = Library.default() if library is None else library
         self.library = opened if isinstance(opened, Library) else Library(opened)
+        self._session = replace(self.library.session, project_dir=self.folder, trusts_project=trust)
         if library is None:
-            names = ProjectNames(self.folder)
-            self.library.resolve_name, self.library.project_alias = names.build, names.alias
-        self._session = PythonSession(
-            root=self.library.root,
-            out=self.library.reports,
-            variables=os.environ,
-            project_dir=self.folder,
-            trusts_project=trust,
-            opened=self.library,
-        )
-        if library is None:
-            self.library.project_rules = self._session.project_rules
-            self.library.project_bounds = self._session.project_bounds
-
+            self.library.session = self._session
+            self._session.bind(self.library)
+            self.library.resolve_name = ProjectNames(self.folder).build
         self._has_own_library = library is not None
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -147,7 +122,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     # ------------------------------------------------------------ make and read
     @classmethod
     def find(cls, start: StrPath = ".", *, library: Library | StrPath | None = None, trust: bool = False) -> Project:
-        """The project in the nearest folder with an `adapters.toml`, from `start` upwards.
+        """Return the project in the nearest folder with an `adapters.toml`, from `start` upwards.
 
         Raises:
             NotFound: neither `start` nor a folder above it has one.
@@ -165,7 +140,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     def create(
         cls, folder: StrPath = ".", *, base: BaseLike | None = None, library: Library | StrPath | None = None
     ) -> Project:
-        """Make a project of a folder: write its `adapters.toml`. It warns of a base that is not known here yet.
+        """Make a project of a folder: write its `adapters.toml`. Warns if the base is not registered here yet.
 
         Raises:
             Conflict: it has one.
@@ -187,18 +162,6 @@ class Project(Documented, keys="project=folder file base", title="Init"):
             made._session.out.warn(f"no folder `{base_there.text}` in `{place}` yet")
         return made
 
-    @classmethod
-    def of_session(cls, session: Session, library: Library) -> Project:
-        """The project of a session that is there, such as that of a command; `library` is the session's.
-
-        Raises:
-            NotFound, Malformed: there is none, or its file is unusable.
-        """
-        project = cls.__new__(cls)
-        project.folder, project.library = session.need_project().folder, library
-        project._session, project._has_own_library = session, False  # noqa: SLF001 - of this class
-        return project
-
     @property
     def file(self) -> Path:
         """Its `adapters.toml`."""
@@ -206,7 +169,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
 
     @property
     def lock_file(self) -> Path:
-        """Where the lock is or will be."""
+        """Path of the lock file, which may not exist yet."""
         return self.folder / LOCK_FILE
 
     def _read(self) -> values.Project:
@@ -233,7 +196,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return read_lock(self.folder)
 
     def path(self, name: str) -> Path:
-        """The folder of an adapter in the project's `adapters/`.
+        """Return the folder of an adapter in the project's `adapters/`.
 
         Raises:
             NotFound: the project has no such name, or it was not synced.
@@ -298,7 +261,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
 
         Raises:
             StaleLock: with `check`: the lock does not answer the project file; every reason.
-            AdapterNotFound, NoCompatibleRelease, ProjectConflict: what is wanted cannot be had.
+            AdapterNotFound, NoCompatibleRelease, ProjectConflict: no available builds satisfy the project.
             ProjectNotTrusted: a server of the project would be asked; see `trust`.
             UsageProblem: `names` without `upgrade`, or either with `check`.
         """
@@ -349,31 +312,32 @@ class Project(Documented, keys="project=folder file base", title="Init"):
             frozen: never resolve; raise when the lock file does not answer the project.
             offline: open no connection.
             check: read every byte again.
-            prune: remove what the lock file does not ask for.
-            groups: optional groups, too.
+            prune: remove adapters that the lock file does not list.
+            groups: also these optional groups.
             all_groups: every optional group.
             delete_foreign: with `prune`: also delete folders that sync did not make.
-            agree: without `delete_foreign`, is called with these folders, and says whether they go.
+            agree: without `delete_foreign`, is called with these folders, and returns True to delete them.
             signatures: `require`, `warn` or `off` for this call.
-            test: `keep` changes folders only if every build with a contract passes it; `warn` only says so.
+            test: `keep` changes folders only if every build with a contract passes it; `warn` only warns.
 
         Returns:
-            `.lock`, `.plan`, `.tests`, and `.done` with what was linked, fetched and removed.
+            `.lock`, `.plan`, `.tests`, and `.done` with the linked, fetched and removed builds.
 
         Raises:
             StaleLock, NotFound: with `frozen`.
             UsageProblem: the project lacks a group, or `delete_foreign` is given without `prune`.
             Conflict: something else lies where an adapter belongs; nothing was changed.
-            DigestMismatch, AdapterNotFound, RemoteUnreachable: a build cannot be had; no folder changed.
+            DigestMismatch, AdapterNotFound, RemoteUnreachable: a build is not available; no folder changed.
             BehaviourChanged, CouldNotTell: a build does not pass its test; no folder changed.
         """
         if delete_foreign and not prune:
-            raise UsageProblem("`--yes` needs `--prune`, because nothing else deletes folders")
+            raise UsageProblem(
+                "`--yes` needs `--prune`, because nothing else deletes folders",
+                hint="`adapt sync --prune --yes` deletes them",
+            )
         project = self._read()
         _ensure_groups(project, groups)
-        gate = self._gate(test)
-        if gate is not None:
-            from adapterhub.api.steps.contracts.gating import admit_locked
+        gate = gate_of(self._session, test)
 
         def delete(plan: SyncPlan) -> Sequence[Path]:
             foreign = [*(step.folder for step in plan.blocked), *plan.foreign]
@@ -389,17 +353,10 @@ class Project(Documented, keys="project=folder file base", title="Init"):
                 reads_all=check,
                 delete=delete if prune else None,
                 signatures=signatures,
-                test=partial(admit_locked, gate) if gate else None,
+                test=gate.admit_locked if gate else None,
             ),
         )
         return replace(synced, tests=tuple(gate.results)) if gate else synced
-
-    def _gate(self, test: Testing | None) -> ContractGate | None:
-        if test is None:
-            return None
-        from adapterhub.api.steps.contracts.gating import ContractGate
-
-        return ContractGate(self._session.library, test, self._session.out)
 
     def _warn(self, warnings: Sequence[str]) -> None:
         for warning in warnings:
@@ -438,8 +395,8 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     ) -> SavedInstalls:
         """Install adapters, save them in `adapters.toml` and `adapters.lock`, and sync.
 
-        `group` is an optional group to put them in; `sync=False` leaves `adapters/` alone. The other arguments and the
-        errors are those of `Library.install`.
+        `group` is an optional group to put them in; `sync=False` does not change `adapters/`. The other arguments and
+        the errors are those of `Library.install`.
 
         Raises:
             Conflict: the project uses a name for another adapter, or something else lies where one belongs in
@@ -516,28 +473,38 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return set_project_alias(self._session, name, targets_of(targets), syncs=sync, offline=offline)
 
     # ------------------------------------------------------------ newer and older builds
-    def outdated(
-        self,
-        *names: str,
-        places: StrPath | Iterable[StrPath] = (),
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Sequence[Offer]:
-        """What each place offers for what is locked: `.allowed` by the project, `.newest`, `.yanked`, `.problem`.
-
-        Raises:
-            NotFound: nothing is locked, or the project has no adapter by a name.
-        """
-        from adapterhub.projects.upgrades import project_requests
-
-        where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
-        asked = project_requests(self._session, self._read(), [spec_of(name) for name in names], where)
-        return offers_for(self._session, asked)
-
+    @overload
     def upgrade(
         self,
         *names: str,
+        check: Literal[True],
+        dry_run: bool = ...,
+        test: Testing | None = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        signatures: SignaturePolicy | None = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        offline: bool = ...,
+        jobs: Count = ...,
+    ) -> Sequence[Offer]: ...
+    @overload
+    def upgrade(
+        self,
+        *names: str,
+        check: Literal[False] = ...,
+        dry_run: bool = ...,
+        test: Testing | None = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        signatures: SignaturePolicy | None = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        offline: bool = ...,
+        jobs: Count = ...,
+    ) -> LockPlan: ...
+    def upgrade(
+        self,
+        *names: str,
+        check: bool = False,
         dry_run: bool = False,
         test: Testing | None = None,
         places: StrPath | Iterable[StrPath] = (),
@@ -545,30 +512,40 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
-    ) -> LockPlan:
+        jobs: Count = 8,
+    ) -> LockPlan | Sequence[Offer]:
         """Lock the newest that the project allows, of everything or of `names`, and sync.
 
         Args:
             names: upgrade only these.
+            check: change nothing, and return what each place offers: `.allowed` by the project, `.newest`, `.yanked`,
+                `.problem`.
             dry_run: write nothing, and test nothing; merges are listed, not run.
-            test: `keep` takes a release only if it passes the contract of the locked one; `warn` takes it, and says so.
+            test: `keep` takes a release only if it passes the contract of the locked one; `warn` takes it with a
+                warning.
             places: other places to look in, as `--from` names them.
             signatures: `require`, `warn` or `off` for this call.
             remote: ask only this server.
             token: access token for it.
             offline: look in the library and in directories only.
+            jobs: ask for so many adapters at a time.
 
         Returns:
             `.changes` in the lock, `.folders` that changed, `.warnings`; without `dry_run` a `LockMoved` with `.lock`,
             `.sync` and `.tests`.
 
         Raises:
+            NotFound: with `check`, nothing is locked, or the project has no adapter by a name.
             BehaviourChanged: a build cannot stay as locked, and what would replace it did not pass.
         """
-        if test and dry_run:
-            raise UsageProblem("`--dry-run` and `--test` exclude each other: a test brings the newer build")
+        ensure_upgrade(check=check, dry_run=dry_run, test=test, signatures=signatures)
         session, project = self._session, self._read()
         where = Where(places=paths_of(places), remote=remote, token=token, offline=offline)
+        if check:
+            from adapterhub.projects.upgrades import project_requests
+
+            asked = project_requests(session, project, [spec_of(name) for name in names], where)
+            return offers_for(session, asked, jobs, where, project.folder)
         sources, previous = ProjectSources(session, project, where), previous_lock(project)
         sources.settle(previous)
         lock_anew = partial(lock_now, session, project, sources, previous=previous, upgrade=names or ALL)
@@ -592,12 +569,12 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     def _drop_ins(
         self, test: Testing | None, sources: ProjectSources, signatures: SignaturePolicy | None
     ) -> DropIns | None:
-        if (gate := self._gate(test)) is None:
+        if (gate := gate_of(self._session, test)) is None:
             return None
         from adapterhub.api.steps.contracts.gating import DropIns
 
         def bring(lock: Lock, entries: Sequence[Locked]) -> None:
-            bring_locked(gate.library, lock, entries, build_sources(self._session, lock, sources, signatures))
+            bring_locked(gate.session.library, lock, entries, build_sources(self._session, lock, sources, signatures))
 
         return DropIns(gate, bring)
 
@@ -631,7 +608,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
             NotFound: the project has no such name, or no earlier build of it is known on this machine.
             StaleLock: the lock does not answer the project file.
             Conflict: the earlier build is for another base, of a remote that is gone, or a merge of other inputs.
-            AdapterNotFound, RemoteUnreachable: the earlier build cannot be had any more; nothing was changed.
+            AdapterNotFound, RemoteUnreachable: the earlier build is no longer available; nothing was changed.
         """
         session, library = self._session, self._session.library
         sources = ProjectSources(session, self._read(), Where(offline=offline))
@@ -657,7 +634,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return replace(moved, way_forward=self._way_forward(outcome))
 
     def _way_forward(self, outcome: LockOutcome) -> str:
-        """What takes the newer builds again: an upgrade, unless the project file asks for other versions now."""
+        """Return the command for newer builds: an upgrade, unless the project file asks for other versions now."""
         asked = {wanted.key: wanted.spec for wanted in self._read().adapters}
         for change in outcome.changes:
             left, spec = change.before, asked.get(change.key) if change.key else None
@@ -670,7 +647,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return "`adapt upgrade` goes forward again"
 
     def _rolled_back(self, plan: Rollback, sources: ProjectSources, make_merge: MakeMerge | None = None) -> LockOutcome:
-        """The lock of a plan; merges that no earlier lock has are made again."""
+        """Return the lock of a plan; merges that no earlier lock has are made again."""
         sources.settle(plan.lock)
         outcome = lock_now(self._session, plan.project, sources, previous=plan.lock, make_merge=make_merge)
         return replace(outcome, changes=changes_between(plan.before, outcome.lock))
@@ -679,7 +656,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
     def tree(
         self, *names: SpecLike, invert: bool = False, holders: bool = False
     ) -> Tree | ProjectTree | Holders | Needs:
-        """What is locked, each with its `.parents`; `print` draws it; other names as `Library.tree`.
+        """Return the locked builds, each with its `.parents`; `print` draws them; other names as `Library.tree`.
 
         Raises:
             NotFound: nothing is locked yet.
@@ -705,15 +682,15 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return ProjectTree.of(self.folder, lock, lineage, keys)
 
     def sbom(self) -> Mapping[str, Any]:
-        """What the locked adapters are made of, as a CycloneDX 1.6 document; see `Library.sbom`.
+        """Return the parts of the locked adapters as a CycloneDX 1.6 document; see `Library.export`.
 
         Raises:
             NotFound: nothing is locked yet.
         """
-        return bill_of_lock(self._session, self._read())
+        return bill_of_lock(self._session, self._read()).document
 
     def requirements(self, *, groups: Sequence[str] = (), all_groups: bool = False) -> Requirements:
-        """What is locked, one `name==version#sha256:…` each, for `install(requirements=…)`; merges only if published.
+        """Return the locked builds, one `name==version#sha256:…` each, for `install(requirements=…)`; published merges.
 
         Args:
             groups: with these optional groups.
@@ -726,7 +703,7 @@ class Project(Documented, keys="project=folder file base", title="Init"):
         return Requirements.of(exact_list(self.folder, self._session.out, groups, all_groups=all_groups))
 
     def trust(self, *, revoke: bool = False) -> TrustedProject | RevokedProject:
-        """Agree to the servers that the project names, once for its folder and what it says of servers.
+        """Agree to the servers that the project names, for its folder and the servers that its file lists now.
 
         With `revoke`, take the agreement back.
 
@@ -734,6 +711,18 @@ class Project(Documented, keys="project=folder file base", title="Init"):
             NamespaceBound: it claims a name or a namespace of a remote of yours.
         """
         return self.library.trust_project(self.folder, revoke=revoke)
+
+
+def project_of(session: Session, library: Library) -> Project:
+    """Return the project of a session that is there, such as that of a command; `library` is the session's.
+
+    Raises:
+        NotFound, Malformed: there is none, or its file is unusable.
+    """
+    project = Project.__new__(Project)
+    project.folder, project.library = session.need_project().folder, library
+    project._session, project._has_own_library = session, False  # noqa: SLF001 - of this module
+    return project
 
 
 def _reopened(folder: Path, library: Library | None, trust: bool) -> Project:  # noqa: FBT001 - called by its place
@@ -756,7 +745,7 @@ def _ensure_groups(project: values.Project, groups: Sequence[str]) -> None:
 
 
 def _put_off(to_merge: set[str]) -> MakeMerge:
-    """Notes the key of a merge instead of running it; without a digest, it differs from any locked or present merge."""
+    """Note the key of a merge instead of running it; without a digest, it differs from any locked or present merge."""
 
     def put_off(wanted: MergeRequirement, _inputs: object) -> LockedMerge:
         to_merge.add(wanted.key)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, base_of, spec_of
 from adapterhub.core.arguments import Namespace, StrPath, Testing, parsed, path_of
-from adapterhub.core.digests import Digest, digest_of
+from adapterhub.core.digests import Digest, Progress, digest_of
 from adapterhub.core.errors import NotAllowed, NotFound, UsageProblem, problem_list, shown
 from adapterhub.core.ranks import RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec, names_folder, parse_namespace
@@ -19,7 +19,7 @@ from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import is_url
-from adapterhub.projects.session import wanted_from
+from adapterhub.projects.session import hub_of, wanted_from
 from adapterhub.trust.signing.policy import SignaturePolicy
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.bases.requested import RequestedBase
     from adapterhub.library.remotes import Remote
-    from adapterhub.library.transfer import Place
+    from adapterhub.library.transfer import Copied, Place
     from adapterhub.projects.session import Session
 
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class Sent(
     Documented,
     keys="name=build.full_name version=build.manifest.version digest=build.manifest.digest to sent_files sent_bytes"
-    " created signed=is_signed url tests?",
+    " created signed=is_signed url mount tests?",
     title="Pushed",
 ):
     """A published build."""
@@ -55,6 +55,8 @@ class Sent(
     sent_signature: bool = False
     is_signed: bool = False
     url: Annotated[str | None, "URL of the commit; null for a directory"] = None
+    mount: Annotated[str | None, "the image that container runtimes mount; null outside OCI registries"] = None
+    sent_mount: bool = False
     tests: Annotated[tuple[Tested, ...] | None, "with --test: how it does by its contract"] = None
 
     @property
@@ -79,8 +81,8 @@ class SentResults(
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PushPlan(
     Sent,
-    keys="dry_run to kind commit_message tag digest=build.manifest.digest signed=is_signed files tags card card_notes"
-    " tests?",
+    keys="dry_run to kind commit_message tag mount digest=build.manifest.digest signed=is_signed files tags card"
+    " card_notes tests?",
 ):
     """Exactly what a push would send."""
 
@@ -149,12 +151,12 @@ class WithPublishing(OpenedLibrary):
             key: name of the key.
             password: of the key.
             private: make a new repository private.
-            test: `keep` sends it only if it answers as its contract records; `warn` only says so.
+            test: `keep` sends it only if it answers as its contract records; `warn` sends it with a warning.
             results: send only the signed results of its tests, to a repository that has the version; returns
                 `SentResults`. The token of a tester whom the namespace knows needs no right to write.
             dry_run: send nothing, and return a `PushPlan` of exactly what would be sent.
             remote: the server; default: the one that has the namespace, then the default one.
-            token: access token for it.
+            token: access token for it; default: the stored one, or in a CI one for the identity of the job.
             offline: refuse to open a connection.
 
         Raises:
@@ -170,38 +172,34 @@ class WithPublishing(OpenedLibrary):
         from adapterhub.api.steps.contracts.recording import contract_line, sign_results
         from adapterhub.api.steps.contracts.testing import TestQuestion
         from adapterhub.api.steps.keys import sign_build, signing_key
-        from adapterhub.api.steps.publishing import tell_refused
         from adapterhub.formats.cards.card import contract_shown, tags_for
         from adapterhub.library.admission import Admission
-        from adapterhub.library.intake.statements import files_in
-        from adapterhub.library.results import ResultFiles
-        from adapterhub.library.transfer import copy, publishable
 
         if key and not sign:
             raise UsageProblem("`--key` needs `--sign`", hint="add `--sign`")
         if results and (dry_run or sign or test):
-            raise UsageProblem("`--results` sends results alone", hint="leave out `--sign`, `--test` and `--dry-run`")
+            raise UsageProblem("`--results` sends only results", hint="leave out `--sign`, `--test` and `--dry-run`")
         bounds = RankRange.of(rank)
         build = find_build(self.session, spec_of(spec), bounds, to="send")
         there = to if isinstance(to, str) else str(Path(to).absolute())
         if results:
             return self._send_results(build, there, remote=remote, token=token, offline=offline)
-        gate = ContractGate(self, test, self.reports, TestQuestion(base_alone=True)) if test else None
-        release = publishable(
-            Release(
-                manifest=build.manifest,
-                namespace=build.namespace,
-                origin=self.label,
-                base_hub_id=self.bases.hub_id_of(build.base),
-            )
-        )
+        gate = ContractGate(self.session, test, TestQuestion(base_alone=True)) if test else None
+        release = _release_of(self, build)
         signer = signing_key(self.session, key, password) if sign and not dry_run else None
         if signer is not None:
             sign_build(self, build, build.namespace or _namespace_in(there), signer)
         if not (sign and dry_run):  # otherwise it is not signed yet
             Admission(self).ensure_usable(build)
         place = _place_for(
-            self.session, there, private=private, signs_again=sign, remote=remote, token=token, offline=offline
+            self.session,
+            there,
+            private=private,
+            signs_again=sign,
+            remote=remote,
+            token=token,
+            offline=offline,
+            sends=not dry_run,
         )
         card = place.card_of(release, contract_shown(build.folder))
         for note in card.notes:
@@ -210,6 +208,8 @@ class WithPublishing(OpenedLibrary):
             gate.admit(build, undone="Nothing was sent")
         facts: dict[str, Any] = {"build": build, "to": there, "place": place.label}
         facts |= {"tests": tuple(gate.results) if gate else None}
+        name_mount = getattr(place, "mount_of", None)
+        facts |= {"mount": name_mount(build.manifest) if name_mount else None}
         signature = self.provenance(release).signature
         if dry_run:
             texts = {MANIFEST_FILE: build.manifest.to_bytes(), CARD_FILE: card.text.encode()}
@@ -226,11 +226,9 @@ class WithPublishing(OpenedLibrary):
             )
         if gate is not None and signer is not None:
             sign_results(self, build, gate.results, signer)
-        tested = ResultFiles.of_library(self.store, release.digest).current(build.full_name)
-        made = files_in(self.store, release.digest).read()
-        with self.reports.progress(f"push {build.full_name}", build.manifest.size_bytes) as progress:
-            copied = copy(release, self, place, progress, signature=signature, results=tested, statements=made)
-        tell_refused(self.session, place)
+        size_bytes = build.manifest.size_bytes * (2 if facts["mount"] else 1)
+        with self.reports.progress(f"push {build.full_name}", size_bytes) as progress:
+            copied = _copied(self.session, release, place, signature, progress)
         if gate is None:
             self.reports.note(contract_line(self, build))
         return Sent(
@@ -240,6 +238,7 @@ class WithPublishing(OpenedLibrary):
             sent_bytes=copied.sent_bytes,
             sent_signature=copied.sent_signature,
             url=place.commit_url or None,
+            sent_mount=getattr(place, "sent_mount", False),
         )
 
     def _send_results(
@@ -252,21 +251,26 @@ class WithPublishing(OpenedLibrary):
             UsageProblem: `to` is a directory, or a server that keeps no results.
             NotAllowed: the server takes none of them; each reason is listed.
         """
-        from adapterhub.api.steps.publishing import server_for, tell_refused
+        from adapterhub.api.steps.publishing import opened_to_write, remote_for, tell_refused
         from adapterhub.library.results import ResultFiles
 
         if names_folder(to) or is_url(to):
             kind = "an image" if is_url(to) else "a directory"
-            raise UsageProblem(f"`{shown(to)}` is {kind}", hint="`adapt push` without `--results` copies results, too")
+            raise UsageProblem(f"`{shown(to)}` is {kind}", hint="`adapt push` without `--results` also copies results")
         results = ResultFiles.of_library(self.store, build.manifest.digest).current(build.full_name)
         if not results:
             raise NotFound(
                 f"there is no signed result on {build.full_name} {build.manifest.label}. Nothing was sent",
                 hint=f"`adapt test {build.full_name} --sign --key NAME` makes one",
             )
-        hub = server_for(self.session, to, remote, token=token, offline=offline)
+        there = remote_for(self.session, to, remote)
+        named = remote or there.name or there.url
+        hub = hub_of(opened_to_write(self.session, there, named, to, token=token, offline=offline))
         if not hub.keeps_results:
-            raise UsageProblem(f"{hub.endpoint} keeps no signed results of tests. Nothing was sent")
+            raise UsageProblem(
+                f"{hub.endpoint} keeps no signed results of tests. Nothing was sent",
+                hint="`adapt remote list` shows the kinds of the servers; a registry of adapterhub keeps results",
+            )
         place = hub.to(to)
         count = place.send_results(build.manifest, results)
         if not count:
@@ -311,7 +315,6 @@ class WithPublishing(OpenedLibrary):
             remote=remote,
             token=token,
             offline=offline,
-            bars=self.reports,
         )
 
     def mirror(
@@ -324,6 +327,7 @@ class WithPublishing(OpenedLibrary):
         rank: Ranks | None = None,
         private: bool = False,
         tests: bool = False,
+        witness: bool = False,
         dry_run: bool = False,
         ignore_bindings: bool = False,
     ) -> Sequence[Mirrored]:
@@ -337,7 +341,8 @@ class WithPublishing(OpenedLibrary):
             base: the base, where a spec names none.
             rank: this rank, or one in a range: `8`, `"4-16"`, `"4-"`, `"-16"`.
             private: make new repositories private.
-            tests: copy the signed results of tests, too.
+            tests: also copy the signed results of tests.
+            witness: co-sign the head of the log of `origin`, after its checks, with the key of this library.
             dry_run: send nothing.
             ignore_bindings: copy although another remote of yours has the namespace.
 
@@ -359,9 +364,9 @@ class WithPublishing(OpenedLibrary):
                 bounds=RankRange.of(rank),
                 private=private,
                 tests=tests,
+                witness=witness,
                 dry_run=dry_run,
                 ignore_bindings=ignore_bindings,
-                bars=self.reports,
             )
         )
 
@@ -371,6 +376,7 @@ class WithPublishing(OpenedLibrary):
         spec: SpecLike,
         *,
         reason: str = "",
+        undo: bool = False,
         dry_run: bool = False,
         remote: str | None = None,
         token: str | None = None,
@@ -381,36 +387,26 @@ class WithPublishing(OpenedLibrary):
         Args:
             spec: the version, by its repository or its adapter: `acme/legal-qa==1.1.0`.
             reason: one line of at most 500 characters.
+            undo: take the yank back.
             dry_run: find the version and change nothing.
             remote: the server; default: the one that has the namespace, then the default one.
             token: access token for it.
             offline: refuse to open a connection.
 
         Raises:
-            UsageProblem: `spec` names no namespace or no version.
+            UsageProblem: `spec` names no namespace or no version; or a `reason` to `undo`.
             AmbiguousSpec: several repositories have this version; the choices name them.
             AdapterNotFound: the server has no such version.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
         """
         from adapterhub.distribution import withdrawal
 
+        if undo and reason:
+            raise UsageProblem("`--undo` takes a yank back and needs no `--reason`", hint="drop `--reason`")
         hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
+        if undo:
+            return withdrawal.unyank(hub, self, asked, wanted, dry_run=dry_run)
         return withdrawal.yank(hub, self, asked, wanted, reason, dry_run=dry_run)
-
-    def unyank(
-        self,
-        spec: SpecLike,
-        *,
-        dry_run: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Withdrawn:
-        """Take a yank back; arguments and errors are those of `yank`."""
-        from adapterhub.distribution import withdrawal
-
-        hub, asked, wanted = self._asked(spec, remote, token, offline=offline)
-        return withdrawal.unyank(hub, self, asked, wanted, dry_run=dry_run)
 
     def delete(
         self,
@@ -424,7 +420,7 @@ class WithPublishing(OpenedLibrary):
     ) -> Withdrawn:
         """Delete a published version, or without a version the whole repository, without asking.
 
-        A locked install of what was deleted fails on a machine that does not have it; `yank` avoids that.
+        A locked install of a deleted version fails on a machine that does not have it; `yank` avoids that.
         `agree` is called with what will be deleted, before it is, and may raise. Other arguments and errors are those
         of `yank`.
         """
@@ -462,7 +458,7 @@ class WithPublishing(OpenedLibrary):
 
         Args:
             spec: the installed adapter.
-            key: name of the key; default: ADAPTERHUB_KEY, else your only key.
+            key: name of the key; default: ADAPTERHUB_KEY, or your only key.
             password: of the key; default: ADAPTERHUB_PASSWORD.
             namespace: the namespace it is signed for; default: the one it has here.
             statement: also sign how it was merged, as an in-toto statement.
@@ -494,7 +490,7 @@ class WithPublishing(OpenedLibrary):
     def keys(self) -> Keys:
         """Your keys, those that you trust and the signature policies: `new`, `all`, `show`, `trust`, `rotate`, ….
 
-        `untrust`, `revoke` and `policy` are there, too.
+        `untrust`, `revoke` and `policy` are others.
         """
         from adapterhub.api.steps.keys import Keys
 
@@ -508,6 +504,61 @@ class WithPublishing(OpenedLibrary):
         return KnownRemotes(self.session)
 
 
+def push_as(library: OpenedLibrary, alias: str, build: Installed, *, to: str, remote: str, token: str | None) -> None:
+    """Publish a build and let an alias of its repository mean it, in one request where the server can.
+
+    Raises:
+        UsageProblem: the remote keeps no aliases; nothing was sent.
+        ReleaseExists, RemoteUnreachable, NotAllowed: as `push`.
+    """
+    from adapterhub.distribution.hub import HubRepository
+    from adapterhub.library.admission import Admission
+
+    session, release = library.session, _release_of(library, build)
+    Admission(library).ensure_usable(build)
+    place = _place_for(
+        session, to, private=False, signs_again=False, remote=remote, token=token, offline=False, sends=False
+    )
+    if not isinstance(place, HubRepository):
+        raise UsageProblem(
+            f"{place.label} keeps no aliases. Nothing was sent",
+            hint="push without an alias; only a registry of adapterhub keeps aliases",
+        )
+    place.alias = alias
+    _copied(session, release, place, library.provenance(release).signature, None)
+
+
+def _release_of(library: OpenedLibrary, build: Installed) -> Release:
+    """Return the published state of an installed build.
+
+    Raises:
+        UsageProblem: its version is local.
+    """
+    from adapterhub.library.transfer import publishable
+
+    hub_id = library.bases.hub_id_of(build.base)
+    return publishable(
+        Release(manifest=build.manifest, namespace=build.namespace, origin=library.label, base_hub_id=hub_id)
+    )
+
+
+def _copied(
+    session: Session, release: Release, place: Place, signature: bytes | None, progress: Progress | None
+) -> Copied:
+    """Send a build with its results and statements, and report the files that the place refused."""
+    from adapterhub.api.steps.publishing import tell_refused
+    from adapterhub.library.intake.statements import files_in
+    from adapterhub.library.results import ResultFiles
+    from adapterhub.library.transfer import copy
+
+    library = session.library
+    tested = ResultFiles.of_library(library.store, release.digest).current(release.full_name)
+    made = files_in(library.store, release.digest).read()
+    copied = copy(release, library, place, progress, signature=signature, results=tested, statements=made)
+    tell_refused(session, place)
+    return copied
+
+
 def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | RepositoryPattern:
     from adapterhub.distribution.mirroring import RepositoryPattern, parse_repositories
 
@@ -517,7 +568,7 @@ def _repositories_of(spec: SpecLike | RepositoryPattern) -> AdapterSpec | Reposi
 
 
 def _namespace_in(to: str) -> str | None:
-    """The namespace that a build gets at the place `to`: the word before the name of the repository."""
+    """Return the namespace that a build gets at the place `to`: the word before the name of the repository."""
     words = to.partition("://")[2].split("/")[1:] if is_url(to) else to.split("/")
     return None if names_folder(to) or len(words) < 2 else words[-2]
 
@@ -535,12 +586,15 @@ def _place_for(
     remote: str | None,
     token: str | None,
     offline: bool,
+    sends: bool,
 ) -> Place:
-    """The directory or the repository `to`; no request is sent.
+    """Return the directory or the repository `to`.
+
+    Only in a job of a CI without a token is a request sent, where it `sends`.
 
     With `signs_again`, a signature may take the place of that of a published version.
     """
-    from adapterhub.api.steps.publishing import remote_for
+    from adapterhub.api.steps.publishing import opened_to_write, remote_for
     from adapterhub.distribution.remote_kinds import kind_named
 
     if names_folder(to):
@@ -548,20 +602,21 @@ def _place_for(
 
         return PublishedDirectory(path_of(to))
     there, repository = _registry_of(session, to, remote) if is_url(to) else (remote_for(session, to, remote), to)
-    opened = session.named_source(there, remote or there.name or there.url, token=token, offline=offline)
+    named = remote or there.name or there.url
+    opened = opened_to_write(session, there, named, repository, token=token, offline=offline, sends=sends)
     return kind_named(there.kind).destination(opened, repository, private=private, signs_again=signs_again)
 
 
 def _registry_of(session: Session, to: str, remote: str | None) -> tuple[Remote, str]:
-    """The remote and the repository of `oci://HOST/REPOSITORY[:TAG]`: the remote that has the longest part of it."""
-    from adapterhub.library.remotes import OCI, kind_in
+    """Return remote and repository of `oci://HOST/REPOSITORY[:TAG]`: the remote with the longest part of it."""
+    from adapterhub.library.remotes import HUB_NAME, kind_in
 
-    host, _, path = to.removeprefix(f"{OCI}://").partition("/")
-    if kind_in(to) != OCI or not path or remote:
+    kind, (host, _, path) = kind_in(to), to.partition("://")[2].partition("/")
+    if kind == HUB_NAME or not path or remote:
         raise UsageProblem(
-            f"`{shown(to)}` is no place to push to: expected `org/repo` with `--remote`, `oci://host/repo[:tag]` "
+            f"`{shown(to)}` is not a place to push to: expected `org/repo` with `--remote`, `oci://host/repo[:tag]` "
             "without, or a directory"
         )
-    known = [one for one in session.remotes.all() if one.kind == OCI and to.startswith(f"{one.url}/")]
-    found = max(known, key=lambda one: len(one.url), default=None) or session.remotes.get(f"{OCI}://{host}")
+    known = [one for one in session.remotes.all() if one.kind == kind and to.startswith(f"{one.url}/")]
+    found = max(known, key=lambda one: len(one.url), default=None) or session.remotes.get(f"{kind}://{host}")
     return found, to[len(found.url) + 1 :] if to.startswith(f"{found.url}/") else path

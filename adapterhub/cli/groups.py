@@ -1,4 +1,4 @@
-"""A group of commands that answers `help`, and says which command a mistyped one means."""
+"""A group of commands that answers `help`, and suggests a command for a mistyped one."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ HELP: Final = "help"
 
 
 class BareOption(click.Option):
-    """An option whose value follows `=` alone: `--test` is `--test=keep`, and never takes the next word."""
+    """An option whose value follows only after `=`: `--test` is `--test=keep`, and never takes the next word."""
 
     def __init__(self, *args: Any, bare: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bare = bare
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its value without a space."""
+        """Return the option and its value without a space."""
         record = super().get_help_record(ctx)
         return record and (record[0].replace(" [=", "[="), record[1])
 
 
 def _with_bare_values(command: click.Command, args: Sequence[str]) -> Iterator[str]:
-    """The words after a command, with the value of each option that stands bare."""
+    """Yield the words after a command, with the value of each option that stands bare."""
     bare = {name: one.bare for one in command.params if isinstance(one, BareOption) for name in one.opts}
     is_option = True
     for word in args:
@@ -45,7 +45,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that `args` name."""
+        """Return the command that `args` name."""
         name, known = args[0] if args else "", self.list_commands(ctx)
         if name and not name.startswith("-") and name not in known and self.get_command(ctx, name) is None:
             from adapterhub.cli.suggestions import advice

@@ -1,7 +1,7 @@
 """Write everything a command prints: results to stdout, all else to stderr.
 
 A terminal gets tables, colours and progress bars; a pipe gets tab-separated text and none of these. `--json` gives one
-JSON document on stdout. `NO_COLOR` is obeyed, and colour never carries meaning alone.
+JSON document on stdout. `NO_COLOR` is obeyed, and no meaning depends on colour.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from adapterhub.core import display
@@ -38,24 +39,37 @@ class Output:
     quiet: bool = False
 
     def result(self, document: Any, text: Callable[[], None]) -> None:
-        """Print `document` (or what it returns) under `--json`, otherwise call `text`, which prints to stdout."""
+        """Print the JSON of `document` (or of its return value) under `--json`, or call `text`, which also prints.
+
+        An iterator of documents is printed as an array, each while the next one is made.
+        """
         if self.as_json:
-            sys.stdout.write(json_text(document() if callable(document) else document, indent=1) + "\n")
+            from adapterhub.formats.documented import json_value
+
+            value = document() if callable(document) else document
+            if isinstance(value, Iterator):
+                _write_array(map(json_value, value))
+            else:
+                sys.stdout.write(json_text(json_value(value), indent=1) + "\n")
         else:
             text()
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-        """Print a table on a terminal, tab-separated text with a header elsewhere; align columns in `right` right."""
-        cells = [_cells(row) for row in rows]
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+        """Print a table on a terminal, tab-separated text with a header elsewhere; align columns in `right` right.
+
+        The text is printed while the rows are made; a table needs the widths of all.
+        """
+        texts = map(_cells, rows)
         if not sys.stdout.isatty():
-            lines = ["\t".join(columns), *("\t".join(row) for row in cells)]
-            sys.stdout.write(without_own_secrets("\n".join(lines)) + "\n")
+            lines = chain(["\t".join(columns)], ("\t".join(row) for row in texts))
+            while some := list(islice(lines, _AT_ONCE)):
+                sys.stdout.write(without_own_secrets("\n".join(some)) + "\n")
             return
         import shutil
 
         from adapterhub.core.display import table_lines
 
-        cells = [[without_own_secrets(cell) for cell in row] for row in cells]
+        cells = [[without_own_secrets(cell) for cell in row] for row in texts]
         head, body = table_lines(columns, cells, right=right, width=shutil.get_terminal_size().columns)
         sys.stdout.write("\n".join([*(coloured(line, "1", sys.stdout) for line in head), *body]) + "\n")
 
@@ -115,23 +129,17 @@ class Output:
 
     @contextlib.contextmanager
     def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """The same as `progress`, for callers that count themselves: call it with `(done, total)`."""
-        with self.described_steps(what, unit=unit) as progress:
-            yield lambda done, total: progress(done, total, what)
-
-    @contextlib.contextmanager
-    def described_steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int, str], None]]:
-        """The same as `steps`, with a third argument that replaces the text `what`."""
+        """Provide the same as `progress`, for callers that count themselves: call it with `(done, total)`."""
         with self._bar(what, None, unit) as bar:
             yield (
-                (lambda done, total, now: bar[0].update(bar[1], completed=done, total=total, description=now))
+                (lambda done, total: bar[0].update(bar[1], completed=done, total=total))
                 if bar
-                else (lambda _done, _total, _now: None)
+                else (lambda _done, _total: None)
             )
 
     @contextlib.contextmanager
     def _bar(self, what: str, total: int | None, unit: str) -> Iterator[tuple[Bars, TaskID] | None]:
-        """The bar and its only task, with the position, the rate and the time left."""
+        """Provide the bar and its only task, with the position, the rate and the time left."""
         if not self.shows_bars:
             yield None
             return
@@ -174,11 +182,24 @@ class Output:
 
 
 _CELL_CHARACTERS: Final = 400
+_AT_ONCE: Final = 1000
+
+
+def _write_array(values: Iterator[Any]) -> None:
+    """Write the JSON array of the values, as `json_text` indents it; a part of them is in memory at a time."""
+    opened = False
+    while some := list(islice(values, _AT_ONCE)):
+        text = json_text(some, indent=1).removeprefix("[\n").removesuffix("\n]")
+        sys.stdout.write((",\n" if opened else "[\n") + text)
+        opened = True
+    sys.stdout.write("\n]\n" if opened else "[]\n")
+
+
 _COLOURS: Final = {"error": "1;31", "warning": "1;33", "hint": "1;36"}
 
 
 def _cells(row: Sequence[object]) -> list[str]:
-    """The cells of one row of a table as text."""
+    """Return the cells of one row of a table as text."""
     cells = ["" if cell is None else str(cell) for cell in row]
     whole = "".join(cells)
     if len(whole) <= _CELL_CHARACTERS and whole.isprintable():  # as most are; asked once, not of each cell
@@ -203,7 +224,8 @@ def report_failure(error: AdapterHubError, *, as_json: bool) -> None:
     if as_json:
         text = without_secrets(json_text({"error": failure_facts(error)}))
     else:
-        hint = f"\n{_label('hint')} {escaped(error.hint)}" if error.hint else ""
+        usual = error.hint or error.usual_hint
+        hint = f"\n{_label('hint')} {escaped(usual)}" if usual else ""
         text = f"{_label('error')} {escaped(error.message)}{hint}"
     with contextlib.suppress(OSError):  # on a full disk the exit code still reports the failure
         sys.stderr.write(f"{text}\n")
@@ -217,14 +239,14 @@ def report_traceback(_kind: type[BaseException], error: BaseException, _trace: T
 
 
 def failure_facts(error: AdapterHubError) -> dict[str, Any]:
-    """The facts about a refusal, as `--json` prints them."""
+    """Return the facts about a refusal, as `--json` prints them."""
     facts: dict[str, Any] = {
         "type": type(error).__name__,
         "message": error.message,
         "exit_code": error.exit_code,
     }
-    if error.hint:
-        facts["hint"] = error.hint
+    if usual := error.hint or error.usual_hint:
+        facts["hint"] = usual
     for name in ("refusals", "reasons", "findings", "problems"):
         if getattr(error, name, None):
             facts[name] = [list(item) if isinstance(item, tuple) else item for item in getattr(error, name)]
@@ -232,7 +254,10 @@ def failure_facts(error: AdapterHubError) -> dict[str, Any]:
 
 
 def json_text(document: Any, *, indent: int | None = None, compact: bool = False) -> str:
-    """The JSON text of a document without one's own secrets; what does not print, such as bidi marks, is escaped."""
+    """Return the JSON text of a document without one's own secrets.
+
+    What does not print, such as bidi marks, is escaped.
+    """
     import json
 
     separators = (",", ":") if compact else None

@@ -34,14 +34,15 @@ COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
     "version": "--version",
     "auth": "remote login",
     "history": "info",
-    "reset": "rollback",
-    "undo": "rollback",
-    "revert": "rollback",
+    "reset": "upgrade --undo",
+    "undo": "upgrade --undo",
+    "revert": "upgrade --undo",
+    "rollback": "upgrade --undo",
     "deploy": "serve",
     "start": "serve",
     "repo": "registry",
     "server": "registry",
-    "status": "outdated",
+    "status": "upgrade",
     "eval": "test",
     "evaluate": "test",
     "benchmark": "test",
@@ -55,7 +56,7 @@ COMMANDS_ELSEWHERE: Final[Mapping[str, str]] = {
 
 
 def advice(typed: str, commands: Sequence[str], group: str = "") -> str:
-    """What to type instead of the unknown command `typed` among `commands`, those of `group` such as `base `."""
+    """Return a suggestion for the unknown command `typed` among `commands`, those of `group` such as `base `."""
     meant = COMMANDS_ELSEWHERE.get(typed, "")
     if not meant or (group and meant not in commands):
         import difflib

@@ -17,7 +17,7 @@ import math
 import numbers
 import os
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -41,7 +41,7 @@ class Between:
     without: float | None = None
 
     def __call__(self, value: float) -> float:
-        """The number, if it is inside.
+        """Return the number, if it is inside.
 
         Raises:
             ValueError: it is not.
@@ -52,7 +52,7 @@ class Between:
         return value
 
     def __str__(self) -> str:
-        """`a number from 0 to 1, without 0`."""
+        """Return `a number from 0 to 1, without 0`."""
         low = f" from {self.low:g}" if self.low is not None else ""
         high = f" to {self.high:g}" if self.high is not None else ""
         rest = f", without {self.without:g}" if self.without is not None else ""
@@ -61,6 +61,7 @@ class Between:
 
 Namespace = Annotated[str, parse_namespace]
 Count = Annotated[int, Between(1)]
+Newest = Annotated[int, Between(1, 1_000_000)] | Literal["all"]
 Rank = Annotated[int, Between(1)]
 Port = Annotated[int, Between(0, 65_535)]
 Seed = Annotated[int, Between(0, (1 << 63) - 1)]
@@ -70,6 +71,7 @@ RelativeError = Annotated[float, Between(0, 1, without=1)]
 Cosine = Annotated[float, Between(0, 1)]
 Temperature = Annotated[float, Between(0)]
 Seconds = Annotated[float, Between(0)]
+Days = Annotated[float, Between(0, 3650)]
 Budget = Annotated[float, Between(0, without=0)]
 Steps = Annotated[int, Between(1, 1000)]
 Guidance = Annotated[float, Between(0, 100)]
@@ -81,10 +83,14 @@ ModelLike: TypeAlias = Any
 """A torch module or a pipeline of diffusers; `inference` says in its own words what is neither."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
+ResizedTo = Literal["lora"]
 LoadPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 LoadIn = Literal["4bit", "8bit"]
 RunnerName = Literal["lm-eval", "pytest"]
-ExportFormat = Literal["comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "peft", "vllm"]
+ExportFormat = Literal[
+    "comfyui", "diffusers", "gguf", "kohya", "merged", "mlx", "ollama", "peft", "peft@0.18", "tinker", "unsloth",
+    "unsloth@0.18", "vllm", "vllm@2d",
+]  # fmt: skip
 """The modules of `adapterhub/inference/export/`, repeated so that `--help` needs no torch; a test compares them."""
 
 Sort = Literal["name", "task", "rank", "size", "date"]
@@ -97,21 +103,18 @@ Testing = Literal["keep", "warn"]
 
 
 class _WrongKindError(Exception):
-    """A value is of another type than `expected`, which is in words; `where` is its place in the call."""
-
-    def __init__(self, where: str, value: object, expected: str) -> None:
-        super().__init__(where, value, expected)
-        self.where, self.value, self.expected = where, value, expected
+    """The arguments are a place in the call, the value there, and in words the type that is expected."""
 
     def __str__(self) -> str:
-        return f"{self.where} is {_told(self.value)}, expected {self.expected}"
+        where, value, expected = self.args
+        return f"{where} is {_told(value)}, expected {expected}"
 
 
 def parsed(what: T) -> T:
     """Let a function parse its arguments by their annotations; of a class, its public methods and `__init__`.
 
     A wrong type, an unknown word, a number out of range or a text with a NUL raises `UsageProblem` before the function
-    runs. Where a sequence is expected, one item counts as a sequence of it, also if it is a text.
+    runs. For a parameter that takes a sequence, one item counts as a sequence of it, even a text.
     """
     if isinstance(what, type):
         for name, member in list(vars(what).items()):
@@ -122,36 +125,27 @@ def parsed(what: T) -> T:
                     setattr(what, name, kind(parsed(function)) if kind else parsed(function))
         return what
     assert callable(what)
-    read = functools.cache(lambda: _Parameters(what))
+    read = functools.cache(functools.partial(_parameters, what))
 
     @functools.wraps(what)
     def parse_first(*args: object, **kwargs: object) -> object:
-        return what(*(parameters := read()).positional(args), **parameters.named(kwargs))
+        kinds, in_order, rest = read()  # too many arguments and unknown names are for the call to refuse
+        values = []
+        for at, value in enumerate(args):
+            name = in_order[at] if at < len(in_order) else rest
+            values.append(value if name is None else parse(kinds[name], value, f"`{name}`"))
+        for name in kinds.keys() & kwargs.keys():
+            kwargs[name] = parse(kinds[name], kwargs[name], f"`{name}`")
+        return what(*values, **kwargs)
 
     return parse_first  # type: ignore[return-value]  # `wraps` keeps the signature
 
 
-class _Parameters:
-    """The parameters of a function with their types, read off once."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        every = list(inspect.signature(function).parameters.values())
-        self.kinds = kinds_of(function)
-        self.in_order = [p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self.rest = next((p.name for p in every if p.kind is p.VAR_POSITIONAL), None)
-
-    def positional(self, args: tuple[Any, ...]) -> Iterator[Any]:
-        """The values of `args`, parsed; too many of them are for the call to refuse."""
-        for at, value in enumerate(args):
-            name = self.in_order[at] if at < len(self.in_order) else self.rest
-            yield value if name is None else self._value(name, value)
-
-    def named(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of `kwargs`, parsed; unknown names are for the call to refuse."""
-        return {name: self._value(name, value) if name in self.kinds else value for name, value in kwargs.items()}
-
-    def _value(self, name: str, value: Any) -> Any:
-        return parse(self.kinds[name], value, f"`{name}`")
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], list[str], str | None]:
+    """Return the types of a function's parameters: those that take values by their order, and the one for the rest."""
+    every = inspect.signature(function).parameters.values()
+    in_order = [p.name for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return kinds_of(function), in_order, next((p.name for p in every if p.kind is p.VAR_POSITIONAL), None)
 
 
 class ByName(type):
@@ -182,7 +176,7 @@ class _Names(dict[str, Any]):
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters of a function by their names; `Any` where one has none."""
+    """Return the types of the parameters of a function by their names; `Any` where one has none."""
     plain = inspect.unwrap(function)
     hints = get_type_hints(plain, {}, _Names(plain.__globals__), include_extras=True)
     return {name: hints.get(name, Any) for name in inspect.signature(plain).parameters}
@@ -192,7 +186,7 @@ def parse(kind: Any, value: Any, where: str) -> Any:
     """`value` as the annotation `kind` says; `where` names the parameter in the refusal.
 
     Raises:
-        UsageProblem: it is none of that kind.
+        UsageProblem: it is not of that kind.
     """
     try:
         return _read(kind, value, where)
@@ -213,23 +207,31 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 
 
 def path_of(place: StrPath) -> Path:
-    """The path that a text or a path object names; `~` is the home of the user.
+    """Return the path that a text or a path object names; `~` is the home of the user.
 
     Raises:
         UsageProblem: it is empty or longer than a path can be, or names the home of an unknown user.
     """
     text = os.fspath(place)
     if not text:
-        raise UsageProblem("an empty path; the working directory is `.`")
+        raise UsageProblem("an empty path; the working directory is `.`", hint="write `.` for the working directory")
     try:
         path = Path(text).expanduser()
         longest = max(map(len, map(os.fsencode, path.parts)), default=0)
     except RuntimeError:
-        raise UsageProblem(f"`{shown(text)}` begins with the home of a user who is unknown here") from None
+        raise UsageProblem(
+            f"`{shown(text)}` begins with the home of a user who is unknown here",
+            hint="write the path in full, such as `/home/USER/folder`",
+        ) from None
     except UnicodeEncodeError:
-        raise UsageProblem(f"`{shown(text)}` holds half a character") from None
+        raise UsageProblem(
+            f"`{shown(text)}` holds half a character", hint="rename it with a name that is valid UTF-8"
+        ) from None
     if "\0" in text or longest > MAX_NAME_BYTES or len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise UsageProblem(f"`{shown(text)}` is longer than a path can be, or holds NUL")
+        raise UsageProblem(
+            f"`{shown(text)}` is longer than a path can be, or holds NUL",
+            hint="use a shorter path without NUL characters",
+        )
     return path
 
 
@@ -318,8 +320,9 @@ def _either(kind: object, value: object, where: str) -> object:
         try:
             return _read(one, value, where)
         except _WrongKindError as refusal:
-            if refusal.value is value:
-                expected.append(refusal.expected)
+            _, refused, wanted = refusal.args
+            if refused is value:
+                expected.append(wanted)
             else:
                 inside = refusal  # the container is right, an item is not
     if inside is not None:

@@ -24,7 +24,7 @@ class NewestAllowed:
     age_s: float | None = None
 
     def moment(self, now: float) -> float:
-        """The last Unix time at which a release may have been published."""
+        """Return the last Unix time at which a release may have been published."""
         return self.at if self.at is not None else now - (self.age_s or 0.0)
 
 
@@ -32,7 +32,7 @@ def parse_newest_allowed(text: str) -> NewestAllowed:
     """Parse `exclude-newer`: `2026-01-31` (that day and earlier, in UTC), an RFC 3339 time, or an age such as `7d`.
 
     Raises:
-        ValueError: the text is none of these.
+        ValueError: the text has none of these forms.
     """
     if age := _AGE.fullmatch(text):
         return NewestAllowed(text=text, age_s=int(age[1]) * _UNITS_S[age[2]])
@@ -48,7 +48,7 @@ def parse_newest_allowed(text: str) -> NewestAllowed:
 
 
 def parse_time(text: str) -> float:
-    """The Unix time of an RFC 3339 text with an offset. Leap seconds are refused.
+    """Return the Unix time of an RFC 3339 text with an offset. Leap seconds are refused.
 
     Raises:
         ValueError: the text is not such a time.
@@ -62,7 +62,10 @@ def parse_time(text: str) -> float:
 
 
 def time_text(at: float) -> str:
-    """A Unix time as text, to the second: `2026-01-31T12:00:00Z`. One outside the calendar is shown as a number."""
+    """Return a Unix time as text, to the second: `2026-01-31T12:00:00Z`.
+
+    One outside the calendar is shown as a number.
+    """
     try:
         moment = datetime.fromtimestamp(at, tz=timezone.utc)
     except (ValueError, OverflowError, OSError):
@@ -77,7 +80,7 @@ class Moment(int):
 
     @classmethod
     def parse(cls, text: str) -> Moment:
-        """The moment of an RFC 3339 text; raises `ValueError` for any other."""
+        """Return the moment of an RFC 3339 text; raises `ValueError` for any other."""
         return cls(round(parse_time(text) * 1000))
 
     @property
@@ -92,11 +95,11 @@ class Moment(int):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: object, _handler: object) -> dict[str, object]:
-        """How the models of the registry's answers hold and send it."""
+        """Return how the models of the registry's answers hold and send it."""
         send = {"type": "function-plain", "function": lambda at: at.sent, "return_schema": {"type": "str"}}
         return {"type": "is-instance", "cls": cls, "serialization": send}
 
 
 def moment_or_none(at_ms: int | None) -> Moment | None:
-    """The moment of a time that may be missing."""
+    """Return the moment of a time that may be missing."""
     return None if at_ms is None else Moment(at_ms)

@@ -26,7 +26,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def parse_digest(text: object) -> Digest:
-    """The digest that `text` spells.
+    """Return the digest that `text` spells.
 
     Raises:
         ValueError: unless `text` is `sha256:` and 64 lower-case hex digits.
@@ -37,7 +37,7 @@ def parse_digest(text: object) -> Digest:
 
 
 def hex_of(digest: Digest) -> str:
-    """The 64 hex digits."""
+    """Return the 64 hex digits."""
     return digest[7:]
 
 
@@ -47,7 +47,7 @@ def digest_of(data: bytes | memoryview) -> Digest:
 
 
 def digest_of_hash(hasher: Any) -> Digest:
-    """The digest of all bytes that a `hashlib.sha256()` object has hashed so far."""
+    """Return the digest of all bytes that a `hashlib.sha256()` object has hashed so far."""
     return Digest("sha256:" + hasher.hexdigest())
 
 
@@ -89,7 +89,7 @@ _ASTRAL: Final = re.compile(rb"[\xf0-\xff]")
 
 
 def canonical_json(value: Json) -> bytes:
-    """The one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
+    """Return the one byte string for a JSON value: RFC 8785 (JSON Canonicalization Scheme)."""
     import json
 
     with contextlib.suppress(ValueError):  # a tenth of the time, where both write the same
@@ -105,7 +105,7 @@ def canonical_json(value: Json) -> bytes:
 
 
 def _plain(value: Json) -> Json:
-    """The value, with whole floats as integers.
+    """Return the value, with whole floats as integers.
 
     Raises:
         ValueError: it holds something that `json` may write in another way than RFC 8785.

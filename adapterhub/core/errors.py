@@ -13,9 +13,11 @@ AdapterHubError                  exit code
 │   ├── NoCompatibleRelease           one reason per release
 │   ├── BaseMismatch                  made for another base
 │   ├── UnsupportedAdapter            features that cannot be attached here
+│   ├── WithoutEffect                 it changes no answer
 │   ├── MergeRefused                  the adapters cannot be added up
 │   └── ProjectConflict               requirements of a project conflict
 ├── DigestMismatch               12   the bytes do not match their digest
+├── LogMismatch                  12   a registry's log has another past, or another release
 ├── RemoteUnreachable            13   network, server or offline mode
 ├── NotAllowed                   14   no right, or a policy forbids it
 │   ├── AdapterDenied                 its publisher or the server's operator has withdrawn it
@@ -30,12 +32,12 @@ AdapterHubError                  exit code
 │   ├── MalformedConfig
 │   ├── MalformedManifest
 │   ├── ChatTemplateRefused           a chat template is broken, or passes a limit
-│   └── RefusedAdapter                the findings of `verify` say why
+│   └── RefusedAdapter                the findings of `verify` have the reasons
 ├── CouldNotTell                 17   a check could not run
-├── BehaviourChanged              3   an adapter no longer does what its contract records
+├── BehaviourChanged              3   answers no longer match the contract of an adapter
 └── EngineFailed                 18   an inference engine did not start, or stopped by itself
 
-Exit codes 0 (done), 1 (our bug) and 130 (interrupted) belong to no class; 3 also says that some items failed.
+Exit codes 0 (done), 1 (our bug) and 130 (interrupted) belong to no class; 3 also means that some items failed.
 """
 
 from __future__ import annotations
@@ -72,14 +74,19 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the message of one of our errors, and what Python shows of any other."""
+    return error.message if isinstance(error, AdapterHubError) else shown(repr(error), 500)
+
+
 def first_lines(lines: Sequence[str], most: int = PROBLEMS_SHOWN) -> list[str]:
-    """The first `most` of the lines, and a line that counts the rest."""
+    """Return the first `most` of the lines, and a line that counts the rest."""
     rest = len(lines) - most
     return [*lines[:most], *([f"and {rest:,} more"] if rest > 0 else [])]
 
 
 def alike_once(lines: Sequence[str]) -> list[str]:
-    """The lines, but of more than a few that differ in one `quoted` name only the first, which counts the others.
+    """Return the lines; of more than a few that differ only in one `quoted` name, keep the first and count the others.
 
     A problem of a model has a line for each of its modules, which may be sixty thousand.
     """
@@ -93,14 +100,21 @@ def alike_once(lines: Sequence[str]) -> list[str]:
 
 
 def problem_list(title: str, problems: Sequence[str], most: int = PROBLEMS_SHOWN) -> str:
-    """A title and one indented line for each problem; beyond `most` only their number."""
+    """Return a title and one indented line for each problem; beyond `most` only their number."""
     return "\n".join([title, *(f"  {line}" for line in first_lines(problems, most))])
 
 
+def explained_by(code: str) -> str:
+    """Return the hint to read the explanation of a code."""
+    return f"`adapt help {code}` says what to do"
+
+
 class AdapterHubError(Exception):
-    """A refusal in plain words. `hint` is a command or step that helps; it may be empty."""
+    """A refusal in plain words. `hint` is a command or step that helps, or empty; `usual_hint` is that of the class."""
 
     exit_code: ClassVar[int] = EXIT_BUG
+    usual_hint: str = ""
+    """The command line prints it if there is no `hint`."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -123,7 +137,7 @@ def _remade(kind: type[_E], args: tuple[object, ...], facts: Mapping[str, object
 
 
 def reworded(error: _E, message: str | None = None, *, hint: str | None = None) -> _E:
-    """A copy of `error` with another message or hint; its class and facts stay."""
+    """Return a copy of `error` with another message or hint; its class and facts stay."""
     text = error.message if message is None else message
     facts = error.__dict__ | {"message": text, "hint": error.hint if hint is None else hint}
     return _remade(type(error), (text,), facts)
@@ -183,6 +197,8 @@ class BaseNotFound(NotFound):
 class BlobNotFound(NotFound):
     """The store holds no object with that digest."""
 
+    usual_hint = "`adapt doctor --repair` fetches missing files, and lists those that no server has"
+
 
 class Incompatible(AdapterHubError):
     """Something has that name, but nothing fits."""
@@ -203,13 +219,23 @@ class NoCompatibleRelease(Incompatible):
 class BaseMismatch(Incompatible):
     """The adapter was made for a base other than the one it would run on."""
 
+    usual_hint = "`adapt base compare BASE OTHER` shows how two bases differ"
+
 
 class UnsupportedAdapter(Incompatible):
     """The adapter may be sound but cannot be attached here; `reasons` names each feature that prevents it."""
 
+    usual_hint = "`adapt verify NAME --engine all` shows the programs that read it unchanged"
+
     def __init__(self, message: str, reasons: Sequence[str] = (), *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  {r}" for r in reasons)]), hint=hint)
         self.reasons = tuple(reasons)
+
+
+class WithoutEffect(Incompatible):
+    """The adapter was loaded and changes nothing: the model says the same with it and without it."""
+
+    usual_hint = "`adapt verify NAME --base BASE` shows whether the base has its modules"
 
 
 class MergeRefused(Incompatible):
@@ -217,6 +243,8 @@ class MergeRefused(Incompatible):
 
     The message has a line for each kind of reason.
     """
+
+    usual_hint = "`adapt compare NAME OTHER --diff` shows where two adapters differ"
 
     def __init__(self, message: str, reasons: Sequence[str] = (), *, hint: str = "") -> None:
         super().__init__(problem_list(message, alike_once(reasons)), hint=hint)
@@ -246,6 +274,12 @@ class DigestMismatch(AdapterHubError):
         self.actual = actual
 
 
+class LogMismatch(AdapterHubError):
+    """The log of a registry has another past than it had, or has a release not at all or with other bytes."""
+
+    exit_code = 12
+
+
 class RemoteUnreachable(AdapterHubError):
     """A server did not answer or answered with an error, or `--offline` forbids contacting it.
 
@@ -257,6 +291,12 @@ class RemoteUnreachable(AdapterHubError):
     def __init__(self, message: str, *, hint: str = "", status: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        if status in {401, 403}:
+            self.usual_hint = "`adapt remote login NAME` stores a token with the right for this"
+        elif status is not None and status >= 500:
+            self.usual_hint = "try again in a few minutes; if it goes on, tell the operator of the server"
+        else:
+            self.usual_hint = "check the address and the network; `adapt remote list` shows the servers"
 
 
 class NotAllowed(AdapterHubError):
@@ -268,16 +308,20 @@ class NotAllowed(AdapterHubError):
 class AdapterDenied(NotAllowed):
     """A server does not serve this adapter any more: its publisher yanked it, or the operator denies it."""
 
+    usual_hint = "use another version, or ask the operator of the server"
+
 
 class DiskFull(NotAllowed):
     """The disk, a quota or a file-size limit is full; nothing incomplete was kept."""
+
+    usual_hint = "free some space; `adapt cache show` lists what the library uses"
 
 
 class SignatureRefused(NotAllowed):
     """A signature is missing, broken, forged, for something else, or by a key that may not sign this.
 
     `reason` is one word for programs, such as `forged` or `unsigned` (`adapterhub.trust.signing` lists them); `clause`
-    says the same about `what` in words. `ending` says what the refusal left unchanged.
+    says the same about `what` in words. `ending` states what the refusal left unchanged.
     """
 
     def __init__(
@@ -312,7 +356,7 @@ class StoreLocked(Conflict):
 
 
 class StaleLock(Conflict):
-    """The lock file no longer matches its project; `problems` says why, one sentence each."""
+    """The lock file no longer matches its project; `problems` has the reasons, one sentence each."""
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
         summary = f"`{shown(where, 200)}` does not match the project. Nothing was changed"
@@ -331,6 +375,7 @@ class MalformedTensorFile(Malformed):
 
     def __init__(self, where: str, reason: str, *, code: str = "E_CONTAINER", hint: str = "") -> None:
         super().__init__(f"{shown(where, 200)}: {reason}", hint=hint)
+        self.usual_hint = explained_by(code)
         self.where = where
         self.reason = reason
         self.code = code
@@ -341,6 +386,7 @@ class MalformedConfig(Malformed):
 
     def __init__(self, where: str, reason: str, *, code: str = "E_CONFIG", hint: str = "") -> None:
         super().__init__(f"{shown(where, 200)}: {reason}", hint=hint)
+        self.usual_hint = explained_by(code)
         self.where = where
         self.reason = reason
         self.code = code
@@ -348,6 +394,8 @@ class MalformedConfig(Malformed):
 
 class MalformedManifest(Malformed):
     """An `adapterhub.json` breaks its schema; `problems` lists each problem with its path."""
+
+    usual_hint = explained_by("E_MANIFEST")
 
     def __init__(self, where: str, problems: Sequence[str], *, hint: str = "") -> None:
         super().__init__(
@@ -370,6 +418,7 @@ class RefusedAdapter(Malformed):
 
     def __init__(self, message: str, findings: Sequence[tuple[str, str]], *, hint: str = "") -> None:
         super().__init__("\n".join([message, *(f"  [{code}] {text}" for code, text in findings)]), hint=hint)
+        self.usual_hint = explained_by(findings[0][0]) if findings else ""
         self.findings = tuple(findings)
 
 

@@ -1,4 +1,4 @@
-"""What each extra of the package brings, and the refusal of what needs an extra that is not installed.
+"""The packages of each extra, and the refusal for an extra that is needed but not installed.
 
 `pip install adapterhub` brings the core. An extra (`pip install 'adapterhub[weights]'`) adds the packages that some
 commands and functions need; they import these where they use them.
@@ -16,7 +16,7 @@ from adapterhub.core.errors import MissingExtra
 
 _WEIGHTS: Final = ("torch", "transformers", "peft", "numpy", "jinja2")
 
-_UI: Final = ("starlette", "uvicorn", "markdown_it", "nh3", "python_multipart", "jinja2")
+_UI: Final = ("starlette", "uvicorn", "markdown_it", "nh3", "python_multipart", "jinja2", "threadpoolctl")
 
 EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
@@ -30,8 +30,10 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "demo": (*_WEIGHTS, "gguf", "sentencepiece"),
         "ui": _UI,
         "registry": (
-            "alembic", "blake3", "fastapi", "h11", "lz4", "prometheus_client", "pydantic", "sqlalchemy", *_UI,
+            "alembic", "blake3", "dulwich", "fastapi", "h11", "httpx", "joserfc", "lz4", "prometheus_client",
+            "pydantic", "sqlalchemy", *_UI,
         ),
+        "mcp": ("mcp",),
         "scale": ("obstore", "psycopg"),
     }
 )  # fmt: skip
@@ -39,7 +41,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def missing(extra: str) -> tuple[str, ...]:
-    """The modules of `extra` that are not installed."""
+    """Return the modules of `extra` that are not installed."""
     return tuple(name for name in EXTRAS[extra] if find_spec(name) is None)
 
 
@@ -55,7 +57,7 @@ def require(extra: str, what: str) -> None:
 
 @contextmanager
 def extra_named(what: str, first: str = "") -> Iterator[None]:
-    """Within, an import that fails for want of an extra says which one; `what` is the subject of the message.
+    """Name the missing extra if an import in the block fails; `what` is the subject of the message.
 
     `first` is the extra to name where several bring the package.
 

@@ -47,7 +47,7 @@ _AMOUNT: Final = re.compile(r"([0-9]{1,18})([kmgtKMGT]i?[bB])?")
 
 
 def limits() -> Limits:
-    """The limits in force."""
+    """Return the limits in force."""
     return _in_force[0]
 
 
@@ -77,7 +77,7 @@ def parse_limits(text: str) -> Limits:
 
 
 def parse_amount(text: str, *, in_bytes: bool) -> int | None:
-    """A whole number, of bytes with a unit such as `10GB` or `512MiB` if you like; None for anything else."""
+    """Return a whole number, of bytes with a unit such as `10GB` or `512MiB` if you like; None for anything else."""
     match = _AMOUNT.fullmatch(text)
     if match is None or (match[2] and not in_bytes):
         return None

@@ -23,7 +23,7 @@ class RankRange:
         """Read a rank (`8`), or a range of them as text: `8`, `4-16`, `4-`, `-16`; None is any rank.
 
         Raises:
-            UsageProblem: it is none of these, a rank is below 1, or the range is empty.
+            UsageProblem: it has none of these forms, a rank is below 1, or the range is empty.
         """
         if wanted is None or isinstance(wanted, RankRange):
             return wanted or ANY_RANK
@@ -32,7 +32,7 @@ class RankRange:
         else:
             found = _WRITTEN.fullmatch(wanted.strip())
             if found is None or not (found["low"] or found["high"]):
-                raise UsageProblem(f"`{shown(wanted)}` is no rank; expected one such as `8`, `4-16`, `4-` or `-16`")
+                raise UsageProblem(f"`{shown(wanted)}` is not a rank; expected one such as `8`, `4-16`, `4-` or `-16`")
             low, high = (int(end) if end else None for end in (found["low"], found["high"]))
             bounds = cls(low, high if found["to"] else low)
         if any(end is not None and end < 1 for end in (bounds.low, bounds.high)):
@@ -48,13 +48,13 @@ class RankRange:
         return low if low == high else f"{low}-{high}"
 
     def includes(self, rank: int | None) -> bool:
-        """Whether an adapter of this rank is inside; one without a recorded rank is only in the open range."""
+        """Return whether an adapter of this rank is inside; one without a recorded rank is only in the open range."""
         if self == ANY_RANK:
             return True
         return rank is not None and (self.low or rank) <= rank <= (self.high or rank)
 
     def refusal(self, rank: int | None) -> str | None:
-        """Why an adapter of this rank is outside; None when it is inside."""
+        """Return why an adapter of this rank is outside; None when it is inside."""
         if self.includes(rank):
             return None
         return f"rank not recorded, {self} asked" if rank is None else f"rank {rank}, {self} asked"

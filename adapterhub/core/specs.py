@@ -4,8 +4,8 @@
     base       = alias | org "/" model | "sha256:" hex{8,64} | path (starts with ".", "/" or "~/")
     specifiers = a PEP 440 specifier set: ==1.2   >=1.2,<2   ~=1.4
 
-Every value prints as the text that parses to it. A refusal says what was wrong and, where one can be guessed,
-what to type instead.
+Every value prints as the text that parses to it. A refusal names the fault and, if one can be guessed, the text to type
+instead.
 
 Names, namespaces and aliases become folder and repository names, so each is refused where some file system or hub
 would refuse or change it: `..`, `--` (it joins namespace and name in the store), a dot or dash at the end, and the
@@ -19,6 +19,7 @@ specifiers, as in PEP 440, and nowhere else.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NewType, NoReturn
@@ -53,7 +54,7 @@ _OPERATOR_ORDER = ("==", "~=", ">=", ">", "<=", "<", "!=")
 
 
 def parse_name(text: str) -> AdapterName:
-    """The adapter name that `text` spells: `[a-z0-9][a-z0-9._-]{0,95}`, safe as a folder name.
+    """Return the adapter name that `text` spells: `[a-z0-9][a-z0-9._-]{0,95}`, safe as a folder name.
 
     Raises:
         SpecError: with the first thing that is wrong.
@@ -63,7 +64,7 @@ def parse_name(text: str) -> AdapterName:
 
 
 def parse_namespace(text: str) -> str:
-    """The namespace that `text` spells: like a name, but upper case is allowed, as organisations on hubs use it.
+    """Return the namespace that `text` spells: like a name, but upper case is allowed, as organisations on hubs use it.
 
     Raises:
         SpecError: with the first thing that is wrong.
@@ -97,6 +98,31 @@ def version_key(text: str) -> str:
     return canonicalize_version(str(version_of(text)))
 
 
+def version_order(text: str) -> bytes:
+    """Bytes that sort as PEP 440 sorts versions, for an index of a database; errors as of `parse_version`.
+
+    A number is its length and its digits of 256; a part that is missing sorts where PEP 440 puts it. Equal versions,
+    such as `1.0` and `1.0.0`, have the same.
+    """
+    version = version_of(text)
+    release = list(version.release)
+    while len(release) > 1 and not release[-1]:
+        release.pop()
+    name, number = version.pre or ("", 0)
+    before_all = version.pre is None and version.post is None and version.dev is not None
+    pre = b"\0" if before_all else b"\3" if version.pre is None else b"\1" + name[:1].encode() + _sorted(number)
+    post = b"\0" if version.post is None else b"\1" + _sorted(version.post)
+    dev = b"\3" if version.dev is None else b"\1" + _sorted(version.dev)
+    parts = version.local.split(".") if version.local is not None else ()
+    local = (b"\2" + _sorted(int(one)) if one.isdigit() else b"\1" + one.encode() + b"\0" for one in parts)
+    return b"".join([_sorted(version.epoch), *map(_sorted, release), b"\0", pre, post, dev, *local])
+
+
+def _sorted(number: int) -> bytes:
+    size = max(1, (number.bit_length() + 7) // 8)
+    return bytes([size]) + number.to_bytes(size, "big")
+
+
 @lru_cache(maxsize=1 << 14)
 def version_of(text: str) -> Version:
     """As `parse_version`, as a value that compares; a name may have ten thousand versions, each looked at thrice."""
@@ -107,7 +133,9 @@ def version_of(text: str) -> Version:
     try:
         version = Version(text)
     except InvalidVersion:
-        raise SpecError(text, "not a version, as PEP 440 writes them: 1.0, 1.2.3, 2.0rc1") from None
+        raise SpecError(
+            text, "not a version, as PEP 440 writes them: 1.0, 1.2.3, 2.0rc1", hint="write it as `1.2.0`"
+        ) from None
     if text != text.strip():
         raise SpecError(text, "a version holds no spaces", hint=f"write `{version}`")
     return version
@@ -130,7 +158,7 @@ class BaseSpec:
 
     @classmethod
     def parse(cls, text: str) -> BaseSpec:
-        """The base that `text` names.
+        """Return the base that `text` names.
 
         Raises:
             SpecError: with the first thing that is wrong.
@@ -157,7 +185,7 @@ class AdapterSpec:
 
     @classmethod
     def parse(cls, text: str) -> AdapterSpec:
-        """The spec that `text` spells.
+        """Return the spec that `text` spells.
 
         Raises:
             SpecError: with the first thing that is wrong and, where one can be guessed, what to type instead.
@@ -206,6 +234,14 @@ class AdapterSpec:
         return next(exact, None)
 
     @property
+    def below(self) -> str | None:
+        """The version of the lowest `<` clause, such as `2` in `>=1,<2`, or None."""
+        from packaging.version import Version
+
+        clauses = (c[1:] for c in self.specifiers.split(",") if c.startswith("<") and not c.startswith("<="))
+        return min(clauses, key=Version, default=None)
+
+    @property
     def asks_for_prereleases(self) -> bool:
         """Some clause other than `!=` names a pre-release or development version, or a digest is asked for."""
         if self.digest_prefix is not None:
@@ -218,7 +254,7 @@ class AdapterSpec:
         return any(Version(c.lstrip("<>=~").removesuffix(".*")).is_prerelease for c in clauses)
 
     def matches(self, version: str) -> bool:
-        """Whether `version` satisfies the specifiers by PEP 440; a pre-release counts like any other version.
+        """Return whether `version` satisfies the specifiers by PEP 440; a pre-release counts like any other version.
 
         `==1.0` means every spelling of that version, but no local one: `1.0+x` is another version, which may come from
         anyone. So what `==` takes is what may exist once.
@@ -236,7 +272,7 @@ class AdapterSpec:
 
 
 def hint_for_unknown_base(spec: AdapterSpec) -> str:
-    """What to type instead when no base has the name in `spec` and that name looks like something else; else ""."""
+    """Return a command to type when `spec` names no base and looks like something else; "" otherwise."""
     if spec.base is None or spec.base.kind not in {"alias", "hub"}:
         return ""
     text, name = spec.base.text, spec.full_name
@@ -248,7 +284,7 @@ def hint_for_unknown_base(spec: AdapterSpec) -> str:
 
 
 def _hint_for_url(text: str) -> str:
-    """What to type instead of the address of an image in an OCI registry, or of any other URL."""
+    """Return a command to type instead of the address of an image in an OCI registry, or of any other URL."""
     image = re.fullmatch(r"oci://(?P<host>[^@]+)/(?P<name>[^/:@]+/[^/:@]+)(?::(?P<tag>[^/:@]+))?(@.*)?", text)
     if image is None:
         return "write `namespace/name`; another server is given with `--remote`"
@@ -291,7 +327,7 @@ def _is_path(text: str) -> bool:
 
 
 def _base_kind(text: str, whole: str) -> BaseKind:
-    """What kind of base `text` names; refused as a part of `whole`."""
+    """Return the kind of base that `text` names; refused as a part of `whole`."""
     if _is_path(text):
         _check_path(text, whole)
         return "path"
@@ -302,7 +338,11 @@ def _base_kind(text: str, whole: str) -> BaseKind:
             _refuse_digest(text, whole, after="@")
         return "digest"
     if "@" in text:
-        raise SpecError(whole, "more than one `@`: it names the base, and versions are written `==1.0.0`")
+        raise SpecError(
+            whole,
+            "more than one `@`: it names the base, and versions are written `==1.0.0`",
+            hint="write it as `legal-qa@base-7b==1.0.0`",
+        )
     if "\\" in text:
         raise SpecError(whole, "a folder is written with `/` and starts with `.` or `/`",
                         hint="" if ":" in text else f"write `./{text.replace(chr(92), '/')}`")  # fmt: skip
@@ -322,7 +362,7 @@ def _check_path(text: str, whole: str) -> None:
     clash = _OPERATOR.search(text) or re.search(r"#|[ =!~]\Z", text)
     if clash:
         where = "at its end" if clash.end() == len(text) else "in it"
-        raise SpecError(whole, f"a path with `{clash.group()}` {where} reads like what follows a base",
+        raise SpecError(whole, f"a path with `{clash.group()}` {where} is ambiguous here",
                         hint="`adapt base add FOLDER --as NAME` gives the folder a name")  # fmt: skip
 
 
@@ -332,7 +372,11 @@ def _check_readable(text: str) -> None:
         raise SpecError(text, f"at most {MAX_SPEC_CHARACTERS} characters are read, this has {len(text)}")
     if not text.isprintable():
         odd = next(c for c in text if not c.isprintable())
-        raise SpecError(text, f"holds the character U+{ord(odd):04X}, which does not print")
+        raise SpecError(
+            text,
+            f"holds the character U+{ord(odd):04X}, which does not print",
+            hint="remove it; a name has letters, digits and `._-`",
+        )
 
 
 def _refuse_digest(text: str, whole: str, *, after: str) -> NoReturn:
@@ -379,7 +423,7 @@ def _specifiers(text: str, whole: str) -> str:
 
 
 def _better_clause(clause: str, whole: str) -> str:
-    """A hint with the likely meaning of `clause`, or ""."""
+    """Return a hint with the likely meaning of `clause`, or ""."""
     version = clause.lstrip("=~<>!^ ")
     if (parted := _parted(clause)) != clause:
         return f"write `{_instead(whole, clause, parted)}`"
@@ -393,7 +437,7 @@ def _better_clause(clause: str, whole: str) -> str:
 
 
 def _parted(text: str) -> str:
-    """`text` with a comma where two clauses of a version range have a space alone between them, as npm writes them."""
+    """Put a comma where two clauses of a version range have only a space between them, as npm writes them."""
     return re.sub(r"(?<=[0-9A-Za-z*]) +(?=[<>=!~]+ *[0-9])", ",", text)
 
 
@@ -409,14 +453,26 @@ def _word(word: str, what: str, whole: str, *, upper: bool = True, folder: bool 
     if odd is not None:
         _refuse_character(odd, word, f"{what} holds only {'a-z, A-Z' if upper else 'a-z'}, 0-9 and `._-`", whole)
     if word[0] in "._-":
-        raise SpecError(whole, f"{what} starts with a letter or digit, not with `{word[0]}`")
+        raise SpecError(
+            whole,
+            f"{what} starts with a letter or digit, not with `{word[0]}`",
+            hint=f"remove `{word[0]}` from its beginning",
+        )
     for pair in ("..", "--"):
         if pair in word:
-            raise SpecError(whole, f"{what} cannot hold `{pair}`")
+            raise SpecError(whole, f"{what} cannot hold `{pair}`", hint="use a single `-` or `.`")
     if word[-1] in ".-":
-        raise SpecError(whole, f"{what} ends with a letter, a digit or `_`, not with `{word[-1]}`")
+        raise SpecError(
+            whole,
+            f"{what} ends with a letter, a digit or `_`, not with `{word[-1]}`",
+            hint=f"remove `{word[-1]}` from its end",
+        )
     if folder and word.partition(".")[0].lower() in _DEVICES:
-        raise SpecError(whole, f"{what} cannot be `{word}`: Windows keeps this for a device")
+        raise SpecError(
+            whole,
+            f"{what} cannot be `{word}`: Windows keeps this for a device",
+            hint=f"choose another name, such as `{word}-adapter`",
+        )
     return word
 
 
@@ -434,7 +490,7 @@ def _refuse_character(odd: str, word: str, rule: str, whole: str) -> NoReturn:
         ranges = start.end() if start else len(whole)
         closed = re.sub(r" *([@<>=!~,#/]+) *", r"\1", f"{whole[:ranges]}{_parted(whole[ranges:])}".strip())
         hint = f"write `{closed}`" if closed != whole else ""
-        raise SpecError(whole, "spaces stand only in a folder path or in a version range", hint=hint)
+        raise SpecError(whole, "spaces are allowed only in a folder path or in a version range", hint=hint)
     else:
         reason, better = f"{rule}, not `{odd}` (U+{ord(odd):04X})", ""
     raise SpecError(whole, reason, hint=f"write `{_instead(whole, word, better)}`" if better else "")
@@ -449,7 +505,7 @@ _MOST_CHARACTERS: Final = 64
 
 
 def made_name(text: str) -> str:
-    """`text` in lower case, a dash for each run of characters that names forbid; "" where nothing is left."""
+    """`text` in lower case, a dash for each run of characters that names forbid; "" if nothing is left."""
     name = re.sub(r"[^a-z0-9._]+", "-", text.lower())
     return re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", name)).strip("._-")[:_MOST_CHARACTERS].rstrip(".-")
 
@@ -458,12 +514,15 @@ _LOOK_ALIKE: Final = str.maketrans({"-": None, "_": None, ".": None, "0": "o", "
 
 
 def fold(name: str) -> str:
-    """The key that look-alike names share. It ignores case and `-_.`, and treats 0 and O, and 1, l and I, as equal."""
+    """Return the key that look-alike names share.
+
+    It ignores case and `-_.`, and treats 0 and O, and 1, l and I, as equal.
+    """
     return name.casefold().translate(_LOOK_ALIKE) or name.casefold()
 
 
 def is_one_edit_apart(a: str, b: str) -> bool:
-    """Whether the names differ by one inserted, deleted or replaced character, or by two swapped neighbours.
+    """Return whether the names differ by one inserted, deleted or replaced character, or by two swapped neighbours.
 
     Replacing one digit by another does not count: people number adapters (`qa-r4`, `qa-r8`) and tell them apart.
     """
@@ -478,8 +537,20 @@ def is_one_edit_apart(a: str, b: str) -> bool:
     return not (middle_a.isdigit() and middle_b.isdigit())
 
 
+def one_edit_from(name: str, letters: Iterable[str]) -> Iterator[str]:
+    """Every text of `name` with one of `letters` inserted or replaced, one character deleted, or two swapped."""
+    for at in range(len(name) + 1):
+        head, tail = name[:at], name[at:]
+        if tail:
+            yield head + tail[1:]
+            yield head + tail[1:2] + tail[0] + tail[2:]
+        for letter in letters:
+            yield head + letter + tail
+            yield head + letter + tail[1:]
+
+
 def _same_start(a: str, b: str) -> int:
-    """How many characters two texts have in common at their beginning."""
+    """Return how many characters two texts have in common at their beginning."""
     for index, (one, other) in enumerate(zip(a, b, strict=False)):
         if one != other:
             return index
@@ -495,7 +566,7 @@ _HUB_ID: Final = re.compile(rf"(?:{_PART}/)?{_PART}")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` is `org/model` or `model` as the Hub allows them: never a path, an option or a URL.
+    """Return whether `text` is `org/model` or `model` as the Hub allows them: never a path, an option or a URL.
 
     Letters, digits and `._-`, at most 96 in a part, none of `.-` at its ends, and neither `--` nor `..` inside of it
     (the rule of `huggingface_hub.utils.validate_repo_id`).

@@ -15,7 +15,7 @@ _OPERATORS: Final = ("==", "!=", "~=", "<=", ">=", "<", ">")
 
 
 def lies_in(version: Version, specifiers: str) -> bool:
-    """Whether `version` satisfies every clause of `specifiers`, a set in normal form."""
+    """Return whether `version` satisfies every clause of `specifiers`, a set in normal form."""
     return all(clause.takes(version) for clause in _clauses(specifiers))
 
 
@@ -72,12 +72,12 @@ class _Clause:
 
 
 def _public(version: Version) -> Version:
-    """The version without its local part."""
+    """Return the version without its local part."""
     return version if version.local is None else type(version)(version.public)
 
 
 def _begins(version: Version, epoch: int, release: Sequence[int]) -> bool:
-    """Whether the numbers of a version begin with those of `release`; lacking ones are zeros."""
+    """Return whether the numbers of a version begin with those of `release`; lacking ones are zeros."""
     numbers = (*version.release, *[0] * (len(release) - len(version.release)))
     return version.epoch == epoch and numbers[: len(release)] == tuple(release)
 

@@ -27,18 +27,18 @@ _MOST_SIGNATURES: Final = 16
 
 
 def new_secret() -> str:
-    """A secret for one receiver: `whsec_` and 32 random bytes in base64."""
+    """Return a secret for one receiver: `whsec_` and 32 random bytes in base64."""
     return PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode("ascii")
 
 
 def signed_headers(secret: str, message_id: str, body: bytes, *, at: float) -> dict[str, str]:
-    """The three headers of a message that is sent at the Unix time `at`."""
+    """Return the three headers of a message that is sent at the Unix time `at`."""
     timestamp = str(int(at))
     return {ID: message_id, TIMESTAMP: timestamp, SIGNATURE: f"v1,{_signature(secret, message_id, timestamp, body)}"}
 
 
 def verify_webhook(headers: Mapping[str, str], body: bytes, secret: str, *, now: float | None = None) -> str:
-    """The id of a message that the holder of `secret` signed within the last five minutes.
+    """Return the id of a message that the holder of `secret` signed within the last five minutes.
 
     `headers` may have any case. A receiver keeps the ids of five minutes: one that comes again was delivered twice.
 
@@ -49,16 +49,24 @@ def verify_webhook(headers: Mapping[str, str], body: bytes, secret: str, *, now:
     given = {name.lower(): value for name, value in headers.items()}
     missing = [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]
     if missing:
-        raise NotAllowed(f"the message has no header `{missing[0]}`")
+        raise NotAllowed(
+            f"the message has no header `{missing[0]}`", hint="read the headers of the request as they came"
+        )
     message_id, timestamp = given[ID], given[TIMESTAMP]
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
         raise NotAllowed(f"`{TIMESTAMP}` is not a Unix time in seconds")
     expected = _signature(secret, message_id, timestamp, body).encode()
     offered = [part.partition(",")[2] for part in given[SIGNATURE].split(" ") if part.startswith("v1,")]
     if not any(hmac.compare_digest(one.encode(), expected) for one in offered[:_MOST_SIGNATURES]):
-        raise NotAllowed("the message is not signed with this secret")
+        raise NotAllowed(
+            "the message is not signed with this secret",
+            hint="compare the secret with the one that `adapt registry webhook add` printed",
+        )
     if abs((time.time() if now is None else now) - int(timestamp)) > WINDOW_S:
-        raise NotAllowed(f"the message is more than {WINDOW_S / 60:.0f} minutes old, or from the future")
+        raise NotAllowed(
+            f"the message is more than {WINDOW_S / 60:.0f} minutes old, or from the future",
+            hint="check the clock of this machine",
+        )
     return message_id
 
 

@@ -19,7 +19,7 @@ from adapterhub.core.errors import (
     reworded,
     shown,
 )
-from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, hint_for_unknown_base, names_folder
+from adapterhub.core.specs import ADD_FIRST, AdapterSpec, BaseSpec, names_folder
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.formats.base.fingerprint import BaseHints
 from adapterhub.formats.manifest import BaseRef, Manifest
@@ -31,7 +31,8 @@ from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import AdapterLike, Installed
 from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
-from adapterhub.trust.verify import Finding, Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import Report, Subject, ensure_undamaged, manifest_in, open_subject, verify
 from adapterhub.trust.verify.checks.base import claims_base
 
 MAX_WEIGHT = 1e6
@@ -39,10 +40,10 @@ MAX_WEIGHT = 1e6
 
 
 def ensure_folder(path: Path) -> None:
-    """Raise where nothing is at `path`, and for a file, such as a LoRA of another program.
+    """Raise if nothing is at `path`, and for a file, such as a LoRA of another program.
 
     Raises:
-        AdapterNotFound: the hint offers the nearest path, or says how the file becomes an adapter.
+        AdapterNotFound: the hint offers the nearest path, or the command that makes an adapter of the file.
     """
     ensure_there(path, hint="`adapt list` shows adapters that need no path")
     if not path.is_dir():
@@ -78,7 +79,7 @@ def with_weights(
     """
     if isinstance(adapter, Mapping):
         if weights is not None:
-            raise UsageProblem("weights are given twice, in the mapping and beside it")
+            raise UsageProblem("weights are given twice, in the mapping and beside it", hint="give them once")
         pairs = list(adapter.items())
     else:
         single = isinstance(adapter, str | os.PathLike | AdapterSpec | Installed)
@@ -128,7 +129,7 @@ class Finder:
         self.base = BaseSpec.parse(base) if isinstance(base, str) else base
 
     def find(self, what: AdapterLike, weight: float) -> FoundAdapter:
-        """The adapter, checked against its manifest and by `verify`.
+        """Return the adapter, checked against its manifest and by `verify`.
 
         Raises:
             AdapterNotFound, NoCompatibleRelease, AmbiguousSpec, BaseNotFound: no adapter, or several, match.
@@ -146,7 +147,7 @@ class Finder:
         if alias_of(self.library, spec) is not None:
             wanted = requested_base(self.base, self.library.bases)
             return self._installed(self._choose(spec, wanted), weight, wanted)
-        wanted = requested_base(spec.base or self.base, self.library.bases, hint=hint_for_unknown_base(spec))
+        wanted = requested_base(spec.base or self.base, self.library.bases, spec)
         return self._installed(self._choose(spec, wanted), weight, wanted)
 
     def _choose(self, spec: AdapterSpec, wanted: RequestedBase | None) -> Installed:
@@ -158,11 +159,13 @@ class Finder:
             record = self.identify() if wanted is None else None
             if record is None:
                 raise
-            build, _ = find_installed(self.library, spec, wanted=RequestedBase(text=record.label, record=record))
+            build, _ = find_installed(
+                self.library, spec, wanted=RequestedBase(text=record.label, record=record, bases=self.library.bases)
+            )
         return build
 
     def _was_allowed(self, spec: AdapterSpec, wanted: RequestedBase | None) -> bool:
-        """Whether a build of that name was installed with `--allow-base-mismatch` for this base."""
+        """Return whether a build of that name was installed with `--allow-base-mismatch` for this base."""
         if wanted is None or wanted.record is None:
             return False
         builds = self.library.builds_named(spec.name, spec.namespace)
@@ -203,7 +206,7 @@ class Finder:
 
 
 def folder_in(what: AdapterLike) -> Path | None:
-    """The folder that `what` names; None when `what` is a spec or an installed build."""
+    """Return the folder that `what` names; None when `what` is a spec or an installed build."""
     if isinstance(what, os.PathLike):
         return path_of(what)
     if isinstance(what, str) and names_folder(what):

@@ -48,7 +48,7 @@ class HubCache:
         return absolute(self.root)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds of `org/name` in the repositories of `org`, as `Hub.releases` names them; none for a bare name.
+        """Return builds of `org/name` in the repositories of `org`, as `Hub.releases` names them; none for a bare name.
 
         Raises:
             AdapterHubError: the repository `org/name` is there, and its adapter cannot be read.
@@ -94,12 +94,12 @@ class HubCache:
         return self._sources[release.digest].open(release, entry)
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature beside a build, and what else lies there."""
+        """Return the signature beside a build, and what else lies there."""
         return self._sources[release.digest].provenance(release)
 
 
 def _versions(folder: Path) -> Mapping[str, str]:
-    """The version of each commit that was downloaded by its tag."""
+    """Return the version of each commit that was downloaded by its tag."""
     found: dict[str, str] = {}
     for path in sorted((folder / "refs").glob("v*")):
         with contextlib.suppress(SpecError, OSError, UnicodeDecodeError):
@@ -110,7 +110,7 @@ def _versions(folder: Path) -> Mapping[str, str]:
 
 
 def cache_folder(variables: Mapping[str, str]) -> Path:
-    """Where the Hub's client keeps what it downloads, by the environment variables that it reads."""
+    """Return the folder where the Hub's client keeps its downloads, by the environment variables that it reads."""
     given = variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE")
     if given:
         return path_of(given)

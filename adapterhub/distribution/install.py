@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -35,11 +37,12 @@ from adapterhub.library.intake.staging import Staging, attach_signature
 from adapterhub.library.intake.statements import statements_at, take_statements
 from adapterhub.library.library import Library
 from adapterhub.library.results import results_at, take_results
-from adapterhub.library.store.catalog import Installed, build_folders
+from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Receiver, Source, copy
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.signing.appraisal import read_signature
 from adapterhub.trust.signing.trust import GivenPolicy
-from adapterhub.trust.verify import Finding, Report
+from adapterhub.trust.verify import Report
 
 Gate = Callable[[Path, Release], None]
 """Looks at the files of a build before it appears in the library, and raises where it may not."""
@@ -64,7 +67,7 @@ class InstallPlan:
     @property
     def copy_bytes(self) -> int:
         """Bytes that would be fetched."""
-        return sum(entry.size_bytes for entry in self.missing)
+        return sum(map(attrgetter("size_bytes"), self.missing))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,7 @@ class Install(
 
     @property
     def build(self) -> Installed | None:
-        """The installed build; None where it would only be installed."""
+        """The installed build; None if it would only be installed."""
         return self.added.build if self.added else self.plan.present
 
     @property
@@ -216,14 +219,25 @@ def plan_install(
         )
         if found is None:
             asked = ", ".join(source.label for source in places)
-            hint = library.nearest(spec.full_name) or "`--from DIR` or `org/name` names another place"
+            hint = library.nearest(spec.full_name) or "`--from DIR` also searches a folder; `org/name` searches the Hub"
             raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
         release, source, resolution = found
         spec = replace(spec, name=release.manifest.name)  # the spec may name a repository
-        plan = _plan(library, release, source, wanted, resolution, asked_of(library, spec, release, wanted, bounds))
-        if source is not library or plan.present is not None:
-            return plan
-        # another process removed it meanwhile: look again
+        if source is library and isinstance(release, InstalledRelease):
+            here = release.build if (release.build.folder / MANIFEST_FILE).exists() else None
+        else:
+            here = _installed(library, release)
+        if source is library and here is None:
+            continue  # another process removed it meanwhile
+        return InstallPlan(
+            release=release,
+            source=source,
+            wanted=wanted,
+            resolution=resolution,
+            present=here,
+            missing=() if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256)),
+            asked=asked_of(library, spec, release, wanted, bounds),
+        )
 
 
 def run_install(
@@ -264,6 +278,7 @@ def run_install(
         admitted.remember()
         copy(plan.release, plan.source, destination, progress, signature=admitted.signature)
         assert destination.added is not None  # `copy` published
+        admitted.arrived()
         report = Report.of([*destination.added.report.findings, admitted.finding], destination.added.report.facts)
         added = replace(destination.added, report=report)
     build = plan.present or (added.build if added else None)
@@ -298,42 +313,18 @@ class Beside:
         take_statements(library, self.statements, build)
 
 
-def _plan(
-    library: Library,
-    release: Release,
-    source: Source,
-    wanted: RequestedBase | None,
-    resolution: Resolution,
-    asked: InstallRequest,
-) -> InstallPlan:
-    if source is library and isinstance(release, InstalledRelease):
-        here = release.build if (release.build.folder / MANIFEST_FILE).exists() else None
-    else:
-        here = _installed(library, release)
-    missing = () if here else tuple(e for e in release.manifest.files if not library.store.has_blob(e.sha256))
-    return InstallPlan(
-        release=release,
-        source=source,
-        wanted=wanted,
-        resolution=resolution,
-        present=here,
-        missing=missing,
-        asked=asked,
-    )
-
-
 def _installed(library: Library, release: Release) -> Installed | None:
-    """The build of `library` that a release of another place is.
+    """Return the build of `library` that a release of another place is.
 
     Raises:
         NamespaceBound: another build has its version, from a place that the namespace does not belong to.
     """
     place = library.folder_for(release.manifest, release.namespace)
-    if place not in build_folders(library.root, place.parent.name):
+    if any(one.is_symlink() for one in (place.parent.parent, place.parent, place)):
         return None
     try:
         here = library.read_build(place)
-    except FileNotFoundError:  # removed since it was listed
+    except FileNotFoundError:
         return None
     if here.manifest.digest == release.digest:
         return here
@@ -344,7 +335,7 @@ def _installed(library: Library, release: Release) -> Installed | None:
 def asked_of(
     library: Library, spec: AdapterSpec, release: Release, wanted: RequestedBase | None, bounds: RankRange
 ) -> InstallRequest:
-    """The part of a request that decides which signed versions count."""
+    """Return the part of a request that decides which signed versions count."""
     declared = release.manifest.base.fingerprint
     record = wanted.record if wanted else library.bases.by_fingerprint(declared) if declared else None
     named = [record.fingerprint.weights] if record else []
@@ -359,12 +350,14 @@ def asked_of(
 class Admitted:
     """A build that may come in: the signature to store, the finding to show, and what records its signer and version.
 
-    `remember` comes before the files are fetched, so that a crash forgets nothing, and not in a preview.
+    `remember` comes before the files are fetched, so that a crash forgets nothing, and not in a preview. `arrived`
+    comes after them: it keeps the head of the log that has the build.
     """
 
     signature: bytes | None
     finding: Finding
     remember: Callable[[], None]
+    arrived: Callable[[], None]
 
 
 def vouched(library: Library, plan: InstallPlan, policy: GivenPolicy) -> Admitted:
@@ -386,6 +379,7 @@ def vouch(library: Library, build: Installed, place: str, repository: str, admit
         attach_signature(library.store, build.folder, admitted.signature)
     library.note_origin(build, place, repository)
     admitted.remember()
+    admitted.arrived()
 
 
 def admit(
@@ -400,28 +394,35 @@ def admit(
     Raises:
         SignatureRefused: the policy forbids it, or the signature is false.
         NamespaceBound: the namespace belongs to another server.
+        LogMismatch: as `Heads.check`.
     """
     admission = Admission(library)
     admission.ensure_place_allowed(source.place, release.namespace)
+    logged = library.heads.check(source, release)
     provenance = source.provenance(release)
     decision = admission.admit(release, provenance, source.place, asked, policy)
     message = f"`{release.full_name}` {release.manifest.version} {decision.appraisal.message}"
-    found = Finding(code="N_SIGNATURE", severity="note", where=SIGNATURE_FILE, message=message)
+
+    def arrived() -> None:
+        if logged is not None:
+            logged.remember()
+
     return Admitted(
         signature=provenance.signature,
-        finding=replace(found, code="W_SIGNATURE", severity="warning") if decision.warns else found,
-        remember=lambda: admission.remember(release, decision, asked),
+        finding=Finding("W_SIGNATURE" if decision.warns else "N_SIGNATURE", SIGNATURE_FILE, message),
+        remember=partial(admission.remember, release, decision, asked),
+        arrived=arrived,
     )
 
 
+@dataclass
 class Expecting:
     """A library as a destination for builds that should fit `base`; `added` is the result of the last copy."""
 
-    def __init__(self, library: Library, base: BaseRecord | None, gate: Gate | None = None) -> None:
-        self._library = library
-        self._base = base
-        self._gate = gate
-        self.added: Added | None = None
+    _library: Library
+    _base: BaseRecord | None
+    _gate: Gate | None = None
+    added: Added | None = None
 
     @property
     def label(self) -> str:
@@ -462,7 +463,7 @@ class _Gated:
 def borrowed(
     library: Library, plan: InstallPlan, progress: Progress | None = None, *, signatures: GivenPolicy = None
 ) -> Iterator[Installed | Path]:
-    """The build of a plan: the installed one, else a folder in the library's `tmp` that goes when the block ends.
+    """Provide the build of a plan: the installed one, or a folder in the library's `tmp` until the block ends.
 
     The policies of `run_install` apply. The files are hashed while they are fetched; who loads them verifies them.
 
@@ -474,11 +475,13 @@ def borrowed(
         Admission(library).ensure_usable(plan.present, signatures)
         yield plan.present
         return
-    admit(library, plan.release, plan.source, plan.asked, signatures).remember()
+    admitted = admit(library, plan.release, plan.source, plan.asked, signatures)
+    admitted.remember()
     with library.receive(plan.release, plan.wanted.record if plan.wanted else None) as staging:
         copy(plan.release, plan.source, _Lent(staging), progress)
         with library.store.os_errors_as_refusals():
             write_file(staging.folder / MANIFEST_FILE, plan.release.manifest.to_bytes())
+        admitted.arrived()
         yield staging.folder
 
 

@@ -1,4 +1,4 @@
-"""What one kind of remote has to know; `distribution/kinds/` has one file a kind."""
+"""The properties of a kind of remote; `distribution/kinds/` has one file per kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from adapterhub.core.errors import UsageProblem, shown
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.release import Release
+    from adapterhub.formats.treelog import LogKey
     from adapterhub.library.transfer import Place, Source
 
 
@@ -25,8 +26,10 @@ class RemoteAccess:
 
     label: str = ""
     token: str | None = None
+    witness: LogKey | None = None  # who must have co-signed the server's log
     silence_s: float | None = None
     allows_telemetry: bool = False
+    shows_bars: bool = False
     folder: Path = Path()
     variables: Mapping[str, str] = field(default_factory=dict)
 
@@ -44,15 +47,15 @@ class Kind(ABC):
 
     @abstractmethod
     def parse_address(self, text: str) -> str:
-        """The one spelling of an address.
+        """Return the one spelling of an address.
 
         Raises:
-            UsageProblem: `text` is no address of this kind.
+            UsageProblem: `text` is not an address of this kind.
         """
 
     @abstractmethod
     def open(self, address: str, access: RemoteAccess) -> Source:
-        """The place as a source. Nothing is requested from a server yet.
+        """Return the place as a source. Nothing is requested from a server yet.
 
         Raises:
             AdapterNotFound: a folder that is not there.
@@ -60,10 +63,10 @@ class Kind(ABC):
 
     @abstractmethod
     def claims(self, place: str) -> bool:
-        """Whether `place`, as `Source.place` writes it, is of this kind."""
+        """Return whether `place`, as `Source.place` writes it, is of this kind."""
 
     def destination(self, source: Source, repository: str, *, private: bool, signs_again: bool) -> Place:
-        """A repository of a server as a place to publish to; no request is sent.
+        """Return a repository of a server as a place to publish to; no request is sent.
 
         With `signs_again`, a signature may take the place of that of a published version.
 
@@ -73,19 +76,19 @@ class Kind(ABC):
         raise UsageProblem(f"{source.label} takes nothing from `push` as a remote; name the directory itself")
 
     def within(self, source: Source, namespace: str) -> Source:
-        """The source to look up a bare name in `namespace`."""
+        """Return the source to look up a bare name in `namespace`."""
         return source
 
     def pin(self, source: Source, release: Release) -> Mapping[str, str]:
-        """What fixes a build that `source` gave, by `pin_keys`."""
+        """Return the keys that pin a build of `source`, by `pin_keys`."""
         return {}
 
     def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:
-        """The sources that can still have a locked build, the most exact one first."""
+        """Return the sources that can still have a locked build, the most exact one first."""
         return [source]
 
     def problems(self, address: str, pin: Mapping[str, str]) -> list[str]:
-        """What is wrong with a locked source, each as `key: reason`; empty when nothing is."""
+        """Return the faults of a locked source, each as `key: reason`; empty when there are none."""
         try:
             normal = self.parse_address(address)
         except UsageProblem as error:
@@ -94,17 +97,17 @@ class Kind(ABC):
         return found + [f"{key}: missing" for key in self.pin_keys if key not in pin]
 
     def publisher(self, pin: Mapping[str, str]) -> str:
-        """The namespace that a pinned build belongs to; "" when the pin does not show it."""
+        """Return the namespace that a pinned build belongs to; "" when the pin does not show it."""
         return ""
 
     def describe(self, address: str, pin: Mapping[str, str]) -> str:
-        """A locked source in words."""
+        """Return a locked source in words."""
         return address
 
     def is_at(self, address: str, place: str, folder: Path) -> bool:
-        """Whether `address`, in a file in `folder`, leads to `place`."""
+        """Return whether `address`, in a file in `folder`, leads to `place`."""
         return address == place
 
     def address_of(self, place: str, folder: Path) -> str:
-        """How a lock in `folder` writes `place`; "" when another machine could not find it by that."""
+        """Return how a lock in `folder` writes `place`; "" when another machine could not find it by that."""
         return place

@@ -1,4 +1,4 @@
-"""Which builds a mirror of many repositories lacks, from the listings of two servers alone."""
+"""Finds the builds that a mirror of many repositories lacks, using only the listings of two servers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class RepositoryPattern:
 
     @classmethod
     def parse(cls, text: str) -> RepositoryPattern:
-        """The pattern that `text` spells.
+        """Return the pattern that `text` spells.
 
         Raises:
-            SpecError: the namespace is missing or is no name.
+            SpecError: the namespace is missing or is not a name.
         """
         namespace, slash, pattern = text.partition("/")
         if not slash or not _PATTERN.fullmatch(pattern):
@@ -44,7 +44,7 @@ class RepositoryPattern:
 
 
 def parse_repositories(text: str) -> AdapterSpec | RepositoryPattern:
-    """The pattern that `text` spells if it holds `*`, `?` or `[`, else the adapter spec.
+    """Return the pattern that `text` spells if it holds `*`, `?` or `[`, otherwise the adapter spec.
 
     Raises:
         SpecError: it is neither.
@@ -104,9 +104,9 @@ def plan_mirror(pattern: RepositoryPattern, source: Hub, target: Hub, namespace:
 
 
 def yank_copies(source: Hub, repo: str, target: Hub, to: str, tell: Callable[[str], None], *, dry_run: bool) -> None:
-    """Yank the copies on `target` of what is yanked on `source`; `tell` gets a sentence with the reason of each.
+    """Yank the copies on `target` of versions that are yanked on `source`; `tell` gets a sentence with each reason.
 
-    Where the owner of a copy took a yank for the same reason back, it stays.
+    A copy whose owner withdrew a yank for the same reason stays.
     """
     yanked = [one for one in source.versions(repo) if one.yanked is not None]
     there: dict[str, PublishedVersion] = {}

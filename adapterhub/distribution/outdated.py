@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from threading import Lock
+from typing import Annotated, Any, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Incompatible, UsageProblem
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, version_of
-from adapterhub.distribution.choosing import candidates_of, choose
+from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.install import InstallPlan
-from adapterhub.distribution.resolve import Candidate, Objection
+from adapterhub.distribution.resolve import Candidate, Objection, resolve
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.library.bases.requested import RequestedBase
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
+from adapterhub.library.upkeep.interrupted import Interrupted, digest_of_facts
 
 AT_ONCE: Final = 8
+_WAITING: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,24 @@ class Offer(
         is_here = candidate.digest in {self.request.digest, *self.request.here}
         return not is_here and Version(candidate.version) > Version(self.request.version)
 
+    def kept(self) -> dict[str, Any]:
+        """Return the offer as JSON, for a check that is interrupted; `restored` reads it."""
+        allowed, newest = (one and asdict(one) | {"verdict": one.verdict.value} for one in (self.allowed, self.newest))
+        return {"place": self.place, "yanked": self.yanked, "allowed": allowed, "newest": newest}
+
+    @classmethod
+    def restored(cls, request: UpgradeRequest, value: Mapping[str, Any]) -> Offer:
+        """Return the offer that was `kept`."""
+
+        def candidate(one: dict[str, Any] | None) -> Candidate | None:
+            if one is None:
+                return None
+            told = {"verdict": BaseVerdict(one["verdict"]), "differences": tuple(one["differences"])}
+            return Candidate(**one | told)
+
+        allowed, newest = map(candidate, (value["allowed"], value["newest"]))
+        return cls(request=request, place=value["place"], yanked=value["yanked"], allowed=allowed, newest=newest)
+
     def __repr__(self) -> str:
         newest = self.newest.version if self.newest else "none"
         return f"<Offer {self.request.key} {self.request.version}, newest {newest} in {self.place}>"
@@ -140,19 +163,51 @@ class Upgraded(
 
 
 def offers(
-    library: Library, requests: Sequence[UpgradeRequest], progress: Callable[[int, int], None] | None = None
+    library: Library,
+    requests: Sequence[UpgradeRequest],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    jobs: int = AT_ONCE,
+    before: Interrupted | None = None,
 ) -> list[Offer]:
-    """What every place of every adapter offers, in order; requests run at the same time.
+    """Return the offers of every place of every adapter, in order; `jobs` requests run at the same time.
 
-    A place that does not answer gives an offer with a `problem`; a place without the name gives none.
+    A place that does not answer gives an offer with a `problem`; a place without the name gives none. `before` keeps
+    what places told, and gives it where it has it.
     """
     found: list[Offer] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for done, some in enumerate(pool.map(lambda one: list(_of(library, one)), requests), 1):
-            found += some
-            if progress is not None:
-                progress(done, len(requests))
+
+    def told_of(one: UpgradeRequest) -> list[Offer]:
+        of, key = f"{one.key} {one.digest}", _key_of(one)
+        earlier = before and before.before(of)
+        if earlier and earlier[0] == key:
+            return [Offer.restored(one, value) for value in earlier[1]]
+        offered = list(_of(library, one))
+        if before is not None and all(offer.problem is None for offer in offered):
+            with keeping:
+                before.keep(of, key, [offer.kept() for offer in offered])
+        return offered
+
+    keeping = Lock()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for start in range(0, len(requests), _WAITING * jobs):  # each that waits costs a kilobyte
+            some = requests[start : start + _WAITING * jobs]
+            for done, told in enumerate(pool.map(told_of, some), start + 1):
+                found += told
+                if progress is not None:
+                    progress(done, len(requests))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption waits for no more than is asked now
     return found
+
+
+def _key_of(request: UpgradeRequest) -> str:
+    """Return a digest of what decides about the answer to a request, beside the places that are asked."""
+    wanted, ranks = request.wanted, (request.ranks.low, request.ranks.high)
+    record = wanted.record if wanted else None
+    base = wanted and (wanted.text, wanted.hub_id, wanted.digest_prefix, record and record.fingerprint.weights)
+    return digest_of_facts([str(request.spec), request.version, request.rank, ranks, base, sorted(request.here)])
 
 
 def _of(library: Library, request: UpgradeRequest) -> Iterable[Offer]:
@@ -190,16 +245,17 @@ def _choice(
     bounds: RankRange,
     objection: Objection | None,
 ) -> Candidate | None:
-    """The build that an upgrade would take, of the present rank if the release has one; None when none fits."""
+    """Return the build that an upgrade would take, of the present rank if the release has one; None when none fits."""
+    take = partial(resolve, spec, candidates, base_given=request.wanted is not None, objection=objection)
     try:
-        chosen = choose(spec, candidates, request.wanted, bounds, objection=objection).chosen
+        chosen = take(ranks=bounds).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return None
     if request.rank is None or chosen.rank == request.rank or bounds != ANY_RANK:
         return chosen
     same = RankRange.of(request.rank)
     try:
-        other = choose(spec, candidates, request.wanted, same, objection=objection).chosen
+        other = take(ranks=same).chosen
     except (Incompatible, UsageProblem, AdapterNotFound):
         return chosen
     return other if version_of(other.version) == version_of(chosen.version) else chosen

@@ -1,8 +1,8 @@
 """The kinds of places that adapters come from: what a remote, a project file and a lock know of each.
 
 A kind is one file in `distribution/kinds/` that holds a `KIND`. The file's name is what `kind` says in `remotes.json`,
-`adapters.toml` and `adapters.lock`. Those files leave `kind` out where the address shows it: `url` alone means `hub`,
-`path` alone means `directory`. A build that is locked without a place comes from the library and has no kind.
+`adapters.toml` and `adapters.lock`. Those files leave `kind` out where the address shows it: a bare `url` means `hub`,
+a bare `path` means `directory`. A build that is locked without a place comes from the library and has no kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KIND_OF_KEY: Final[Mapping[str, str]] = {"url": "hub", "path": "directory"}
 
 @cache
 def kind_named(name: str) -> Kind:
-    """The kind by its name.
+    """Return the kind by its name.
 
     Raises:
         UsageProblem: this version has no such kind.
@@ -37,12 +37,12 @@ def kind_named(name: str) -> Kind:
 
 @cache
 def kind_names() -> tuple[str, ...]:
-    """The names of all kinds, which are the files of `kinds/`."""
+    """Return the names of all kinds, which are the files of `kinds/`."""
     return tuple(sorted(module.name for module in pkgutil.iter_modules(kinds.__path__)))
 
 
 def kind_of(place: str) -> Kind:
-    """The kind of a place as `Source.place` writes it; a path is a directory.
+    """Return the kind of a place as `Source.place` writes it; a path is a directory.
 
     Raises:
         UsageProblem: no kind has such places.
@@ -50,11 +50,11 @@ def kind_of(place: str) -> Kind:
     for name in kind_names():
         if (kind := kind_named(name)).claims(place):
             return kind
-    raise UsageProblem(f"`{shown(place, 200)}` is a place of no known kind")
+    raise UsageProblem(f"`{shown(place, 200)}` is a place of no known kind; the kinds are {', '.join(kind_names())}")
 
 
 def kind_by_keys(keys: Iterable[str], named: str | None = None) -> Kind | None:
-    """The kind `named`, else the one that a table with these keys means; None when it names no place, or two.
+    """Return the kind `named`, or the one that a table with these keys means; None when it names no place, or two.
 
     Raises:
         UsageProblem: this version has no such kind.
@@ -66,5 +66,5 @@ def kind_by_keys(keys: Iterable[str], named: str | None = None) -> Kind | None:
 
 
 def kind_to_write(kind: Kind) -> str | None:
-    """What `kind` says in a file; None where the key of the address says it."""
+    """Return the value of `kind` in a file; None if the key of the address gives it."""
     return None if KIND_OF_KEY.get(kind.address_key) == kind.name else kind.name

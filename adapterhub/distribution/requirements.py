@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.disk.files import ensure_there, read_plain
 from adapterhub.core.errors import Malformed, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
@@ -21,9 +20,8 @@ MOST_BYTES: Final = 4 << 20
 _COMMENT: Final = re.compile(r"(?:^|\s)#.*$")
 
 
-@parsed
 def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
-    """The specs in a file, in order; `-` reads stdin.
+    """Return the specs in a file, in order; `-` reads stdin.
 
     Raises:
         Malformed: the message lists every line that is not a spec, with its number.
@@ -34,7 +32,10 @@ def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
     try:
         raw = sys.stdin.buffer.read(MOST_BYTES + 1) if str(path) == "-" else read_plain(Path(path), MOST_BYTES)
     except OSError as error:
-        raise Malformed(f"cannot read `{shown(where, 200)}`: {error.strerror}") from None
+        raise Malformed(
+            f"cannot read `{shown(where, 200)}`: {error.strerror}",
+            hint="check its permissions and the disk with `ls -l`",
+        ) from None
     if len(raw) > MOST_BYTES:
         raise Malformed(f"`{shown(where, 200)}`: larger than {MOST_BYTES:,} bytes")
     try:
@@ -45,7 +46,7 @@ def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
 
 
 def parse_requirements(text: str, where: str = "requirements") -> list[AdapterSpec]:
-    """The specs in `text`, as in `read_requirements`."""
+    """Return the specs in `text`, as in `read_requirements`."""
     specs: list[AdapterSpec] = []
     problems: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -16,7 +16,8 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterNotFound, AmbiguousSpec, NoCompatibleRelease, SpecError, shown
@@ -54,7 +55,7 @@ class Resolution:
 
     @property
     def note(self) -> str:
-        """The sentence that says which variant was taken, and how to name the others; "" where there is only one."""
+        """The sentence that names the chosen variant and the specs of the others; "" if there is only one."""
         if not self.variants:
             return ""
         one, others = self.chosen, [f"`{_exact(c)}` ({_rank(c)})" for c in self.variants[:SHOWN_VARIANTS]]
@@ -77,7 +78,7 @@ def resolve(
     known_names: Sequence[str] = (),
     takes_yanked: bool = False,
 ) -> Resolution:
-    """The one build among `candidates` that `spec` and `ranks` mean.
+    """Return the one build among `candidates` that `spec` and `ranks` mean.
 
     `base_given` says that the verdicts compare with a base that the user named. A bare name never picks among
     namespaces: a build without one comes first; otherwise all builds have to share a namespace.
@@ -103,7 +104,8 @@ def resolve(
     builds = builds_named(spec, candidates)
     if not builds:
         raise AdapterNotFound(f"no adapter is named `{spec.full_name}`", hint=_nearest(spec, known_names))
-    _check_prefix(spec, builds)
+    if spec.digest_prefix is not None:
+        _check_prefix(spec, spec.digest_prefix, builds)
     reasons: dict[Digest, str] = {}
     fitting = []
     for build in builds:
@@ -114,26 +116,31 @@ def resolve(
             reasons[build.candidate.digest] = reason
     if not fitting:
         raise _nothing_fits(request, labelled(builds, reasons))
-    for is_last_resort, reason_of in last_resorts(request):
-        others = [build for build in fitting if not is_last_resort(build)]
-        if others:
-            reasons.update((b.candidate.digest, reason_of(b)) for b in fitting if is_last_resort(b))
-            fitting = others
+    for resort, may_apply in (
+        ("is_mismatched", base_given),
+        ("is_yanked", True),
+        ("is_prerelease", not spec.asks_for_prereleases),
+    ):
+        last = list(filter(attrgetter(resort), fitting)) if may_apply else []
+        if 0 < len(last) < len(fitting):
+            reasons.update((build.candidate.digest, _last_resort(build, resort)) for build in last)
+            fitting = [build for build in fitting if not getattr(build, resort)]
     if not base_given:
         _check_one_base(spec, fitting)
-    chosen, *variants = _by_preference(request, fitting)
-    _check_one_spelling(spec, [chosen, *variants])
+    chosen, *variants = _by_preference(request, fitting) if len(fitting) > 1 else fitting
+    if variants:
+        _check_one_spelling(spec, [chosen, *variants])
     return Resolution(
         chosen=chosen.candidate,
         builds=builds,
         reasons=reasons,
         warnings=tuple(warnings_about(request, chosen, fitting)),
-        variants=tuple(b.candidate for b in variants if _is_proven(request, b) == _is_proven(request, chosen)),
+        variants=_alike(request, chosen, variants) if variants else (),
     )
 
 
 def _exact(candidate: Candidate) -> str:
-    """The spec that means exactly this build."""
+    """Return the spec that means exactly this build."""
     return f"{candidate.full_name}#{candidate.digest[:SHORT_DIGEST_CHARACTERS]}"
 
 
@@ -141,17 +148,15 @@ def _rank(candidate: Candidate) -> str:
     return "no rank" if candidate.rank is None else f"rank {candidate.rank}"
 
 
-def _check_prefix(spec: AdapterSpec, builds: Sequence[Build]) -> None:
+def _check_prefix(spec: AdapterSpec, prefix: str, builds: Sequence[Build]) -> None:
     """Raise if two builds share the digest prefix: someone can forge a collision of eight digits."""
-    if spec.digest_prefix is None:
-        return
-    same = [build for build in builds if build.candidate.digest.startswith(spec.digest_prefix)]
+    same = [build for build in builds if build.candidate.digest.startswith(prefix)]
     if len(same) > 1:
         choices = [
             (str(replace(spec, digest_prefix=build.candidate.digest)), f"version {shown(build.candidate.version)}")
             for build in same
         ]
-        raise AmbiguousSpec(f"{len(same)} builds of `{spec.full_name}` start with `{spec.digest_prefix}`", choices)
+        raise AmbiguousSpec(f"{len(same)} builds of `{spec.full_name}` start with `{prefix}`", choices)
 
 
 def _check_one_base(spec: AdapterSpec, fitting: Sequence[Build]) -> None:
@@ -189,20 +194,25 @@ def _check_one_spelling(spec: AdapterSpec, builds: Sequence[Build]) -> None:
 
 
 def _by_preference(request: Request, fitting: Sequence[Build]) -> list[Build]:
-    """The builds of the newest version, the best first."""
-    newest = max(version_in(build) for build in fitting)
+    """Return the builds of the newest version, the best first."""
 
     def preference(build: Build) -> tuple[bool, int, bool, str]:
         # Proven before unproven outranks rank: a larger adapter on the wrong base is no better adapter.
-        is_converted = request.base_given and build.candidate.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
+        is_converted = request.base_given and build.candidate.verdict in _CONVERTED
         return not _is_proven(request, build), -(build.candidate.rank or 0), is_converted, build.candidate.digest
 
-    return sorted((build for build in fitting if build.version == newest), key=preference)
+    return sorted((build for build in fitting if build.version == fitting[0].version), key=preference)
 
 
 def _is_proven(request: Request, build: Build) -> bool:
-    """Whether the base is the requested one by content; true where none is requested."""
+    """Return whether the base is the requested one by content; true where none is requested."""
     return not request.base_given or build.candidate.verdict.is_same_model
+
+
+def _alike(request: Request, chosen: Build, variants: Sequence[Build]) -> tuple[Candidate, ...]:
+    """Return the variants whose base is proven as that of the chosen build is."""
+    is_proven = _is_proven(request, chosen)
+    return tuple(build.candidate for build in variants if _is_proven(request, build) == is_proven)
 
 
 def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCompatibleRelease:
@@ -217,7 +227,7 @@ def _nothing_fits(request: Request, refusals: Sequence[tuple[str, str]]) -> NoCo
 
 
 def _nearest(spec: AdapterSpec, known_names: Sequence[str]) -> str:
-    """A hint for an unknown name: the most similar known names, or where to search."""
+    """Return a hint for an unknown name: the most similar known names, or where to search."""
     import difflib  # 5 ms of import for misspelt names only
 
     written = {name if spec.namespace else name.rpartition("/")[2]: name for name in sorted(known_names)}
@@ -234,8 +244,9 @@ class Candidate:
     `base_label` is its base as you would type it after `@`; "" if it declares none. `yanked` is the reason, which may
     be "", or None. `source` names the place. `published_at` is the Unix time of publication; None if unknown.
     `repository` is that of a server, which a spec may name instead of the adapter; "" without one. `strange` is the
-    reason why that repository may not supply the name; "" where it may. `base` is the digest of the
-    weights that it was made for; None if it declares none.
+    reason why that repository may not supply the name; "" if it may. `base` is the digest of the
+    weights that it was made for; None if it declares none. `base_hint` is the hint that lets it run on the requested
+    one.
     """
 
     namespace: str | None
@@ -255,6 +266,7 @@ class Candidate:
     repository: str = ""
     strange: str = ""
     base: Digest | None = None
+    base_hint: str = ""
 
     @property
     def full_name(self) -> str:
@@ -262,28 +274,37 @@ class Candidate:
         return self.name if self.namespace is None else f"{self.namespace}/{self.name}"
 
 
+_CONVERTED: Final = frozenset({BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION, BaseVerdict.SAME_WEIGHTS_QUANTISED})
+_TOLD: Final = {
+    BaseVerdict.SAME_WEIGHTS_QUANTISED: "the same model, and one of the two is a quantised copy",
+    BaseVerdict.ACCEPTED_QUANTISED: "what is likely the model of this quantised copy, which you accepted",
+    BaseVerdict.SAME_FAMILY: "another base of its family",
+}
+"""The warning about a build that fits, by how its base relates to the requested one."""
+
 Objection = Callable[[Candidate], str | None]
 """The reason against a build that would fit otherwise, or None."""
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
-    """A candidate with its parsed version; None if the version is invalid."""
+class Build(NamedTuple):
+    """A candidate with its parsed version, None if the version is invalid, and what makes it a last resort."""
 
     candidate: Candidate
     version: Version | None
+    is_mismatched: bool
+    is_yanked: bool
+    is_prerelease: bool
 
-    @property
-    def is_mismatched(self) -> bool:
-        return not self.candidate.verdict.allows_attach
-
-    @property
-    def is_yanked(self) -> bool:
-        return self.candidate.yanked is not None
-
-    @property
-    def is_prerelease(self) -> bool:
-        return self.version is not None and self.version.is_prerelease
+    @classmethod
+    def of(cls, candidate: Candidate) -> Build:
+        """Return the candidate as a build."""
+        try:
+            version = version_of(candidate.version)
+        except SpecError:
+            version = None
+        is_prerelease = version is not None and version.is_prerelease
+        is_mismatched, is_yanked = not candidate.verdict.allows_attach, candidate.yanked is not None
+        return cls(candidate, version, is_mismatched, is_yanked, is_prerelease)
 
     @property
     def title(self) -> str:
@@ -308,19 +329,21 @@ class Request:
 
 
 def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Build]:
-    """The builds with the name in `spec`, each digest once, newest first.
+    """Return the builds with the name in `spec`, each digest once, newest first.
 
-    Where no adapter has the name, it may be that of a repository.
+    If no adapter has the name, it may be that of a repository.
 
     Raises:
         AmbiguousSpec: a bare name that exists in several namespaces, and not without one, or the name of a repository
             that holds several adapters.
     """
-    there = [c for c in candidates if spec.namespace in {None, c.namespace}]
+    there = list(candidates)
+    if spec.namespace is not None:
+        there = [c for c in there if c.namespace == spec.namespace]
     named = [c for c in there if c.name == spec.name]
-    if not named or (spec.digest_prefix is None and all(c.strange for c in named)):
+    if not named or (spec.digest_prefix is None and all(map(attrgetter("strange"), named))):
         named = _in_repository(spec, there) or named
-    namespaces = {c.namespace for c in named}
+    namespaces = set(map(attrgetter("namespace"), named))
     if spec.namespace is None and len(namespaces) > 1:
         # Taking the newest of all would let a stranger's 99.0 stand in for the user's own adapter.
         if None not in namespaces:
@@ -330,11 +353,9 @@ def builds_named(spec: AdapterSpec, candidates: Iterable[Candidate]) -> list[Bui
     copies: dict[Digest, list[Candidate]] = {}
     for candidate in named:
         copies.setdefault(candidate.digest, []).append(candidate)
-    merged = [_merged(copies[digest]) for digest in sorted(copies)]
-    builds = [Build(candidate, _version_of(candidate)) for candidate in merged]
-    builds.sort(key=lambda b: b.candidate.rank or 0, reverse=True)
-    unversioned = [b for b in builds if b.version is None]
-    return [*sorted((b for b in builds if b.version is not None), key=version_in, reverse=True), *unversioned]
+    builds = [Build.of(same[0] if len(same) == 1 else _merged(same)) for _, same in sorted(copies.items())]
+    # without a version last: equal ones are compared by rank
+    return sorted(builds, key=lambda b: (b.version is not None, b.version, b.candidate.rank or 0), reverse=True)
 
 
 def _in_repository(spec: AdapterSpec, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -349,26 +370,17 @@ def _in_repository(spec: AdapterSpec, candidates: Sequence[Candidate]) -> list[C
 def _merged(copies: Sequence[Candidate]) -> Candidate:
     """One candidate for copies of the same bytes; known bases, yanks and earlier dates win.
 
-    A copy in a repository that may not supply the name says nothing, unless all are in such ones.
+    A copy in a repository that may not supply the name is ignored, unless all are in such ones.
     """
     copies = [copy for copy in copies if not copy.strange] or copies
-    if len(copies) == 1:
-        return copies[0]
     best = min(copies, key=lambda c: (c.verdict is BaseVerdict.UNKNOWN, c.source, repr(c)))
     yanks = sorted(copy.yanked for copy in copies if copy.yanked is not None)
     dates = [copy.published_at for copy in copies if copy.published_at is not None]
     return replace(best, yanked=yanks[-1] if yanks else None, published_at=min(dates, default=None))
 
 
-def _version_of(candidate: Candidate) -> Version | None:
-    try:
-        return version_of(candidate.version)
-    except SpecError:
-        return None
-
-
 def version_in(build: Build) -> Version:
-    """The version of a build that has one, as a sort key."""
+    """Return the version of a build that has one, as a sort key."""
     assert build.version is not None
     return build.version
 
@@ -378,7 +390,7 @@ SHORT_DIGEST_CHARACTERS = 19  # `sha256:` and 12 hex digits
 
 
 def objections(request: Request, build: Build) -> Iterator[str]:
-    """The reasons against `build`, the most basic first; none if it fits."""
+    """Yield the reasons against `build`, the most basic first; none if it fits."""
     spec, candidate = request.spec, build.candidate
     if spec.digest_prefix is not None and not candidate.digest.startswith(spec.digest_prefix):
         yield f"digest {candidate.digest[:SHORT_DIGEST_CHARACTERS]}…, {spec.digest_prefix} asked"
@@ -405,11 +417,12 @@ def objections(request: Request, build: Build) -> Iterator[str]:
 
 
 def _mismatch(build: Build) -> str:
-    return f"made for another base: {_differences(build) or base_name(build)}"
+    way = f"; {build.candidate.base_hint}" if build.candidate.base_hint else ""
+    return f"made for {build.candidate.verdict.made_for}: {_differences(build) or base_name(build)}{way}"
 
 
 def _differences(build: Build) -> str:
-    """The first few differences from the requested base; "" if there are none."""
+    """Return the first few differences from the requested base; "" if there are none."""
     told = [shown(difference, 200) for difference in build.candidate.differences]
     more = len(told) - SHOWN_DIFFERENCES
     return "; ".join(told[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
@@ -424,18 +437,15 @@ def _yank(build: Build) -> str:
     return f"yanked: {shown(build.candidate.yanked or 'no reason given', 200)}"
 
 
-def last_resorts(request: Request) -> list[tuple[Callable[[Build], bool], Callable[[Build], str]]]:
-    """What is used only when nothing else fits, worst first: the test, and the reason when another build fits."""
-    resorts: list[tuple[Callable[[Build], bool], Callable[[Build], str]]] = [
-        (lambda build: build.is_mismatched, lambda build: f"{_mismatch(build)}; another build fits"),
-        (lambda build: build.is_yanked, _yank),
-        (lambda build: build.is_prerelease, lambda build: f"pre-release, `=={build.version}` asks for it"),
-    ]
-    return resorts[0 if request.base_given else 1 : 2 if request.spec.asks_for_prereleases else 3]
+def _last_resort(build: Build, resort: str) -> str:
+    """Return the reason against a build that is used only when nothing else fits, where another build fits."""
+    if resort == "is_mismatched":
+        return f"{_mismatch(build)}; another build fits"
+    return _yank(build) if resort == "is_yanked" else f"pre-release, `=={build.version}` asks for it"
 
 
 def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) -> list[str]:
-    """What the user should know about the choice, as whole sentences."""
+    """Return notes about the choice for the user, as whole sentences."""
     candidate, told, base_given = chosen.candidate, [], request.base_given
     if chosen.is_yanked:
         told.append(f"{chosen.title} is {_yank(chosen)}")
@@ -446,6 +456,8 @@ def warnings_about(request: Request, chosen: Build, fitting: Sequence[Build]) ->
         told.append(
             f"{chosen.title} was made for the same weights in a different precision" + (detail and f": {detail}")
         )
+    elif base_given and candidate.verdict in _TOLD:
+        told.append(f"{chosen.title} was made for {_TOLD[candidate.verdict]}: {_differences(chosen)}")
     elif base_given and candidate.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
         told.append(
             f"{chosen.title} was made for the same base with a vocabulary of another size: {_differences(chosen)}"

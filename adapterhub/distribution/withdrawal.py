@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, AmbiguousSpec, UsageProblem, shown
-from adapterhub.core.ranks import ANY_RANK
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.choosing import candidates_of, choose
+from adapterhub.distribution.choosing import candidates_of
+from adapterhub.distribution.kinds.hub import hub_behind
+from adapterhub.distribution.resolve import resolve
 from adapterhub.formats.documented import Documented
 from adapterhub.library.admission import Admission
 from adapterhub.library.bases.requested import RequestedBase
@@ -33,14 +34,14 @@ class Withdrawn(Documented, keys="server repo versions yanked done=is_done"):
     """What was withdrawn from a repository of `server`, or would be.
 
     `versions` are yanked, not yanked any more, or deleted; a repository that is deleted has all of its versions here.
-    `yanked` is the reason of a yank, None after `unyank` and `delete`. `is_done` is False for a preview, and where
+    `yanked` is the reason of a yank, None after `yank --undo` and `delete`. `is_done` is False for a preview, and where
     there was nothing to do.
     """
 
     server: str
     repo: str
     versions: Annotated[tuple[str, ...], "the version; all of them for a repository that is deleted"]
-    yanked: Annotated[str | None, "the reason of the yank; null after `unyank` and `delete`"] = None
+    yanked: Annotated[str | None, "the reason of the yank; null after `yank --undo` and `delete`"] = None
     is_done: Annotated[bool, "false: a preview, or nothing was to be done"] = False
 
     def __repr__(self) -> str:
@@ -81,7 +82,7 @@ def unyank(
 
 
 def plan_deletion(hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None) -> Withdrawn:
-    """What `delete` would delete: the version that `spec` names, or without one the repository of this very name.
+    """Return the target of `delete`: the version that `spec` names, or without one the repository of that name.
 
     Raises:
         As `find_version`.
@@ -113,7 +114,7 @@ def delete(hub: Hub, spec: AdapterSpec, plan: Withdrawn) -> Withdrawn:
 
 
 def parse_reason(text: str) -> str:
-    """A reason as servers take it.
+    """Return a reason as servers take it.
 
     Raises:
         UsageProblem: it has more than 500 characters or a control character.
@@ -127,7 +128,7 @@ def parse_reason(text: str) -> str:
 
 
 def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: RequestedBase | None) -> PublishedVersion:
-    """The published version that `spec` names: by the name of its repository, else by the name of the adapter.
+    """Return the published version that `spec` names: by the name of its repository, or by the name of the adapter.
 
     Raises:
         UsageProblem: it names not one version.
@@ -150,7 +151,9 @@ def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: Requeste
     if spec.digest_prefix is not None:
         releases = [one for one in releases if one.digest.startswith(spec.digest_prefix)]
     if spec.base is not None and releases:
-        chosen = choose(spec, candidates_of(library, releases, wanted, hub.label), wanted, ANY_RANK).chosen
+        chosen = resolve(
+            spec, candidates_of(library, releases, wanted, hub.label), base_given=wanted is not None
+        ).chosen
         releases = [one for one in releases if (one.digest, one.repository) == (chosen.digest, chosen.repository)]
     places = dict.fromkeys(hub.repository_of(release) for release in releases)
     if len(places) > 1:
@@ -187,7 +190,7 @@ _SERVERS_AT_ONCE: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """A build that this library has from a server; `repository` is "" where it is not known."""
+    """A build that this library has from a server; `repository` is "" if it is not known."""
 
     digest: Digest
     spec: AdapterSpec
@@ -207,7 +210,7 @@ FindSource = Callable[[str], "Source | None"]
 def withdrawn_builds(
     library: Library, builds: Iterable[Installed], find_source: FindSource | None
 ) -> dict[Digest, str]:
-    """The same as `withdrawn`, for installed builds; those that came from no server are passed over."""
+    """Return the same as `withdrawn`, for installed builds; those that came from no server are passed over."""
     here = []
     for build in builds:
         origin = library.origins.under(build.manifest.digest, build.full_name)
@@ -219,7 +222,7 @@ def withdrawn_builds(
 
 
 def why_withdrawn(library: Library, build: Installed, find_source: FindSource | None) -> str | None:
-    """The reason for one installed build; None if it was not yanked."""
+    """Return the reason for one installed build; None if it was not yanked."""
     return withdrawn_builds(library, [build], find_source).get(build.manifest.digest)
 
 
@@ -230,12 +233,12 @@ def withdrawn(
     *,
     call: Callable[[str, Callable[[], None]], None] = lambda _, ask: ask(),
 ) -> dict[Digest, str]:
-    """The reason of each of `builds` that its server has yanked, by its digest.
+    """Return the reason of each of `builds` that its server has yanked, by its digest.
 
-    Each server is asked once, and what it says is remembered. What it said last counts if it may not be asked, and if
-    it does not answer within a few seconds. Only the server that a namespace belongs to has a say in it, and there
-    only the repository that a build came from. `call` makes the requests to the server at a URL, or leaves them out by
-    raising an `AdapterHubError`.
+    Each server is asked once, and its answer is remembered. Its last answer counts if it may not be asked, or does
+    not answer within a few seconds. Only the server that a namespace belongs to has a say in it, and there only the
+    repository that a build came from. `call` makes the requests to the server at a URL, or leaves them out by raising
+    an `AdapterHubError`.
     """
     by_place: dict[str, list[Here]] = {}
     admission = Admission(library)
@@ -245,12 +248,8 @@ def withdrawn(
 
     def ask(place: str) -> None:
         source = find_source(place) if find_source is not None else None
-        if source is None:
-            return
-        from adapterhub.distribution.hub import Hub  # imports the Hub's client, for which nothing else here waits
-
-        hub = getattr(source, "hub", source)
-        if not isinstance(hub, Hub):
+        hub = hub_behind(source) if source is not None else None
+        if hub is None:
             return
         here = by_place[place]
         came_from = {one.digest: one.repository for one in here if one.repository}

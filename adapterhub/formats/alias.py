@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
-from adapterhub.core.dates import time_text
+from adapterhub.core.dates import parse_time, time_text
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import NotFound, SpecError, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, looks_like_revision, parse_name, parse_version
@@ -22,6 +22,8 @@ from adapterhub.formats.documented import Documented
 MOST_TARGETS: Final = 16
 MOST_MOVES: Final = 100
 """How many moves the history keeps."""
+MOST_REFUSED: Final = 20
+"""How many refused versions it keeps."""
 
 Action = Literal["set", "rollback", "remove", "follow"]
 """`follow`: a library took over what a registry says."""
@@ -41,10 +43,10 @@ class AliasTarget(Documented):
 
     @classmethod
     def from_json(cls, value: Any) -> AliasTarget:
-        """The target in a JSON value.
+        """Return the target in a JSON value.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a target.
         """
         if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("version", "digest")):
             raise ValueError("a target has a `version` and a `digest`")
@@ -72,6 +74,51 @@ class AliasMove(Documented, keys="number? action at=time by targets"):
         """RFC 3339."""
         return time_text(self.at)
 
+    @classmethod
+    def from_json(cls, value: Any) -> AliasMove:
+        """Return the move in a JSON value.
+
+        Raises:
+            LookupError, TypeError, ValueError, UsageProblem: it is not a move.
+        """
+        action, by, targets = value["action"], value["by"], value["targets"]
+        if action not in ACTIONS or not isinstance(by, str) or len(targets) > MOST_TARGETS:
+            raise ValueError("a move has an `action`, `by`, `at` and `targets`")
+        found = tuple(AliasTarget.from_json(one) for one in targets)
+        return cls(action=action, at=parse_time(value["at"]), by=shown(by, 200), targets=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedMove(Documented, keys="version digest at=time why after"):
+    """A version to which a gate did not let an alias move.
+
+    `at` is Unix time; `after` is how many moves the alias had made by then.
+    """
+
+    version: str
+    digest: Annotated[Digest, "of the manifest"]
+    at: float
+    why: str
+    after: int = 0
+
+    @property
+    def time(self) -> str:
+        """RFC 3339."""
+        return time_text(self.at)
+
+    @classmethod
+    def from_json(cls, value: Any) -> RefusedMove:
+        """Return the refusal in a JSON value.
+
+        Raises:
+            LookupError, TypeError, ValueError, UsageProblem: it is not a refusal.
+        """
+        version, digest, why, after = value["version"], value["digest"], value["why"], value["after"]
+        if not isinstance(why, str) or not isinstance(after, int) or after < 0:
+            raise ValueError("a refusal has a `version`, a `digest`, `at`, `why` and `after`")
+        at = parse_time(value["at"])
+        return cls(version=parse_version(version), digest=parse_digest(digest), at=at, why=shown(why, 500), after=after)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias(
@@ -80,13 +127,16 @@ class Alias(
 ):
     """An alias and its last move.
 
-    `moves` are oldest first. `place` is the registry that the alias follows, "" for one that the user set here.
+    `moves` are oldest first, after `dropped` earlier ones. `place` is the registry that the alias follows, "" for one
+    that the user set here. `refused` are versions that a stream published and its gate did not let become current.
     """
 
     adapter: Annotated[str, "full name of the adapter that it belongs to"]
     name: str
     moves: tuple[AliasMove, ...] = field(default=())
     place: str = ""
+    dropped: int = 0
+    refused: tuple[RefusedMove, ...] = ()
 
     @property
     def targets(self) -> tuple[AliasTarget, ...]:
@@ -105,7 +155,7 @@ class Alias(
 
     @property
     def followed(self) -> str | None:
-        """The registry that says what it means; None: it was set here."""
+        """The registry that defines the alias; None if it was set here."""
         return self.place or None
 
     @property
@@ -114,7 +164,7 @@ class Alias(
         return max(self.targets, key=lambda target: target.weight)
 
     def for_key(self, key: str) -> AliasTarget:
-        """The target for the requests with this key: always the same while the targets stay.
+        """Return the target for the requests with this key: always the same while the targets stay.
 
         Weighted rendezvous hashing: a changed weight moves no key between two other targets, and only as many as the
         change needs.
@@ -125,15 +175,15 @@ class Alias(
         return f"{self.adapter}@{self.name}"
 
     def spec_of(self, target: AliasTarget) -> str:
-        """The spec that means exactly this target: `acme/legal-qa==1.2.0#sha256:…`."""
+        """Return the spec that means exactly this target: `acme/legal-qa==1.2.0#sha256:…`."""
         return f"{self.adapter}=={target.version}#{target.digest}"
 
     def text(self) -> str:
-        """The targets in words: `1.2.0`, or `1.2.0 90 %, 1.3.0 10 %`."""
+        """Return the targets in words: `1.2.0`, or `1.2.0 90 %, 1.3.0 10 %`."""
         return targets_text(self.targets)
 
     def moved_text(self) -> str:
-        """The last move in words: `acme/legal-qa@prod: 1.2.0 -> 1.3.0`."""
+        """Return the last move in words: `acme/legal-qa@prod: 1.2.0 -> 1.3.0`."""
         before = targets_text(self.moves[-2].targets) if len(self.moves) > 1 else "new"
         return f"{self}: {before} -> {self.text()}"
 
@@ -152,12 +202,12 @@ def _score(text: str, weight: float) -> float:
 
 
 def is_weight(value: object) -> bool:
-    """Whether a value is the weight of a target: a finite number above 0."""
+    """Return whether a value is the weight of a target: a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 def earlier(alias: Alias, to: int | None) -> tuple[AliasTarget, ...]:
-    """The targets one step back, or those after the move number `to`, counted from 1.
+    """Return the targets one step back, or those after the move number `to`, counted from 1.
 
     Rollbacks that follow each other each go one step further back.
 
@@ -168,7 +218,7 @@ def earlier(alias: Alias, to: int | None) -> tuple[AliasTarget, ...]:
         found = next((targets for targets in reversed(_steps(alias)[:-1]) if targets), None)
         if found is None:
             raise NotFound(
-                f"`{alias}` was nothing else before. Nothing was changed",
+                f"`{alias}` has no earlier target to roll back to. Nothing was changed",
                 hint=f"`adapt alias set {alias.name} {alias.adapter}==VERSION` moves it",
             )
         return found
@@ -181,7 +231,7 @@ def earlier(alias: Alias, to: int | None) -> tuple[AliasTarget, ...]:
 
 
 def _steps(alias: Alias) -> list[tuple[AliasTarget, ...]]:
-    """What the alias was, step by step to what it is now; a rollback takes back the steps that it went back over."""
+    """Return the targets of the alias, oldest first; a rollback takes back the steps that it went back over."""
     steps: list[tuple[AliasTarget, ...]] = []
     for move in alias.moves:
         while move.action == "rollback" and move.targets in steps:
@@ -191,10 +241,10 @@ def _steps(alias: Alias) -> list[tuple[AliasTarget, ...]]:
 
 
 def check_targets(alias: str, targets: Sequence[AliasTarget]) -> tuple[AliasTarget, ...]:
-    """The targets, if an alias may have them.
+    """Return the targets, if an alias may have them.
 
     Raises:
-        UsageProblem: none, too many, one twice, or a weight that is no number above 0.
+        UsageProblem: there are no targets or too many, one occurs twice, or a weight is not a number above 0.
     """
     if not 0 < len(targets) <= MOST_TARGETS:
         raise UsageProblem(f"`{alias}` needs 1 to {MOST_TARGETS} targets, not {len(targets)}. Nothing was changed")
@@ -211,10 +261,10 @@ def check_targets(alias: str, targets: Sequence[AliasTarget]) -> tuple[AliasTarg
 
 
 def parse_alias(text: str) -> str:
-    """The name of an alias: as the name of an adapter, but nothing that reads as a version, branch or commit.
+    """Return the name of an alias: as the name of an adapter, but nothing that reads as a version, branch or commit.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it cannot be the name of an alias.
     """
     name = parse_name(text)
     if looks_like_revision(name):
@@ -227,10 +277,10 @@ def parse_alias(text: str) -> str:
 
 
 def parse_target(text: str) -> tuple[AdapterSpec, float | None]:
-    """A target as one types it: a spec, and its weight after a single `=`, as in `legal-qa==1.2=0.9`.
+    """Return a target as one types it: a spec, and its weight after a single `=`, as in `legal-qa==1.2=0.9`.
 
     Raises:
-        SpecError: the spec does not parse, or the weight is no number above 0.
+        SpecError: the spec does not parse, or the weight is not a number above 0.
     """
     found = _WEIGHTED.fullmatch(text)
     if found is None:
@@ -246,5 +296,5 @@ def parse_target(text: str) -> tuple[AdapterSpec, float | None]:
 
 
 def short(digest: str) -> str:
-    """A digest as messages show it."""
+    """Return a digest as messages show it."""
     return digest[:_SHOWN]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
 from typing import Annotated, Any, Final
 
+from adapterhub.core.disk.files import write_output
 from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.documented import Documented
 
@@ -47,9 +50,9 @@ class ComparedAnswer(_Labelled, keys="answered_by adapters prompt_form text toke
     """One of several answers to one prompt."""
 
     answered_by: str
-    adapters: tuple[UsedAdapter, ...]
-    prompt_form: Annotated[Mapping[str, Any], "the [prompt form](manifest.md#the-prompt-form) that it was asked in"]
-    text: str
+    adapters: Annotated[tuple[UsedAdapter, ...], "empty for the base alone"]
+    prompt_form: Annotated[Mapping[str, Any], "the [prompt form](files.md#the-prompt-form) that it was asked in"]
+    text: Annotated[str, "what was answered"]
     tokens: Annotated[int, "tokens generated"]
     seconds: Annotated[float, "time of generation"]
 
@@ -62,10 +65,14 @@ class ComparedAnswers(_Sampled, keys="base prompt answers" + _SAMPLED):
     prompt: str
     answers: tuple[ComparedAnswer, ...]
 
+    def __getitem__(self, at: int) -> ComparedAnswer:
+        """Return one of the answers; iteration uses it."""
+        return self.answers[at]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneAnswer(
-    _Sampled,
+    ComparedAnswers,
     keys="adapters=answer.adapters base prompt prompt_form=answer.prompt_form text=answer.text tokens=answer.tokens"
     " seconds=answer.seconds label?=answer.label probability?=answer.probability"
     " probabilities?=answer.probabilities" + _SAMPLED,
@@ -73,9 +80,10 @@ class OneAnswer(
 ):
     """The answer to a prompt."""
 
-    base: str
-    prompt: str
-    answer: ComparedAnswer
+    @property
+    def answer(self) -> ComparedAnswer:
+        """The only answer."""
+        return self.answers[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,17 +115,29 @@ class BatchAnswers(
     answers: tuple[RowAnswer, ...] | None = None
     out: Annotated[str | None, "with --out: the file with the answers"] = None
 
+    def __getitem__(self, at: int) -> RowAnswer:
+        """Return one of the answers; iteration uses it."""
+        return (self.answers or ())[at]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DrawnImage(Documented, title="Drawn"):
+class DrawnImage(Documented, keys="adapters base prompt image=path width height steps seed seconds", title="Drawn"):
     """An image that a pipeline drew of a prompt."""
 
+    image: Any  # of Pillow
     adapters: tuple[UsedAdapter, ...]
     base: str
     prompt: str
-    image: Annotated[str, "the PNG file"]
+    path: Annotated[str, "the PNG file"] = ""
     width: Annotated[int, "pixels"]
     height: Annotated[int, "pixels"]
     steps: Annotated[int | None, "as asked for; null: the pipeline's own number"]
     seed: int
     seconds: Annotated[float, "time of drawing"]
+
+    def written(self, path: Path) -> DrawnImage:
+        """Write it as PNG, whole or not at all."""
+        held = BytesIO()
+        self.image.save(held, format="PNG")
+        write_output(path, held.getvalue())
+        return replace(self, path=str(path))

@@ -28,17 +28,17 @@ class Documented:
 
     @classmethod
     def document_attributes(cls) -> dict[str, str]:
-        """The attribute of each key."""
+        """Return the attribute of each key."""
         words = cls.document_keys.replace("?", "").split() or [field.name for field in fields(cls)]  # type: ignore[arg-type]
         return {key: attribute or key for key, _, attribute in (word.partition("=") for word in words)}
 
     @classmethod
     def document_optional(cls) -> set[str]:
-        """The keys that are left out while their attribute is None."""
+        """Return the keys that are left out while their attribute is None."""
         return {word.partition("?")[0] for word in cls.document_keys.split() if "?" in word}
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value; every key is always present, but for those with a `?`."""
+        """Return the JSON value; every key is always present, but for those with a `?`."""
         found = {key: json_value(_attribute(self, path)) for key, path in self.document_attributes().items()}
         for key in self.document_optional():
             if found[key] is None:
@@ -47,7 +47,7 @@ class Documented:
 
 
 def json_value(value: object) -> Any:
-    """The JSON value of what a document holds: paths and specs as text, a member of an enumeration as its name."""
+    """Return the JSON value of a document's member: paths and specs as text, a member of an enumeration as its name."""
     if isinstance(value, Documented):
         return value.to_json()
     if isinstance(value, Enum):
@@ -60,7 +60,7 @@ def json_value(value: object) -> Any:
 
 
 def _attribute(value: object, path: str) -> object:
-    """What `allowed.version` leads to; None where `allowed` is."""
+    """Return the target of `allowed.version`; None without `allowed`."""
     for name in path.split("."):
         if value is None:
             return None

@@ -36,7 +36,7 @@ def toml_of(raw: bytes) -> dict[str, Any]:
     """Parse TOML from an untrusted file, within bounds that are checked before the parser runs.
 
     Raises:
-        ValueError: the bytes are not TOML; the message says why.
+        ValueError: the bytes are not TOML; the message names the fault.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -58,7 +58,7 @@ def toml_of(raw: bytes) -> dict[str, Any]:
 
 
 def near_name(name: str, known: Collection[str]) -> str:
-    """The nearest known name as the end of a refusal, `; did you mean …?`; empty when none is near."""
+    """Return the nearest known name as the end of a refusal, `; did you mean …?`; empty when none is near."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -79,7 +79,7 @@ def object_at(value: Json, path: str) -> dict[str, Any]:
 class DocumentReader:
     """Base of the readers. `problems` holds `(path, text)` of each problem; reading goes on after one.
 
-    A `path` argument is the prefix of a key's path: empty at the top, else it ends with a dot.
+    A `path` argument is the prefix of a key's path: empty at the top; otherwise it ends with a dot.
     """
 
     kinds: ClassVar[Mapping[type, str]] = TOML_KINDS
@@ -115,7 +115,7 @@ class DocumentReader:
         return near_name(name, names) if len(self.problems) < PROBLEMS_SHOWN else ""
 
     def take(self, holder: Mapping[str, Any], key: str, kind: type, path: str = "", *, required: bool = False) -> Json:
-        """`holder[key]` when it has the type `kind`, else None. For `float`, whole numbers count and must be finite."""
+        """Return `holder[key]` if it has the type `kind`, otherwise None. A `float` may be whole and must be finite."""
         item = holder.get(key)
         if item is None and (key not in holder or self.null_is_absent):
             if required:
@@ -138,12 +138,12 @@ class DocumentReader:
         return name.replace("number", "finite number") if kind is float else name
 
     def number(self, holder: Mapping[str, Any], key: str, path: str = "") -> float:
-        """A finite number that must be there; 0 after a problem. It keeps the sign of -0."""
+        """Return a finite number that must be there; 0 after a problem. It keeps the sign of -0."""
         number = self.take(holder, key, float, path, required=True)
         return 0.0 if number is None else float(number)
 
     def text(self, holder: Mapping[str, Any], key: str, path: str = "", *, required: bool = False) -> str | None:
-        """Text of bounded length that UTF-8 can hold, else None."""
+        """Return a text of bounded length that UTF-8 can hold, otherwise None."""
         item = self.take(holder, key, str, path, required=required)
         if item is None:
             return None
@@ -177,7 +177,7 @@ class DocumentReader:
         *,
         required: bool = False,
     ) -> Json:
-        """The text of `key` as `parse` gives it back, else None."""
+        """Return the text of `key` as `parse` returns it, or None."""
         return self.parsed(self.text(holder, key, path, required=required), parse, path, key)
 
     def texts(
@@ -189,7 +189,7 @@ class DocumentReader:
         *,
         required: bool = False,
     ) -> tuple[str, ...]:
-        """A list of texts, each as `parse` gives it back; items with a problem are left out."""
+        """Return a list of texts, each as `parse` gives it back; items with a problem are left out."""
         found: list[str] = []
         for place, item in self._items(holder, key, path, required=required):
             if type(item) is not str:
@@ -201,7 +201,10 @@ class DocumentReader:
     def tables(
         self, holder: Mapping[str, Any], key: str, path: str = "", *, most: int = sys.maxsize, required: bool = False
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The tables of a list, each with the prefix of its keys' paths, as in `files[2].`; none of too long a list."""
+        """Yield the tables of a list, each with the prefix of its keys' paths, as in `files[2].`.
+
+        None of too long a list.
+        """
         for place, item in self._items(holder, key, path, most=most, required=required):
             if isinstance(item, dict):
                 yield f"{place}.", item
@@ -221,7 +224,7 @@ class DocumentReader:
         return None
 
     def rank(self, holder: Mapping[str, Any], key: str, path: str = "") -> int | None:
-        """A rank of at least 1, else None."""
+        """Return a rank of at least 1, or None."""
         rank: int | None = self.take(holder, key, int, path)
         if rank is None or rank >= 1:
             return rank
@@ -235,7 +238,10 @@ _MARKS: Final = ("<<<<<<<", "=======", ">>>>>>>")
 
 
 def both_sides(text: str) -> str | None:
-    """The problem of a text with both sides of a merge in version control, with its line; None if it has none."""
+    """Return the problem of a text with both sides of a merge in version control, with its line.
+
+    None if it has none.
+    """
     if not any(mark in text for mark in _MARKS):
         return None
     number = next((number for number, line in enumerate(text.split("\n"), 1) if line.startswith(_MARKS)), None)
@@ -243,23 +249,42 @@ def both_sides(text: str) -> str | None:
 
 
 def line_of(path: str, lines: Mapping[str, int]) -> int | None:
-    """The line of a key, or of the nearest enclosing table."""
+    """Return the line of a key, or of the nearest enclosing table."""
     around = re.split(r"[.\[]", path)
     held = (lines.get(".".join(around[:count])) for count in range(len(around), 0, -1))
     return next((line for line in held if line is not None), None)
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The first line of each key, by its path. For error messages only: multi-line texts can mislead it."""
+    """Return the first line of each key, by its path, and of what stands on a line of its own in a list.
+
+    For error messages only: multi-line texts can mislead it. The key that `line_of` takes as `inputs[0].rank` is
+    `inputs.0].rank` here.
+    """
     found: dict[str, int] = {}
-    table = ""
+    table, listed, item = "", "", 0
+    counts: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         header = _HEADER.fullmatch(line)
         key = None if header else _KEY.match(line)
         if header:
-            table = re.sub(r"\s*\.\s*", ".", header[1].replace('"', "").replace("'", ""))
+            listed, table = "", re.sub(r"\s*\.\s*", ".", header[1].replace('"', "").replace("'", ""))
             found.setdefault(table, number)
-        elif key:
+            first, dot, rest = table.partition(".")
+            if line.lstrip().startswith("[["):
+                counts[table] = counts.get(table, -1) + 1
+                table = f"{table}.{counts[table]}]"
+            elif first in counts:
+                table = f"{first}.{counts[first]}]{dot}{rest}"
+            found.setdefault(table, number)
+        elif key and not listed:
             name = key[1].strip("\"'")
-            found.setdefault(f"{table}.{name}" if table else name, number)
+            name = f"{table}.{name}" if table else name
+            found.setdefault(name, number)
+            listed, item = (name, 0) if line.rstrip().endswith("[") else ("", 0)
+        elif listed and line.strip() == "]":
+            listed = ""
+        elif listed and line.strip():
+            found.setdefault(f"{listed}.{item}]", number)
+            item += 1
     return found

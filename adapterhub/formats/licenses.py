@@ -90,7 +90,7 @@ NOTHING_SAID: Final = frozenset({"", "other", "unknown", "none", "unlicensed", "
 
 
 def spdx_name(token: str) -> str:
-    """The SPDX name for a hub's name of a licence; other text unchanged."""
+    """Return the SPDX name for a hub's name of a licence; other text unchanged."""
     low = token.lower()
     if low in _NAMES:
         return _NAMES[low]
@@ -101,7 +101,7 @@ def spdx_name(token: str) -> str:
 
 
 def terms_of(identifier: str) -> frozenset[Term]:
-    """The terms of a licence, by its SPDX identifier (without an exception); UNKNOWN when no rule matches."""
+    """Return the terms of a licence, by its SPDX identifier (without an exception); UNKNOWN when no rule matches."""
     return next((terms for pattern, terms in _RULES if re.fullmatch(pattern, identifier)), frozenset({Term.UNKNOWN}))
 
 
@@ -150,7 +150,7 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str) -> Expression | None:
-        """The expression that a card or manifest states; None if it states none or is not an expression.
+        """Return the expression that a card or manifest states; None if it states none or is not an expression.
 
         Hub names of licences outside SPDX's list count as well (`llama3.1`, `gemma`).
         """
@@ -170,7 +170,7 @@ class Expression:
 
 
 def _normal(text: str) -> str | None:
-    """An expression in normal form; None when the text is not one."""
+    """Return an expression in normal form; None when the text is not one."""
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
     try:
@@ -256,7 +256,7 @@ HUB_LICENSES: Final = tuple(
 
 
 def hub_license(stated: str) -> str | None:
-    """The Hub's identifier of a licence; None where it has none, and a card says `other` with a `license_name`.
+    """Return the Hub's identifier of a licence; None if a card needs `other` with a `license_name`.
 
     An SPDX identifier finds its lower-case twin (`Apache-2.0`), and a GNU licence the version that it names
     (`GPL-3.0-or-later`). Expressions have no identifier.
@@ -268,5 +268,5 @@ def hub_license(stated: str) -> str | None:
 
 @cache
 def _twins() -> dict[str, str]:
-    """The identifiers by the lower-case SPDX names that they stand for."""
+    """Return the identifiers by the lower-case SPDX names that they stand for."""
     return {spdx_name(one).lower(): one for one in reversed(HUB_LICENSES) if not spdx_name(one).startswith("License")}

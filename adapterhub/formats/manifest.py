@@ -1,7 +1,7 @@
 """The manifest `adapterhub.json`, which describes one build of one adapter release.
 
 The sha256 of its canonical JSON (RFC 8785) is the identity of the build. The namespace is not part of it: it belongs to
-the place where the adapter is published. The reference page is `docs/reference/manifest.md`.
+the place where the adapter is published. The reference page is `docs/reference/files.md`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -37,6 +38,7 @@ CONTRACT_FILE = "evals.jsonl"
 LIMIT_BYTES = 2 << 20
 MOST_VALUES = 50_000
 _MAX_PARENTS = 1024
+_RELATIONS: Final = {"lora": "converted from", "port": "ported from"}
 _PROMPT = "prompt"
 _EXAMPLES = "prompts"
 _CUTS = ("rank", "energy", "max_error")  # the options that choose the size of a result
@@ -86,7 +88,7 @@ class BaseRef:
 
     @property
     def label(self) -> str:
-        """A short name for people: Hub id, else the start of the weights digest, else `unknown`."""
+        """A short name for people: Hub id, or the start of the weights digest, or `unknown`."""
         if self.hints.hub_id:
             return self.hints.hub_id
         return self.fingerprint.weights[7:19] if self.fingerprint else "unknown"
@@ -143,13 +145,15 @@ class Manifest:
 
     @property
     def examples(self) -> tuple[str, ...]:
-        """Examples of what one asks the adapter, the texts in `behaviour.prompts`."""
+        """Example prompts for the adapter, the texts in `behaviour.prompts`."""
         held = self.behaviour.get(_EXAMPLES)
         return tuple(text for text in held if isinstance(text, str)) if isinstance(held, list | tuple) else ()
 
     @property
     def relation(self) -> str:
-        """How the build came from its parents: `merged from` several, `resized from` one, or `made from` one."""
+        """How it came from its parents: `merged from` several; `resized`, `converted`, `ported` or `made from` one."""
+        if (known := _RELATIONS.get(str(self.recipe.get("method")))) is not None:
+            return known
         options = self.recipe.get("options")
         is_cut = isinstance(options, Mapping) and any(name in options for name in _CUTS)
         if len(self.parents) > 1:
@@ -165,7 +169,7 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         """Bytes of all files of the build."""
-        return sum(entry.size_bytes for entry in self.files)
+        return sum(map(attrgetter("size_bytes"), self.files))
 
     @property
     def label(self) -> str:
@@ -173,19 +177,22 @@ class Manifest:
         return f"{self.version} (rank {self.rank})" if self.rank else self.version
 
     def file(self, path: str) -> FileEntry | None:
-        """The entry for `path`, if the build has that file."""
+        """Return the entry for `path`, if the build has that file."""
         return next((entry for entry in self.files if entry.path == path), None)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value, without empty fields."""
+        """Return the JSON value, without empty fields."""
         value: dict[str, Any] = dict(self.extra)
         value |= {"schema": SCHEMA, "name": str(self.name), "version": self.version, "base": base_to_json(self.base)}
         value["method"] = list(self.method)
         value["files"] = [
             {"path": e.path, "sha256": e.sha256, "size_bytes": e.size_bytes, "media_type": e.media_type}
-            for e in sorted(self.files, key=lambda e: e.path)
+            for e in sorted(self.files, key=attrgetter("path"))
         ]
-        parents = [_without_none({"digest": p.digest, "spec": p.spec, "weight": p.weight}) for p in self.parents]
+        parents: list[dict[str, Any]] = []
+        for parent in self.parents:
+            known = {"digest": parent.digest} if parent.digest is not None else {}
+            parents.append(known | {"spec": parent.spec, "weight": parent.weight})
         optional: dict[str, Any] = {
             "task": self.task,
             "description": self.description,
@@ -209,7 +216,7 @@ class Manifest:
         """Canonical JSON: equal manifests have equal bytes on every machine.
 
         Raises:
-            MalformedManifest: a value is none of JSON, a number beyond 2**53, or half of a UTF-16 pair.
+            MalformedManifest: a value is not of JSON, a number is beyond 2**53, or a text has half of a UTF-16 pair.
         """
         try:
             return canonical_json(self.to_json())
@@ -217,7 +224,7 @@ class Manifest:
             raise MalformedManifest(MANIFEST_FILE, [f"has no canonical form: {shown(str(error))}"]) from None
 
     def with_prompt(self, form: PromptForm | None) -> Manifest:
-        """The same build with another prompt form, or none.
+        """Return the same build with another prompt form, or none.
 
         Raises:
             Malformed, DigestMismatch: the form is one that no manifest may hold.
@@ -228,12 +235,12 @@ class Manifest:
         return replace(self, behaviour=rest if form is None else rest | {_PROMPT: form.to_json()})
 
     def with_examples(self, examples: Sequence[str]) -> Manifest:
-        """The same build with examples of what one asks it, in place of those before."""
+        """Return the same build with these example prompts instead of its earlier ones."""
         rest = {key: item for key, item in self.behaviour.items() if key != _EXAMPLES}
         return replace(self, behaviour=rest | {_EXAMPLES: list(examples)} if examples else rest)
 
     def with_base(self, base: BaseRef) -> Manifest:
-        """The same build with another `base`."""
+        """Return the same build with another `base`."""
         return replace(self, base=base)
 
     @classmethod
@@ -274,15 +281,14 @@ class Manifest:
         return manifest
 
 
-def _without_none(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item is not None}
-
-
 def base_to_json(base: BaseRef) -> dict[str, Any]:
-    """The value of `base` in a manifest."""
+    """Return the value of `base` in a manifest."""
     value = base.fingerprint.to_json() if base.fingerprint else {}
     hints = base.hints.to_json()
     return value | ({"hints": hints} if hints else {})
+
+
+_KEYS: Final = {field.name for field in fields(Manifest)} | {"schema"}
 
 
 class _Reader(DocumentReader):
@@ -292,7 +298,7 @@ class _Reader(DocumentReader):
     null_is_absent = False
 
     def manifest(self, top: object) -> Manifest | None:
-        """The manifest; None when the value is not an object or of another schema."""
+        """Return the manifest; None when the value is not an object or of another schema."""
         if not isinstance(top, dict):
             self.wrong("(top)", "object", top)
             return None
@@ -300,7 +306,6 @@ class _Reader(DocumentReader):
         if schema and schema != SCHEMA:
             self.say("schema", f"expected {SCHEMA}, got {shown(schema)}; a newer adapterhub may read it")
             return None
-        known = {f.name for f in fields(Manifest)} | {"schema"}
         name, version = self.take(top, "name", str, required=True), self.take(top, "version", str, required=True)
         normal = self.parsed(version or None, parse_version, "version")
         if normal not in (None, version):
@@ -319,13 +324,13 @@ class _Reader(DocumentReader):
             target_modules=self.texts(top, "target_modules"),
             dtype=self.take(top, "dtype", str) or "",
             parameters=self.take(top, "parameters", int) or 0,
-            parents=self.parents(top),
+            parents=self.parents(top) if "parents" in top else (),
             recipe=self.take(top, "recipe", dict) or {},
             behaviour=self.behaviour(top),
             metrics=self.take(top, "metrics", dict) or {},
             annotations=self.take(top, "annotations", dict) or {},
             card=self.take(top, "card", str) or "",
-            extra={key: item for key, item in top.items() if key not in known or key == "extra"},
+            extra={key: item for key, item in top.items() if key not in _KEYS or key == "extra"},
         )
 
     def behaviour(self, top: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -362,9 +367,10 @@ class _Reader(DocumentReader):
             media_type = MEDIA_TYPES.get(name, "") if media_type is None else media_type
             if digest:
                 entries.append(FileEntry(path=name, sha256=digest, size_bytes=size_bytes, media_type=media_type))
-        names = Counter(entry.path for entry in entries)
-        for name in sorted(name for name, count in names.items() if count > 1):
-            self.say("files", f"`{shown(name)}` is listed twice")
+        names = Counter(map(attrgetter("path"), entries))
+        for name, count in sorted(names.items()):
+            if count > 1:
+                self.say("files", f"`{shown(name)}` is listed twice")
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if name not in names:
                 self.say("files", f"`{name}` is missing")
@@ -394,7 +400,7 @@ _DIFFERENT: Final = re.compile(
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What choosing compares, as `Manifest` names it; `digest` is that of the whole manifest."""
+    """The facts that choosing compares, as `Manifest` names them; `digest` is that of the whole manifest."""
 
     name: AdapterName
     version: str
@@ -441,7 +447,7 @@ class FactsReader:
         self._forms: dict[tuple[bytes, ...], Facts] = {}
 
     def read(self, raw: bytes) -> Facts | None:
-        """The facts, or None where only a strict reader can tell: for any other form, and for wrong facts.
+        """Return the facts, or None if only a strict reader can tell: for any other form, and for wrong facts.
 
         `digest` is that of `Manifest.parse(raw)`, wherever that does not refuse.
         """
@@ -460,7 +466,7 @@ class FactsReader:
         return facts
 
     def _parsed(self, raw: bytes) -> tuple[Facts, int]:
-        """The facts and the number of files; an error for anything unusual."""
+        """Return the facts and the number of files; an error for anything unusual."""
         text = raw.decode("utf-8")
         if raw.count(b"[") + raw.count(b"{") >= MAX_DEPTH or (not raw.isascii() and max(raw) >= _ASTRAL):
             raise ValueError
@@ -486,7 +492,7 @@ class FactsReader:
             and type(rank) in (int, type(None))
             and type(license_) in (str, type(None))
             and type(method) is list
-            and all(type(one) is str for one in method)
+            and set(map(type, method)) <= {str}
         )
         if not is_usual:
             raise ValueError
@@ -503,7 +509,7 @@ class FactsReader:
         return facts, len(value["files"])
 
     def _base(self, value: Mapping[str, Any]) -> BaseRef:
-        """The base, if `Manifest` writes it as it stands."""
+        """Return the base, if `Manifest` writes it as it stands."""
         for known, base in self._bases:
             if known == value:
                 return base

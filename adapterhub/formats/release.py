@@ -101,7 +101,7 @@ class Provenance:
     """What a place offers beside a build to prove its origin.
 
     `signature` holds the bytes of its `model.sig`, of bounded size, or None. `files` gives the kind of each entry
-    beside the build, by name: `file`, `link`, `folder` or `other`; None where a place does not list them.
+    beside the build, by name: `file`, `link`, `folder` or `other`; None if a place does not list them.
     """
 
     signature: bytes | None

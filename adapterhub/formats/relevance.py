@@ -1,4 +1,4 @@
-"""Which builds a question in words is about, and in which order: the words of a build, and their weights.
+"""Ranks builds for a question in words, by the words of each build and their weights.
 
 The order is that of BM25 (Robertson and Zaragoza, 2009) over words that a build holds or does not: no text wins by
 saying a word often, and a long text gains less by each. An index finds who holds a word; this module, which knows no
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final, NamedTuple, TypeAlias
 
 from adapterhub.formats.documented import Documented
@@ -51,7 +52,7 @@ Holders: TypeAlias = Callable[[All, int], Sequence[int]]
 
 
 class Wording(NamedTuple):
-    """The texts of a build that a search reads, bounded; `prompts` are one a line."""
+    """The texts of a build that a search reads, bounded; `prompts` has one per line."""
 
     name: str
     task: str
@@ -77,34 +78,35 @@ class Matched(Documented, title="WhyFound"):
 
 
 def wording_of(name: str, task: str, description: str, prompts: Iterable[str] = ()) -> Wording:
-    """The texts that are indexed: the first 300 characters and 16 prompts, and of all that 64 different words."""
+    """Return the texts to index: the first 300 characters and 16 prompts, and of all that 64 different words."""
     asked = [" ".join(prompt[:MAX_PROMPT].split()) for prompt in list(prompts)[:MAX_PROMPTS]]
     seen: set[str] = set()
+
+    def fitting(found: re.Match[str]) -> str:
+        word = found[0].casefold()
+        if len(seen) < MAX_DISTINCT:
+            seen.add(word)
+        return found[0] if word in seen else ""
+
     parts = (name, task, description[:MAX_DESCRIPTION], "\n".join(asked))
-    return Wording(
-        *(_WORD.sub(lambda word: word[0] if _fits(word[0].casefold(), seen) else "", part) for part in parts)
-    )
-
-
-def _fits(word: str, seen: set[str]) -> bool:
-    if len(seen) < MAX_DISTINCT:
-        seen.add(word)
-    return word in seen
+    return Wording(*map(partial(_WORD.sub, fitting), parts))
 
 
 def words_of(text: str) -> list[str]:
-    """The different words of a text, in lower case."""
+    """Return the different words of a text, in lower case."""
     return list(dict.fromkeys(map(str.lower, _WORD.findall(text))))
 
 
 def question_words(text: str) -> list[str]:
-    """The words of a question, without those that say nothing, unless nothing else remains."""
+    """Return the words of a question, without stop words unless nothing else remains."""
     every = words_of(text[:MAX_QUESTION])
     return [word for word in every if word not in _STOP][:_MOST_WORDS] or every[:_MOST_WORDS]
 
 
 def find(words: Sequence[str], builds: int, most: int, holders: Holders) -> list[Relevant]:
-    """The `most` of `builds` builds that hold the rarest words, and most of them; by the weights of the words alone.
+    """Return the `most` of `builds` builds that hold the rarest words, and most of them.
+
+    Uses only the weights of the words.
 
     It names every holder of a rare word. Of the common ones it asks for several at once, the set with the greatest
     weight first, so that a library of 100,000 costs a few milliseconds.
@@ -141,14 +143,14 @@ def find(words: Sequence[str], builds: int, most: int, holders: Holders) -> list
 
 
 def _sets(words: Sequence[str], weights: Mapping[str, float]) -> list[tuple[float, list[str]]]:
-    """Sets of `words` with their total weight, the greatest first."""
+    """Set of `words` with their total weight, the greatest first."""
     every = [[word for at, word in enumerate(words) if bits >> at & 1] for bits in range(1, 1 << len(words))]
     ranked = sorted(((sum(weights[word] for word in one), one) for one in every), key=lambda pair: -pair[0])
     return ranked[:_MOST_SETS]
 
 
 def weigh(found: Relevant, wording: Wording) -> float:
-    """The score with the length of the text, and a word in the name counting twice."""
+    """Return the score with the length of the text, and a word in the name counting twice."""
     length = sum(map(len, wording)) / _USUAL_LENGTH
     slack = _SATURATION * (1 - _LENGTH_WEIGHT + _LENGTH_WEIGHT * length)
     times = 1 + _held(wording.name, found.words) / len(found.words)
@@ -156,7 +158,7 @@ def weigh(found: Relevant, wording: Wording) -> float:
 
 
 def matched(words: Sequence[str], wording: Wording) -> Matched:
-    """The part that holds the most of `words`: the description before the name, the task and the best prompt."""
+    """Return the part that holds the most of `words`: the description before the name, the task and the best prompt."""
     prompts = [("prompt", line) for line in wording.prompts.split("\n") if line]
     parts = [("description", wording.description), ("name", wording.name), ("task", wording.task), *prompts]
     part, text = max(parts, key=lambda one: _held(one[1], words))
@@ -164,6 +166,6 @@ def matched(words: Sequence[str], wording: Wording) -> Matched:
 
 
 def _held(text: str, words: Sequence[str]) -> int:
-    """How many of `words` the text holds: a word that begins alike stands for any inflection."""
+    """Return how many of `words` the text holds: a word that begins alike stands for any inflection."""
     own = " " + " ".join(words_of(text))
     return sum([f" {word[: max(3, len(word) - 3)]}" in own for word in words])

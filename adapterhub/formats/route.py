@@ -1,6 +1,6 @@
 """The routing file: the adapters among which `auto` chooses, with the vectors of their example prompts.
 
-It holds no text. `docs/how-to/route.md` shows its use.
+It holds no text. `docs/how-to/serve.md` shows its use.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Route:
     accepted: bool = False
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """Return the file."""
         value = {
             "schema": SCHEMA,
             "model": MODEL,
@@ -95,7 +95,7 @@ class Route:
 
 
 def read_route(path: Path) -> Route:
-    """The routing file at `path`.
+    """Return the routing file at `path`.
 
     Raises:
         NotFound: there is no such file.
@@ -107,11 +107,11 @@ def read_route(path: Path) -> Route:
     try:
         value = strict_json(raw, limit_bytes=MAX_BYTES)
     except ValueError as error:
-        raise Malformed(f"`{where}` is no routing file: {error}", hint=hint) from None
+        raise Malformed(f"`{where}` is not a routing file: {error}", hint=hint) from None
     problems: list[str] = []
     route = _read(value, problems)
     if problems or route is None:
-        raise Malformed(problem_list(f"`{where}` is no routing file", problems), hint=hint)
+        raise Malformed(problem_list(f"`{where}` is not a routing file", problems), hint=hint)
     return route
 
 

@@ -1,4 +1,4 @@
-"""The file `model.sig`: an OpenSSF Model Signing (OMS) v1.0 bundle, written and read with the standard library alone.
+"""The file `model.sig`: an OpenSSF Model Signing (OMS) v1.0 bundle, written and read with only the standard library.
 
 The bundle is that of `formats.signed`. Its statement, in-toto v1, names the SHA-256 of each file, the digest over these
 as the subject, and what was signed. `model_signing` reads it. Our one addition is the field `adapter` of the predicate,
@@ -62,7 +62,7 @@ class Identity:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
     def differences(self, other: Identity) -> list[str]:
-        """The differences of `other`, which is offered; a namespace that one side leaves open matches any."""
+        """Return the differences of `other`, which is offered; a namespace that one side leaves open matches any."""
         mine = self if other.namespace else replace(self, namespace=None)
         theirs = other if self.namespace else replace(other, namespace=None)
         pairs: list[tuple[str, object, object]] = [("name", mine.full_name, theirs.full_name)]
@@ -75,7 +75,7 @@ class Identity:
         return found if self.parents == other.parents else [*found, "other parents"]
 
     def to_json(self) -> dict[str, Any]:
-        """The field `adapter`."""
+        """Return the field `adapter`."""
         value: dict[str, Any] = {"name": self.name, "version": self.version, "base": self.base, "rank": self.rank}
         value["parents"] = list(self.parents)
         return value | ({"namespace": self.namespace} if self.namespace else {})
@@ -90,7 +90,7 @@ class Statement:
 
 
 def statement_bytes(files: Mapping[str, Digest], identity: Identity) -> bytes:
-    """The bytes to sign: a statement over `files`, all of them named and none ignored."""
+    """Return the bytes to sign: a statement over `files`, all of them named and none ignored."""
     resources = [{"name": name, "algorithm": "sha256", "digest": hex_of(files[name])} for name in sorted(files)]
     subject = {"name": identity.full_name, "digest": {"sha256": hex_of(_root(files[name] for name in sorted(files)))}}
     serialization = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": []}
@@ -134,7 +134,7 @@ def read_statement(payload: bytes) -> Statement:
 
 
 def signed_files(manifest: Manifest, card: Digest | None = None) -> dict[str, Digest]:
-    """The files that our signatures cover: those of the build, its manifest and, if there is one, its card."""
+    """Return the files that our signatures cover: those of the build, its manifest and, if there is one, its card."""
     files = {entry.path: entry.sha256 for entry in manifest.files} | {MANIFEST_FILE: manifest.digest}
     return files | ({CARD_FILE: card} if card else {})
 
@@ -150,7 +150,7 @@ def _check_name(name: str) -> None:
     parts = name.split("/")
     odd = not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts)
     if odd or len(name) > _ROOM_FOR_NAMES:
-        raise ValueError(f"names the file `{shown(name)}`, which is no path inside a folder")
+        raise ValueError(f"names the file `{shown(name)}`, which is not a path inside a folder")
 
 
 def _identity(adapter: SignedObject) -> Identity:
@@ -189,7 +189,7 @@ class Bundle:
     signature: bytes
 
     def to_bytes(self) -> bytes:
-        """The file."""
+        """Return the file."""
         envelope = {
             "payload": base64.b64encode(self.payload).decode(),
             "payloadType": PAYLOAD_TYPE,
@@ -223,7 +223,7 @@ class Bundle:
 
 
 def pre_authentication(payload: bytes) -> bytes:
-    """The bytes that a DSSE signature is made over: `DSSEv1 <length> <type> <length> <payload>`."""
+    """Return the bytes that a DSSE signature is made over: `DSSEv1 <length> <type> <length> <payload>`."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
@@ -240,7 +240,7 @@ class PublicKey:
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> PublicKey:
-        """The key in a PEM text, in its normal form.
+        """Return the key in a PEM text, in its normal form.
 
         Raises:
             Malformed: it is not a key, or of a kind that OMS does not use.
@@ -257,11 +257,14 @@ class PublicKey:
         try:
             key = serialization.load_pem_public_key(bounded_key(raw))
         except Exception as error:  # noqa: BLE001 - whatever the parser raises means that this is no key
-            raise Malformed(f"`{where}` is not a public key in PEM: {shown(str(error), 120)}") from None
+            raise Malformed(
+                f"`{where}` is not a public key in PEM: {shown(str(error), 120)}",
+                hint="`adapt key show NAME > key.pub` writes one",
+            ) from None
         return public_half(key, where)
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
-        """Whether `signature` (ASN.1) was made over `data` with the private half."""
+        """Return whether `signature` (ASN.1) was made over `data` with the private half."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -276,14 +279,14 @@ class PublicKey:
 
 
 def bounded_key(raw: bytes) -> bytes:
-    """The bytes of a key's file; raises `ValueError` when they are more than any key needs."""
+    """Return the bytes of a key's file; raises `ValueError` when they are more than any key needs."""
     if len(raw) > KEY_LIMIT_BYTES:
         raise ValueError(f"more than {KEY_LIMIT_BYTES} bytes")
     return raw
 
 
 def public_half(key: object, where: str) -> PublicKey:
-    """The public key as a value; raises `Malformed` for a kind that OMS does not use."""
+    """Return the public key as a value; raises `Malformed` for a kind that OMS does not use."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -294,7 +297,7 @@ def public_half(key: object, where: str) -> PublicKey:
 
 
 def hash_of(key: EllipticCurvePublicKey) -> Any:
-    """The hash that goes with the curve of a key."""
+    """Return the hash that goes with the curve of a key."""
     from cryptography.hazmat.primitives import hashes
 
     return getattr(hashes, _CURVES[key.curve.name])()
@@ -323,7 +326,7 @@ class SignedObject:
         return item
 
     def text(self, key: str) -> str:
-        """A text."""
+        """Return a text."""
         found: str = self._take(key, str)
         return found
 
@@ -333,22 +336,22 @@ class SignedObject:
             raise ValueError(f"{self._at(key)}: expected `{value}`, got {shown(self.value.get(key))}")
 
     def inner(self, key: str) -> SignedObject:
-        """An object inside."""
+        """Return an object inside."""
         return SignedObject(self._take(key, dict), self._at(key))
 
     def items(self, key: str) -> list[SignedObject]:
-        """A list of objects."""
+        """Return a list of objects."""
         return [SignedObject(item, f"{self._at(key)}[{n}]") for n, item in enumerate(self._take(key, list))]
 
     def hexadecimal(self, key: str) -> Digest:
-        """A SHA-256."""
+        """Return a SHA-256."""
         text = self.text(key)
         if not _HEX.fullmatch(text):
             raise ValueError(f"{self._at(key)}: expected 64 lower-case hex digits, got {shown(text)}")
         return parse_digest(f"sha256:{text}")
 
     def base64(self, key: str) -> bytes:
-        """The bytes behind a text in base64."""
+        """Return the bytes behind a text in base64."""
         try:
             return base64.b64decode(self.text(key), validate=True)
         except binascii.Error as error:
@@ -361,7 +364,7 @@ BUILDER: Final = "urn:adapterhub"
 
 
 def made_statement(manifest: Manifest, full_name: str, version: str) -> dict[str, Any]:
-    """The statement about a build that has a recipe; `version` is that of adapterhub."""
+    """Return the statement about a build that has a recipe; `version` is that of adapterhub."""
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": f"{full_name} {manifest.version}", "digest": {"sha256": hex_of(manifest.digest)}}],
@@ -374,7 +377,7 @@ def made_statement(manifest: Manifest, full_name: str, version: str) -> dict[str
 
 
 def _definition(manifest: Manifest) -> dict[str, Any]:
-    """What was made from what: each parent with the digest of its manifest and its weight, then the base."""
+    """Return the parents, each with the digest of its manifest and its weight, and then the base."""
     materials: list[dict[str, Any]] = [
         {"name": parent.spec, "annotations": {"weight": parent.weight}}
         | ({"digest": {"sha256": hex_of(parent.digest)}} if parent.digest else {})
@@ -395,7 +398,8 @@ def check_made(payload: bytes, manifest: Manifest) -> None:
     """Compare the bytes of a statement with the manifest that it is offered for.
 
     Raises:
-        ValueError: it is none, is about another build, or says otherwise than the manifest; the first difference.
+        ValueError: it is not such a statement, is about another build, or differs from the manifest; the first
+            difference.
     """
     top = SignedObject(strict_json(payload, limit_bytes=SIGNATURE_LIMIT_BYTES), "statement")
     top.expect("_type", STATEMENT_TYPE)

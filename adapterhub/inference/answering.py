@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from adapterhub.core.choices import Choice, label_of
 from adapterhub.core.errors import AdapterHubError, Incompatible, MergeRefused, UsageProblem, shown
+from adapterhub.formats.answers import UsedAdapter
 from adapterhub.formats.prompts.form import RAW, PromptForm
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Typed:
         """
         if self.template is not None and (self.chat is not None or self.system is not None):
             other = "--system" if self.system is not None else "--chat" if self.chat else "--raw"
-            raise UsageProblem(f"`--template` and `{other}` exclude each other: each says what the prompt becomes")
+            raise UsageProblem(f"`--template` and `{other}` exclude each other: each sets the prompt's form")
         if self.system is not None and self.chat is False:
             raise UsageProblem("`--system` needs a chat, and `--raw` (or `--no-chat`) forbids one")
         PromptForm.typed(None, template=self.template, system=self.system)
@@ -55,7 +57,7 @@ class Typed:
         return self.chat is None and self.template is None and self.system is None
 
     def form(self, own: PromptForm | None) -> PromptForm:
-        """The form for an adapter that states `own`; its own chat template stays in a chat."""
+        """Return the form for an adapter that states `own`; its own chat template stays in a chat."""
         if self.template is not None:
             return PromptForm(form="template", template=self.template)
         if self.chat is False:
@@ -68,17 +70,17 @@ class Typed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """The form for one choice of adapters; `states` says what the builds state where that is not what is used."""
+    """The form for one choice of adapters; `states` describes the forms of the builds if another one is used."""
 
     form: PromptForm
     states: str = ""
 
 
 def wish_of(weights: Mapping[str, float], forms: Forms, typed: Typed) -> Wish:
-    """The form for adapters that answer together: that of the heaviest, of those that state one.
+    """Return the form for adapters that answer together: that of the heaviest, of those that state one.
 
-    The first of two that weigh the same counts. Without an adapter, the base is asked as the first adapter of the
-    command that states a form, so that the two answers can be compared.
+    The first of two that weigh the same counts. Without an adapter, the base answers in the form of the first adapter
+    of the command that states one, so that the two answers can be compared.
     """
     stating = {name: form for name in weights or forms if (form := forms.get(name)) is not None}
     by = max(stating, key=lambda name: abs(weights.get(name, 0.0)), default=None)
@@ -94,21 +96,15 @@ def wish_of(weights: Mapping[str, float], forms: Forms, typed: Typed) -> Wish:
     return Wish(form=form, states=f"{why}; {words}")
 
 
-NONE: Final = "none"
-"""The name of the base alone, in place of an adapter."""
-
 RESIDENT: Final = 32
 """The number of adapters in memory at a time; those of one answer always fit."""
 
 _FORMS_SAID: Final = 4
 """How many prompt forms one note lists."""
 
-Choice = Mapping[str, float]
-"""Adapters and their weights that answer together; empty for the base alone."""
-
 
 class Says(Protocol):
-    """Where notes and warnings go."""
+    """Receives notes and warnings."""
 
     def note(self, text: str) -> None:
         """Report something worth knowing."""
@@ -132,66 +128,6 @@ _Key = tuple[tuple[str, float], ...]
 
 def _key(choice: Choice) -> _Key:
     return tuple(choice.items())
-
-
-def choice_from(text: str, option: str = "") -> Choice:
-    """The choice in `a`, `a:0.7,b:0.3` or `none`; error messages name `option`.
-
-    Raises:
-        UsageProblem: the text has another form.
-    """
-    if text.strip() == NONE:
-        return {}
-    parts = _parts(text)
-    if len(parts) == 1 and _weighted(parts[0]) is None:
-        if not parts[0]:
-            raise UsageProblem(f"{option} names no adapter".lstrip())
-        return {parts[0]: 1.0}
-    weights: dict[str, float] = {}
-    for part in parts:
-        found = _weighted(part)
-        if found is None or found[0] in weights:
-            expected = "expected a spec, a colon and a number, such as `legal-qa:0.7`, each spec once"
-            raise UsageProblem(f"{option} `{shown(part)}`: {expected}".lstrip())
-        weights[found[0]] = found[1]
-    return weights
-
-
-def choices_from(text: str, option: str) -> list[Choice]:
-    """The choice of `choice_from`; in a list without weights such as `a,b,none`, each name is a choice of its own."""
-    parts = _parts(text)
-    if len(parts) > 1 and all(_weighted(part) is None for part in parts):
-        return [choice_from(part, option) for part in parts]
-    return [choice_from(text, option)]
-
-
-def _parts(text: str) -> list[str]:
-    """The parts between commas, except commas inside a version range (`a>=1.2,<2`)."""
-    parts: list[str] = []
-    for part in map(str.strip, text.split(",")):
-        if parts and part.startswith(("<", ">", "=", "!", "~=")):
-            parts[-1] += f",{part}"
-        else:
-            parts.append(part)
-    return parts
-
-
-def _weighted(part: str) -> tuple[str, float] | None:
-    """Spec and weight of `a:0.7`; None for a spec alone, since a digest also holds a colon."""
-    name, colon, number = part.rpartition(":")
-    if not colon or not name or name.endswith(("#sha256", "@sha256")):
-        return None
-    try:
-        return name, float(number)
-    except ValueError:
-        return None
-
-
-def label_of(choice: Choice) -> str:
-    """`a`, `0.7 x a + 0.3 x b` or `none`."""
-    if list(choice.values()) == [1.0]:
-        return next(iter(choice))
-    return " + ".join(f"{weight:g} x {name}" for name, weight in choice.items()) or NONE
 
 
 class Model:
@@ -223,7 +159,7 @@ class Model:
         )
 
     def _meet(self, choices: Sequence[Choice]) -> int | None:
-        """How many labels the choices tell apart, None for text; their prompt forms are known from then on."""
+        """Return how many labels the choices tell apart, None for text; their prompt forms are known from then on."""
         from adapterhub.inference.classification import kinds_of
 
         adapters = [name for choice in choices for name in (choice or (None,))]
@@ -234,7 +170,7 @@ class Model:
         return kinds.labels
 
     def takes(self, choices: Sequence[Choice]) -> bool:
-        """Whether the base in memory can answer with these choices, too; if so, the next questions are theirs.
+        """Return True if the base in memory can also answer with these choices; the next questions then use them.
 
         Raises:
             UsageProblem: they need two models.
@@ -290,7 +226,7 @@ class Model:
         on_piece: OnPiece | None = None,
         is_over: IsOver | None = None,
     ) -> list[Answer]:
-        """What the model `adapted` writes, or the labels if its adapters are classifiers, which come whole."""
+        """Return the text of the model `adapted`, or the labels if its adapters are classifiers, which are whole."""
         from adapterhub.inference.classification import classify
         from adapterhub.inference.generation import write
 
@@ -329,7 +265,7 @@ class Model:
 
     # ------------------------------------------------------------ batches
     def why_not(self, choice: Choice) -> str:
-        """Why these adapters cannot answer, in one line; empty if they can."""
+        """Return why these adapters cannot answer, in one line; empty if they can."""
         try:
             self._load(choice)
             if len(choice) > 1 or list(choice.values()) not in ([], [1.0]):
@@ -365,7 +301,7 @@ class Model:
         return [*found, batch] if batch else found
 
     def can_mix(self, choice: Choice) -> bool:
-        """Whether these adapters can answer only some rows of a batch."""
+        """Return whether these adapters can answer only some rows of a batch."""
         if not choice or self.labels is not None:
             return not choice
         if _key(choice) not in self._mixable:
@@ -387,19 +323,16 @@ class Model:
         yield proof
         if before is None:
             return
-        after = base_digest(self.base)
-        proof |= {"base_digest": before, "base_unchanged": before == after}
-        compared = "the same" if before == after else after
-        self.out.note(f"base parameters: {before} before, {compared} after")
+        proof |= {"base_digest": before, "base_unchanged": base_digest(self.base) == before}
 
     # ------------------------------------------------------------ prompt forms
     def questions(
         self, asked: Sequence[tuple[Choice, str, Typed]], *, max_new_tokens: int | None, compares: bool = False
     ) -> list[Question]:
-        """What each choice is asked, in its prompt form; says once which forms are used.
+        """Return the prompts of each choice in its prompt form; reports once which forms are used.
 
-        `max_new_tokens` of the user goes before that of a form. If it `compares`, the base alone is asked as the first
-        adapter that states a form.
+        `max_new_tokens` of the user goes before that of a form. If it `compares`, the plain base answers in the form of
+        the first adapter that states one.
         """
         from adapterhub.formats.prompts.form import has_other_template
         from adapterhub.inference.generation import Question
@@ -428,8 +361,13 @@ class Model:
             self.out.note("the prompt is used unchanged; pass --chat to use this base's chat template")
 
 
+def used_of(adapters: Sequence[AttachedAdapter]) -> tuple[UsedAdapter, ...]:
+    """Return the adapters of an answer, as its document has them."""
+    return tuple(UsedAdapter(adapter=one.label, weight=one.weight, base=one.verdict) for one in adapters)
+
+
 def drawing_of(writing: Writing) -> dict[str, Any]:
-    """The settings that make a sampled answer repeatable; empty for a greedy one."""
+    """Return the settings that make a sampled answer repeatable; empty for a greedy one."""
     if not writing.temperature:
         return {}
     return {"temperature": writing.temperature, "top_p": writing.top_p, "seed": writing.seed}

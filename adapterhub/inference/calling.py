@@ -1,4 +1,4 @@
-"""How a client asks an adapter of a server: engines apply no adapter's prompt form, so each client has to.
+"""The requests that prompt an adapter of a server: engines apply no prompt form, so each client has to.
 
 vLLM and llama.cpp render chats with the template of the base, for every adapter. A prompt is never rewritten on its
 way: a server that changes some requests answers none of them predictably.
@@ -23,7 +23,7 @@ _QUESTION: Final = "The parties agree that"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calling:
-    """The route for an adapter's requests, and in `how` what to send there. `warning` says what else goes wrong."""
+    """The route for an adapter's requests, and in `how` what to send there. `warning` names what else goes wrong."""
 
     route: str
     how: str
@@ -31,11 +31,11 @@ class Calling:
     form: PromptForm | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
+        """Return the JSON value."""
         return {"route": self.route, "how": self.how, "prompt_form": None if self.form is None else self.form.to_json()}
 
     def example(self, model: str) -> str:
-        """The body of a request, as JSON."""
+        """Return the body of a request, as JSON."""
         form, body = self.form, {"model": model, "max_tokens": 32}
         if form is not None and form.max_new_tokens is not None:
             body["max_tokens"] = form.max_new_tokens
@@ -47,7 +47,7 @@ class Calling:
 
 
 def calling_from(value: dict[str, Any]) -> Calling:
-    """The reverse of `to_json`, without the warning."""
+    """Return the reverse of `to_json`, without the warning."""
     from adapterhub.formats.prompts.form import PromptForm
 
     held = value["prompt_form"]
@@ -55,7 +55,7 @@ def calling_from(value: dict[str, Any]) -> Calling:
 
 
 def calling_of(form: PromptForm | None, base_template: Digest | None) -> Calling:
-    """How to ask an adapter that states `form` on a base whose chat template has that digest."""
+    """Describe how to prompt an adapter that states `form` on a base whose chat template has that digest."""
     if form is None:
         return Calling(route=COMPLETIONS, how="its build states no prompt form")
     before, after = form.parts

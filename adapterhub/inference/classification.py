@@ -30,10 +30,10 @@ _MATRIX: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kinds:
-    """What the adapters of one model are for.
+    """The tasks of the adapters of one model.
 
-    `labels` says how many labels the classifiers tell apart, None if all write text. `forms` has the prompt form that
-    each build states, by the adapter as it was given; `notes` tells of forms that a newer version wrote.
+    `labels` is the number of labels that the classifiers distinguish, None if all write text. `forms` has the prompt
+    form that each build states, by the adapter as it was given; `notes` lists forms that a newer version wrote.
     """
 
     labels: int | None
@@ -44,10 +44,10 @@ class Kinds:
 def kinds_of(
     library: Library, adapters: Iterable[AdapterLike | None], base: BaseSpec | None, *, allow_base_mismatch: bool
 ) -> Kinds:
-    """How many labels the classifiers among `adapters` tell apart, and how each wants to be asked.
+    """Return how many labels the classifiers among `adapters` tell apart, and how each wants to be asked.
 
-    `adapters` are all that one model is loaded for, None standing for the base alone. Reads configs and headers only,
-    and passes over adapters that cannot be found: loading them says why.
+    `adapters` are all that one model is loaded for; None stands for the plain base. Reads only configs and headers,
+    and passes over adapters that cannot be found, which fail when they are loaded.
 
     Raises:
         UnsupportedAdapter: one is made for another task, or a classifier's file has no head.
@@ -95,7 +95,7 @@ def _glance(
 
 
 def _labels(found: FoundAdapter) -> int | None:
-    """The number of labels that one adapter tells apart; None if it writes text."""
+    """Return the number of labels that one adapter tells apart; None if it writes text."""
     if found.subject is None:
         return None
     task = found.subject.config.task_type
@@ -122,10 +122,10 @@ def classify(
     *,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Answer]:
-    """The most probable label of each text, by softmax; a head of one output gives its plain number.
+    """Return the most probable label of each text, by softmax; a head of one output gives its plain number.
 
-    Texts of one length share a pass, so that none is padded and each gets what it would get alone. `on_text` is called
-    with each answer's text.
+    Texts of one length share a pass, so that none is padded and each gets the answer it would get in its own pass.
+    `on_text` is called with each answer's text.
 
     Raises:
         UsageProblem: a text has no valid tokens; see `all_tokens_of`.

@@ -9,16 +9,16 @@ from typing import Any, Final
 
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import Malformed, shown
-from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES
-from adapterhub.formats.engines import HEADS, BaseFacts
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, OUTPUT_HEADS
+from adapterhub.formats.engines import BaseFacts
 from adapterhub.library.bases.records import BaseRecord
 
 BASE_CONFIG: Final = "config.json"
-_HEAD_TENSORS: Final = tuple(f"{head}.weight" for head in HEADS)
+_HEAD_TENSORS: Final = tuple(f"{head}.weight" for head in OUTPUT_HEADS)
 
 
 def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
-    """The base's `config.json`; None if it is not on this machine.
+    """Return the base's `config.json`; None if it is not on this machine.
 
     Raises:
         Malformed: it cannot be read.
@@ -29,12 +29,14 @@ def base_config(record: BaseRecord | None) -> Mapping[str, Any] | None:
     try:
         value = read_json(path, CONFIG_LIMIT_BYTES, finite=False)
     except (OSError, ValueError) as error:
-        raise Malformed(f"`{path}` cannot be read: {shown(str(error))}") from None
+        raise Malformed(
+            f"`{path}` cannot be read: {shown(str(error))}", hint="check its permissions and the disk with `ls -l`"
+        ) from None
     return value if isinstance(value, dict) else {}
 
 
 def base_facts(record: BaseRecord | None) -> BaseFacts:
-    """What is known about the base; its tensors show whether its head is its embedding.
+    """Return the known facts about the base; its tensors show whether its head is its embedding.
 
     Raises:
         Malformed: its config cannot be read.
@@ -45,6 +47,6 @@ def base_facts(record: BaseRecord | None) -> BaseFacts:
     facts = BaseFacts.from_config(config) if config is not None else BaseFacts(model_type=record.hints.model_type)
     if facts.is_tied or not record.tensors:
         return facts
-    heads = {fact.sha256 for fact in record.tensors if fact.name.endswith(_HEAD_TENSORS)}
+    heads = {fact.sha256 for fact in record.weights if fact.name.endswith(_HEAD_TENSORS)}
     others = {fact.sha256 for fact in record.tensors if not fact.name.endswith(_HEAD_TENSORS)}
     return replace(facts, is_tied=not heads or not heads.isdisjoint(others))

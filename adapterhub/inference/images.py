@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from adapterhub.core.disk.files import output_place, write_durably
+from adapterhub.core.choices import Choice
 from adapterhub.core.errors import Incompatible, shown
 from adapterhub.core.extras import require
 from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.answers import DrawnImage
 from adapterhub.formats.diffusion.components import PIPELINE_FILE, component_folders, ensure_no_code
-from adapterhub.inference.loader.attachment import AttachedAdapter, attach
+from adapterhub.inference.answering import Says, used_of
+from adapterhub.inference.loader.attachment import attach
 from adapterhub.library.store.catalog import AdapterLike
 from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
@@ -42,7 +44,7 @@ class Drawing:
     size: tuple[int, int] | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of diffusers' pipelines."""
+        """Return the arguments of diffusers' pipelines."""
         found: dict[str, Any] = {"prompt": self.prompt, "generator": torch.Generator().manual_seed(self.seed)}
         if self.steps is not None:
             found["num_inference_steps"] = self.steps
@@ -53,49 +55,65 @@ class Drawing:
         return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Drawn:
-    """An image (of Pillow), the adapters that it was drawn with, and the seconds that drawing took."""
-
-    image: Image
-    adapters: tuple[AttachedAdapter, ...]
-    seconds: float
-
-
 def draw(
     library: Library,
     record: BaseRecord,
-    adapters: Mapping[AdapterLike, float],
+    choice: Choice,
     drawing: Drawing,
     *,
     dtype: str = "auto",
     allow_base_mismatch: bool = False,
-    on_step: OnStep | None = None,
-) -> Drawn:
-    """Load the pipeline of `record`, draw one image with `adapters` on it, and let go of both.
+    on_step: OnStep,
+    says: Says,
+) -> DrawnImage:
+    """Load the pipeline of `record`, draw one image with the adapters of `choice` on it, and let go of both.
 
     `record` is a pipeline, or a component of one. `on_step` gets the steps done and their number after each step.
 
     Raises:
-        Incompatible: the base is no folder of diffusers, or diffusers cannot load or run it.
+        Incompatible: the base is not a folder of diffusers, or diffusers cannot load or run it.
         MissingExtra: diffusers is not installed.
         BaseMismatch and the others of `attach`.
     """
     whole = library.bases.whole(record)
     assert whole.path is not None  # the caller found it
     pipeline = load_pipeline(whole.path, dtype=dtype)
-    start = time.perf_counter()
-    if not adapters:
-        return Drawn(image=_image(pipeline, drawing, on_step), adapters=(), seconds=time.perf_counter() - start)
     base = BaseSpec.parse(whole.alias or str(whole.path))
-    with attach(pipeline, adapters, library=library, base=base, allow_base_mismatch=allow_base_mismatch) as attached:
+    pairs: dict[AdapterLike, float] = dict(choice.items())
+    attaching = (
+        attach(
+            pipeline,
+            pairs,
+            library=library,
+            base=base,
+            allow_base_mismatch=allow_base_mismatch,
+        )
+        if pairs
+        else contextlib.nullcontext()
+    )
+    with attaching as attached:
         start = time.perf_counter()
         image = _image(pipeline, drawing, on_step)
-        return Drawn(image=image, adapters=attached.adapters, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+    used = attached.adapters if attached is not None else ()
+    for adapter in used:
+        for warning in adapter.warnings:
+            says.warn(f"`{shown(adapter.label, 200)}` {warning}")
+    return DrawnImage(
+        image=image,
+        adapters=used_of(used),
+        base=record.label,
+        prompt=drawing.prompt,
+        width=image.width,
+        height=image.height,
+        steps=drawing.steps,
+        seed=drawing.seed,
+        seconds=round(seconds, 3),
+    )
 
 
 def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:
-    """The pipeline in a folder of diffusers, frozen, on the first GPU if there is one.
+    """Return the pipeline in a folder of diffusers, frozen, on the first GPU if there is one.
 
     Reads only safetensors weights, runs no code that comes with the pipeline, and downloads nothing.
 
@@ -106,7 +124,7 @@ def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:
     """
     if not (folder / PIPELINE_FILE).is_file():
         raise Incompatible(
-            f"`{folder}` is no pipeline in a folder, expected one with a `{PIPELINE_FILE}`",
+            f"`{folder}` is not a pipeline in a folder, expected one with a `{PIPELINE_FILE}`",
             hint="save it with diffusers' `save_pretrained`; `adapt base add FOLDER --as NAME` registers it",
         )
     require("diffusion", "drawing an image")
@@ -138,19 +156,7 @@ def load_pipeline(folder: Path, *, dtype: str = "auto") -> Any:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def write_png(image: Image, path: Path) -> None:
-    """Write an image as PNG, whole or not at all.
-
-    Raises:
-        NotAllowed, NotFound: the place cannot be written.
-        OSError: the disk is full.
-    """
-    held = BytesIO()
-    image.save(held, format="PNG")
-    write_durably(output_place(path), held.getvalue())
-
-
-def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:
+def _image(pipeline: Any, drawing: Drawing, on_step: OnStep) -> Image:
     try:
         found = drawn_by(pipeline, drawing.settings(), on_step)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -165,7 +171,7 @@ def _image(pipeline: Any, drawing: Drawing, on_step: OnStep | None) -> Image:
 
 
 def drawn_by(pipeline: Any, settings: Mapping[str, Any], on_step: OnStep | None = None) -> Any:
-    """What a pipeline draws: a list of images, or a tensor of latents as its `output_type`.
+    """Draw images with a pipeline: a list of images, or a tensor of latents as its `output_type`.
 
     Raises whatever the pipeline raises.
     """

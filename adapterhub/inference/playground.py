@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
+from adapterhub.core.choices import Choice, label_of
 from adapterhub.core.errors import Conflict, UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.inference.answering import Choice, Loading, Model, Typed, label_of
+from adapterhub.inference.answering import Loading, Model, Typed
 from adapterhub.inference.generation import NEW_TOKENS, Answer, Question, Writing
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _POLL_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlaygroundBounds:
-    """What one question may ask for; `waiting` counts the questions that are answered or wait."""
+    """The limits of one question; `waiting` counts the questions that are answered or wait."""
 
     side_by_side: int = 4
     prompt_characters: int = 16_000
@@ -162,7 +163,7 @@ class Playground:
         writing: Writing = _GREEDY,
         max_new_tokens: int | None = None,
     ) -> Answering:
-        """Begin to answer `prompt` with each of `choices`: adapters with weights, or nothing for the base alone.
+        """Begin to answer `prompt` with each of `choices`: adapters with weights, or nothing for the plain base.
 
         Raises:
             UsageProblem: too many choices or none, one of them twice, an empty or too long prompt, or too many new
@@ -247,7 +248,7 @@ class Playground:
             self._lock.release()
 
     def _loaded(self, choices: Sequence[Choice]) -> Model:
-        """The base in memory; a classifier's head needs another model, and the one before goes first."""
+        """Return the base in memory; a classifier's head needs another model, and the one before goes first."""
         if self._model is None or not self._model.takes(choices):
             self._model = None
             self._model = Model(self, self.library, self.record, self._loading, choices)
@@ -326,7 +327,7 @@ class Playground:
 
 
 def _bounded(question: Question, most: int) -> Question:
-    """The question with at most `most` new tokens."""
+    """Return the question with at most `most` new tokens."""
     return Question(
         text=question.text, form=question.form, max_new_tokens=min(question.max_new_tokens or NEW_TOKENS, most)
     )

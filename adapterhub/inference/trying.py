@@ -32,7 +32,7 @@ class MeasuredTrial(NamedTuple):
 
 
 def mean_of(parts: Sequence[MeasuredTrial]) -> float:
-    """The loss over all tokens of several measurements."""
+    """Return the loss over all tokens of several measurements."""
     return math.fsum(part.loss * part.tokens for part in parts) / sum(part.tokens for part in parts)
 
 
@@ -54,14 +54,14 @@ class Bench:
             self._bank.close()
 
     def measure(self, adapter: AdapterLike | None, key: str, form: PromptForm, span: Span) -> MeasuredTrial:
-        """The loss of the answers of some examples with an adapter, or with the base alone for None.
+        """Return the loss of the answers of some examples with an adapter, or with the plain base for None.
 
         `key` names the adapter in the bank. The prompts take `form`; `raw` leaves the text of the examples unchanged.
 
         Raises:
             CouldNotTell: the loss is not a finite number.
             Malformed: the base cannot use some of the examples.
-            UsageProblem, ChatTemplateRefused: the base cannot ask in this form.
+            UsageProblem, ChatTemplateRefused: the base cannot use this prompt form.
             BaseMismatch, UnsupportedAdapter, RefusedAdapter, DigestMismatch: as `AdapterBank.load`.
         """
         bank = self.load()
@@ -74,11 +74,14 @@ class Bench:
             with bank.use(key):
                 found = losses.mean(self._model)
         if not math.isfinite(found):
-            raise CouldNotTell("the loss on the examples is not a finite number")
+            raise CouldNotTell(
+                "the loss on the examples is not a finite number",
+                hint="`adapt verify` finds numbers that are not finite",
+            )
         return MeasuredTrial(found, tokens)
 
     def load(self) -> AdapterBank:
-        """The bank on the base, which is loaded once.
+        """Return the bank on the base, which is loaded once.
 
         Raises:
             Incompatible: transformers cannot load the base.
@@ -102,7 +105,7 @@ class Bench:
         return self._held[form, span]
 
     def _framed(self, example: Example, form: PromptForm) -> Encoded:
-        """The example in a form: its prompt as the form makes it, then the answer and the end mark."""
+        """Return the example in a form: its prompt as the form makes it, then the answer and the end mark."""
         assert isinstance(example.prompt, str)  # see `forms_of`
         [prompt] = prompt_tokens(form, [example.prompt], self._tokenizer)
         answer = list(self._tokenizer(example.completion, add_special_tokens=False)["input_ids"])
@@ -113,6 +116,6 @@ class Bench:
 
 
 def forms_of(own: PromptForm | None, examples: Sequence[Example]) -> tuple[PromptForm, ...]:
-    """The forms in which to try an adapter: raw, and its own where it states another and the prompts are plain text."""
+    """Return the forms in which to try an adapter: raw, and its own if it states another and prompts are plain text."""
     is_plain = all(isinstance(example.prompt, str) for example in examples)
     return (RAW, own) if own is not None and is_plain and own.form in ("template", "chat") else (RAW,)

@@ -56,16 +56,18 @@ TuneProgress = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned(
     Documented,
-    keys="weights base_loss single_losses loss_before loss_after evaluations searched reported is_held_out is_better",
+    keys="weights base_loss single_losses loss_before loss_after drift_before drift_after evaluations searched reported"
+    " is_held_out is_better",
     title="Tuning",
 ):
     """The best weights, and losses (mean cross entropy of a target token, in nats) on the reported examples.
 
     `loss_before` is the loss with equal weights that sum to 1, `loss_after` the loss with `weights`. `single_losses`
-    are those of each adapter alone with weight 1, `base_loss` is that of the base. With `is_held_out`, the `reported`
+    are those of each single adapter with weight 1, `base_loss` is that of the base. With `is_held_out`, the `reported`
     examples differ from the `searched` ones; without it, there were too few examples to split, and all losses are on
-    the examples of the search. `evaluations` is the number of trials. `is_better` says whether `weights` have a lower
-    loss than equal ones, which they are where the search found nothing better.
+    the examples of the search. `evaluations` is the number of trials. `is_better` is True if `weights` have a lower
+    loss than equal ones; if the search found nothing better, they are equal ones. The drifts are there where contracts
+    were asked; then `is_better` is about them.
     """
 
     weights: tuple[float, ...]
@@ -77,7 +79,9 @@ class Tuned(
     searched: Annotated[int, "number of examples used in the search"]
     reported: Annotated[int, "number of examples that the losses are measured on"]
     is_held_out: Annotated[bool, "whether the losses are on examples that the search did not use"]
-    is_better: Annotated[bool, "whether the loss with `weights` is lower than with equal weights"]
+    is_better: Annotated[bool, "whether the loss, or the drift, with `weights` is lower than with equal weights"]
+    drift_before: Annotated[float | None, "from the parents' contracts with equal weights, root mean square"] = None
+    drift_after: Annotated[float | None, "the same with `weights`"] = None
 
 
 def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
@@ -93,13 +97,13 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
     base: BaseSpec | str | None = None,
     progress: TuneProgress | None = None,
 ) -> Tuned:
-    """The weights, each within ±1.5, with which the sum of the adapters answers the examples best.
+    """Return the weights, each within ±1.5, with which the sum of the adapters answers the examples best.
 
     `model` is a causal language model without adapter, in evaluation mode; it is unchanged afterwards. The search
     minimises the loss plus `l1` times the mean size of a weight, with at most `budget` trials. It tries equal weights
-    and each adapter alone first, and continues from the best of these. Unless what it found has a lower such value than
-    equal weights on the reported examples, the result is equal weights. The same seed gives the same weights on the
-    same machine. `library` and `base` are as for `attach`.
+    and each single adapter first, and continues from the best of these. Unless what it found has a lower such value
+    than equal weights on the reported examples, the result is equal weights. The same seed gives the same weights on
+    the same machine. `library` and `base` are as for `attach`.
 
     Raises:
         UsageProblem: there are fewer than two adapters, an option is out of range, or the model is of another kind.
@@ -108,20 +112,28 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
         CouldNotTell: the loss is not a finite number.
         BaseMismatch, MergeRefused: as for `attach`, with all its other errors.
     """
-    _check(model, adapters, examples, budget=budget, seed=seed, l1=l1)
+    ensure_tunable(model, adapters, budget=budget, l1=l1)
+    if seed < 0:
+        raise UsageProblem(f"seed {seed}, expected at least 0")
+    if not examples:
+        raise UsageProblem("tuning needs at least one example")
+    ensure_causal(model, "weights can be tuned")
     search = _optimiser()
     searched, reported = _split(encode(tokenizer, model, examples), seed)
     from adapterhub.inference.loader import attach
 
     count = len(adapters)
-    equal = (round(1 / count, _DECIMALS),) * count
+    equal = equal_weights(count)
     singles = [tuple(float(i == j) for j in range(count)) for i in range(count)]
     with attach(model, list(adapters), weights=equal, library=library, base=base) as attached:
         trials = _Trials(attached, Losses(searched, model), l1=l1, budget=budget, progress=progress)
         for weights in (equal, *singles):
             trials.run(weights)
         if not math.isfinite(trials.least):
-            raise CouldNotTell("the loss on the examples is not a finite number with any of the adapters")
+            raise CouldNotTell(
+                "the loss on the examples is not a finite number with any of the adapters",
+                hint="`adapt verify` finds numbers that are not finite",
+            )
         search(trials, seed)
         held_out = Losses(reported or searched, model)
 
@@ -132,7 +144,7 @@ def tune(  # noqa: PLR0913 - the last three are those of `attach` and the bar
         with attached.model.disable_adapter():
             base_loss = held_out.mean(attached.model)
         before, after = loss(equal), loss(trials.best)
-        keeps = after + _penalty(trials.best, l1) < before + _penalty(equal, l1)
+        keeps = after + penalty(trials.best, l1) < before + penalty(equal, l1)
         return Tuned(
             weights=trials.best if keeps else equal,
             loss_before=before,
@@ -163,10 +175,10 @@ class _Trials:
         self._progress = progress or (lambda _done, _all: None)
 
     def run(self, weights: Sequence[float]) -> float:
-        """The value to minimise, at these weights after rounding."""
-        tried = tuple(round(float(w), _DECIMALS) + 0.0 for w in weights)  # no -0.0
+        """Return the value to minimise, at these weights after rounding."""
+        tried = rounded_weights(weights)
         self._attached.weigh(tried)
-        value = self._losses.mean(self._attached.model) + _penalty(tried, self._l1)
+        value = self._losses.mean(self._attached.model) + penalty(tried, self._l1)
         if not self.best or value < self.least:
             self.best, self.least = tried, value
         self.done += 1
@@ -174,13 +186,23 @@ class _Trials:
         return value
 
 
-def _penalty(weights: Sequence[float], l1: float) -> float:
-    """What the size of the weights adds to the loss."""
+def penalty(weights: Sequence[float], l1: float) -> float:
+    """Return the cost of the weights' size, which a search adds to its target."""
     return l1 * sum(map(abs, weights)) / len(weights)
 
 
+def equal_weights(count: int) -> tuple[float, ...]:
+    """Weights that sum to 1."""
+    return (round(1 / count, _DECIMALS),) * count
+
+
+def rounded_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights as they are tried and reported."""
+    return tuple(round(float(w), _DECIMALS) + 0.0 for w in weights)  # no -0.0
+
+
 def _optimiser() -> Callable[[_Trials, int], None]:
-    """The search, which continues from the best trial until the budget is spent or the weights converge.
+    """Return the search, which continues from the best trial until the budget is spent or the weights converge.
 
     Raises:
         MissingExtra: the package `cma` is not installed.
@@ -224,29 +246,20 @@ def _split(encoded: Sequence[Encoded], seed: int) -> tuple[list[Encoded], list[E
     return [e for e in encoded if e in chosen], [e for e in encoded if e not in chosen]
 
 
-def _check(
-    model: PreTrainedModel,
-    adapters: Sequence[AdapterLike],
-    examples: Sequence[Example | Encoded],
-    *,
-    budget: int,
-    seed: int,
-    l1: float,
-) -> None:
-    """Raise unless the arguments of `tune` are valid."""
+def ensure_tunable(model: PreTrainedModel, adapters: Sequence[AdapterLike], *, budget: int, l1: float) -> None:
+    """Raise unless weights of the adapters can be searched with these arguments.
+
+    Raises:
+        UsageProblem: one is out of range, or the model is in training mode.
+    """
     fewest = len(adapters) + 2
     if len(adapters) < FEWEST_ADAPTERS:
         raise UsageProblem("tuning needs at least two adapters")
-    if not examples:
-        raise UsageProblem("tuning needs at least one example")
     if budget < fewest:
         why = "one trial with equal weights, one for each adapter, and one more"
         raise UsageProblem(f"budget {budget}, expected at least {fewest}: {why}")
     if not (math.isfinite(l1) and l1 >= 0):
         raise UsageProblem(f"l1 {l1}, expected a number of at least 0")
-    if seed < 0:
-        raise UsageProblem(f"seed {seed}, expected at least 0")
-    ensure_causal(model, "weights can be tuned")
     if model.training:
         raise UsageProblem("the model is in training mode, in which losses are random", hint="call `model.eval()`")
 
@@ -255,7 +268,7 @@ def ensure_causal(model: PreTrainedModel, what: str) -> None:
     """Raise unless the model continues a text, as `Losses` needs it.
 
     Raises:
-        UsageProblem: it has an encoder; `what` says what it cannot be used for.
+        UsageProblem: it has an encoder; `what` names the purpose.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise UsageProblem(f"the base has an encoder, but {what} on causal language models only")
@@ -284,8 +297,8 @@ class TrainingTurn(NamedTuple):
 class Example:
     """A prompt and its wanted completion; the loss is that of the completion.
 
-    `prompt` is plain text, or the turns before the answer of an assistant, or None if the whole text is the
-    completion, which is empty for a prompt alone. `line` is its line in the file, 0 if there is no file.
+    `prompt` is plain text, or the turns before the answer of an assistant, or None if the whole text is the completion,
+    which is empty for a bare prompt. `line` is its line in the file, 0 if there is no file.
     """
 
     prompt: str | tuple[TrainingTurn, ...] | None
@@ -296,18 +309,21 @@ class Example:
 def read_examples(
     path: Path, *, limit_bytes: int = MAX_FILE_BYTES, most: int = MAX_EXAMPLES, takes_prompts: bool = False
 ) -> tuple[Example, ...]:
-    """The examples in a file of JSON Lines; skips empty lines. `answer` is another name of `completion`.
+    """Return the examples in a file of JSON Lines; skips empty lines. `answer` is another name of `completion`.
 
-    With `takes_prompts`, a line may be a `prompt` alone, or `messages` that end with the user's.
+    With `takes_prompts`, a line may have only a `prompt`, or `messages` that end with the user's.
 
     Raises:
         NotFound: there is no such file.
         Malformed: it is too large, has no examples, or has invalid lines; names each line.
     """
     where = shown(str(path), 200)
-    raw = read_typed(path, limit_bytes, hint=f"examples are one JSON object a line: {_FORMS}")
+    raw = read_typed(path, limit_bytes, hint=f"examples are one JSON object per line: {_FORMS}")
     if len(raw) > limit_bytes:
-        raise Malformed(f"{where}: more than {limit_bytes >> 20} MB of examples; a few dozen examples are enough")
+        raise Malformed(
+            f"{where}: more than {limit_bytes >> 20} MB of examples; a few dozen examples are enough",
+            hint="keep a few dozen of them",
+        )
     examples, problems = [], []
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
@@ -319,9 +335,9 @@ def read_examples(
             problems.append(f"line {number}: {error}")
     if problems:
         text = problem_list(f"{where}: some lines are not examples", problems, PROBLEMS_SHOWN)
-        raise Malformed(text, hint=f"one JSON object a line: {_FORMS}")
+        raise Malformed(text, hint=f"one JSON object per line: {_FORMS}")
     if not examples:
-        raise Malformed(f"{where}: contains no examples", hint=f"one JSON object a line: {_FORMS}")
+        raise Malformed(f"{where}: contains no examples", hint=f"one JSON object per line: {_FORMS}")
     if len(examples) > most:
         problem = f"{len(examples)} examples, expected at most {most}; a few dozen are enough"
         raise Malformed(f"{where}: {problem}")
@@ -329,7 +345,7 @@ def read_examples(
 
 
 def _example(value: object, line: int, *, takes_prompts: bool) -> Example:
-    """The example on one line.
+    """Return the example on one line.
 
     Raises:
         ValueError: it is not an example.
@@ -407,9 +423,9 @@ class Encoded:
 def encode(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, examples: Sequence[Example | Encoded]
 ) -> list[Encoded]:
-    """The examples in tokens of the model; those that are in tokens already stay unchanged.
+    """Return the examples in tokens of the model; those that are in tokens already stay unchanged.
 
-    Prompt and completion are tokenised together; the tokens that differ from those of the prompt alone are the targets,
+    Prompt and completion are tokenised together; the tokens that differ from those of the bare prompt are the targets,
     an end mark included. The base's chat template formats a conversation.
 
     Raises:
@@ -418,7 +434,10 @@ def encode(
         CouldNotTell: the tokenizer produces tokens that the model does not have.
     """
     if any(isinstance(e, Example) and isinstance(e.prompt, tuple) for e in examples) and not tokenizer.chat_template:
-        raise UsageProblem("the examples are conversations, but the base has no chat template")
+        raise UsageProblem(
+            "the examples are conversations, but the base has no chat template",
+            hint="write the examples as `prompt` and `completion`",
+        )
     limit = min(getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS, MAX_TOKENS)
     known = model.get_input_embeddings().weight.shape[0]
     encoded, problems = [], []
@@ -482,7 +501,7 @@ class _Batch:
 
 
 def _grouped(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """The examples grouped by length, to keep padding short."""
+    """Return the examples grouped by length, to keep padding short."""
     groups: list[list[Encoded]] = []
     for one in sorted(encoded, key=lambda e: len(e.tokens), reverse=True):
         if groups and (len(groups[-1]) + 1) * len(groups[-1][0].tokens) <= BATCH_TOKENS:
@@ -526,7 +545,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
 
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[str, str]:
-    """The conversation without and with the answer.
+    """Return the conversation without and with the answer.
 
     Raises:
         ValueError: the template refuses it, or changes the text before the answer when the answer is there.

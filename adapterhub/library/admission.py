@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 from adapterhub.core.digests import Digest, canonical_json, strict_json
-from adapterhub.core.disk.files import read_owned, write_durably
+from adapterhub.core.disk.files import not_read, read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, SignatureRefused, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
@@ -20,6 +21,7 @@ from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remote, Remotes
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.signing.appraisal import (
     Appraisal,
     FirstUse,
@@ -32,7 +34,6 @@ from adapterhub.trust.signing.appraisal import (
     unsigned_beside,
 )
 from adapterhub.trust.signing.trust import EffectivePolicy, GivenPolicy, Policy, Trust, TrustFile, clock
-from adapterhub.trust.verify import Finding, Severity
 from adapterhub.trust.verify.report import some
 
 _REFUSED: Final[dict[Policy | None, frozenset[Standing]]] = {
@@ -47,7 +48,7 @@ _SILENT: Final[dict[Policy | None, frozenset[Standing]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The worth of a build's signature, and the policy that holds for the build; None where none is set."""
+    """The worth of a build's signature, and the policy that holds for the build; None if none is set."""
 
     appraisal: Appraisal
     effective: EffectivePolicy | None
@@ -69,7 +70,7 @@ class Decision:
         return standing != "trusted" and standing not in _SILENT.get(self.policy, frozenset())
 
     def ensure_allowed(self, release: Release) -> None:
-        """Raise if the policy refuses the signature; the message says where the policy was set.
+        """Raise if the policy refuses the signature; the message names the place where the policy was set.
 
         Raises:
             SignatureRefused: the policy forbids the build.
@@ -93,7 +94,7 @@ class InstallRequest:
     ranks: RankRange = ANY_RANK
 
     def includes(self, recorded: FirstUseBuild) -> bool:
-        """Whether a recorded build would have satisfied the request."""
+        """Return whether a recorded build would have satisfied the request."""
         from packaging.version import Version
 
         if self.spec.pinned_version is not None or self.spec.digest_prefix is not None:
@@ -164,7 +165,7 @@ class Repositories:
         self.path = root / "repositories.json"
 
     def of(self, place: str, full_name: str) -> frozenset[str]:
-        """The repositories that may supply a name on a server; none before its first use.
+        """Return the repositories that may supply a name on a server; none before its first use.
 
         Raises:
             Malformed: the file is damaged; no name may count as new then.
@@ -192,7 +193,7 @@ class Repositories:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, self.path, NotAllowed) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Malformed(
                 f"`{self.path}`: {error}", hint="mend the file; deleting it forgets which repositories names came from"
@@ -211,23 +212,24 @@ def _places(value: object) -> _Places:
 
 
 def strangers(library: Library, releases: Sequence[Release]) -> dict[tuple[Digest, str], str]:
-    """The reason against each of `releases` from another repository than its name, by digest and repository."""
-    offered = [release for release in releases if release.claimed_at]
-    there = {release.repository for release in offered}
-    known = Repositories(library.root)
+    """Return the reason against each of `releases` from another repository than its name, by digest and repository."""
+    offered: list[Release] = []
     told = {}
     for release in releases:
+        if release.claimed_at:
+            offered.append(release)
         if release.lost_name and release.repository not in library.accepted:
             repository = shown(release.repository)
             told[release.digest, release.repository] = (
                 f"from `{repository}`, which may not release `{shown(release.full_name)}` any more; "
                 f"`adapt install {repository} --accept-repository {repository}` takes it from there"
             )
+    there = set(map(attrgetter("repository"), offered))
     for release in offered:
         name, repository = release.full_name, release.repository
         if repository == name or repository in library.accepted:
             continue
-        bound = known.of(release.claimed_at, name)
+        bound = Repositories(library.root).of(release.claimed_at, name)
         if repository in bound or (not bound and name not in there):
             continue
         if repository.lower() == f"{name}-{library.base_label(release.facts.base)}".lower():
@@ -265,7 +267,7 @@ class Admission:
 
     # ------------------------------------------------------------ whose a namespace is
     def owners(self, namespace: str | None) -> Sequence[Remote]:
-        """The remotes that the user gave this namespace to; none where no remote has it."""
+        """Return the remotes that the user gave this namespace to; none if no remote has it."""
         return self._owners.get(namespace, ()) if namespace else ()
 
     @cached_property
@@ -277,7 +279,7 @@ class Admission:
         return found
 
     def may_offer(self, place: str, namespace: str | None) -> bool:
-        """Whether what `place`, a URL or a path, has under a namespace counts as a build of that namespace."""
+        """Return whether what `place`, a URL or a path, has under a namespace counts as a build of that namespace."""
         owners = self.owners(namespace)
         return not owners or any(owner.url == place for owner in owners)
 
@@ -294,7 +296,7 @@ class Admission:
             )
 
     def of_places(self, sources: Iterable[Source], namespace: str | None) -> list[Source]:
-        """The sources that may offer builds of a namespace; the library is always among them."""
+        """Return the sources that may offer builds of a namespace; the library is always among them."""
         return [s for s in sources if s is self._library or self.may_offer(s.place, namespace)]
 
     def ensure_owner_asked(self, sources: Iterable[Source], namespace: str | None) -> None:
@@ -313,7 +315,7 @@ class Admission:
         return bool(self._owners)
 
     def is_ours(self, build: Installed) -> bool:
-        """Whether a build came from the remote that its namespace belongs to, if it belongs to one."""
+        """Return whether a build came from the remote that its namespace belongs to, if it belongs to one."""
         return not self.owners(build.namespace) or self.may_offer(self._place_of(build), build.namespace)
 
     def ensure_own_origin(self, build: Installed) -> None:
@@ -341,7 +343,7 @@ class Admission:
         return f"you gave the namespace `{namespace}` to " + " and ".join(f"{o.label} ({o.url})" for o in owners)
 
     def unbind(self, namespace: str | None) -> str:
-        """A hint with the command that takes a namespace away from its remote."""
+        """Return a hint with the command that takes a namespace away from its remote."""
         owner = self.owners(namespace)[0]
         rest = ",".join(name for name in owner.namespaces if name != namespace)
         option = f" --namespaces {rest}" if rest else ""
@@ -349,11 +351,14 @@ class Admission:
 
     # ------------------------------------------------------------ policies
     def policy_for(self, namespace: str | None, place: str, given: GivenPolicy = None) -> EffectivePolicy | None:
-        """The policy for builds of a namespace from a place; `given`, that of this run, overrides what the user set."""
+        """Return the policy for builds of a namespace from a place.
+
+        `given`, that of this run, overrides what the user set.
+        """
         return EffectivePolicy.of(given) or self._trust.policy_for(namespace, _policy_of(self._remote_at(place)))
 
     def may_require(self, namespace: str | None, given: GivenPolicy = None) -> bool:
-        """Whether some place exists from which builds of a namespace need a signature."""
+        """Return whether some place exists from which builds of a namespace need a signature."""
         key = namespace, given  # `sync` looks this up for thousands of builds
         if key not in self._required:
             policies = (self.policy_for(namespace, remote.url, given) for remote in (*self._remotes, _NO_REMOTE))
@@ -361,11 +366,11 @@ class Admission:
         return self._required[key]
 
     def restricts(self, namespace: str | None, given: GivenPolicy = None) -> bool:
-        """Whether a build of a namespace needs a known origin or a signature to be used."""
+        """Return whether a build of a namespace needs a known origin or a signature to be used."""
         return bool(self.owners(namespace) or self._trust.revoked) or self.may_require(namespace, given)
 
     def needs_proof(self, adapter: Digest, full_name: str, given: GivenPolicy) -> bool:
-        """Whether a build of which only the objects are left has to come with its origin or signature again."""
+        """Return whether a build of which only the objects are left has to come with its origin or signature again."""
         namespace = full_name.rpartition("/")[0] or None
         place = self._library.origins.place_of(adapter, full_name)
         return bool(self.owners(namespace)) or _requires(self.policy_for(namespace, place, given))
@@ -378,7 +383,9 @@ class Admission:
         place: str,
         given: GivenPolicy = None,
     ) -> Decision:
-        """The worth of a signature under the policy for `place`, a URL or a path; the policy refuses nothing here.
+        """Return the worth of a signature under the policy for `place`, a URL or a path.
+
+        The policy refuses nothing here.
 
         Raises:
             SignatureRefused: the signature is broken, forged, over other files, or for another adapter.
@@ -487,10 +494,10 @@ def _requires(effective: EffectivePolicy | None) -> bool:
 
 
 def _policy_of(remote: Remote | None) -> EffectivePolicy | None:
-    """The policy that the user set for a remote."""
+    """Return the policy that the user set for a remote."""
     if remote is None or remote.signatures is None:
         return None
-    return EffectivePolicy(policy=remote.signatures, where=f"the policy of {remote.label} (`adapt remote set`)")
+    return EffectivePolicy(policy=remote.signatures, where=f"the policy of {remote.label} (`adapt key policy`)")
 
 
 _NOT_SIGNED: Final = "inspect them, then delete them or copy the adapter's own files to another folder"
@@ -499,7 +506,7 @@ _NOT_SIGNED: Final = "inspect them, then delete them or copy the adapter's own f
 def signature_findings(
     admission: Admission, release: Release, read: Callable[[], Provenance], place: str
 ) -> list[Finding]:
-    """Findings about the signature that `read` returns, and about unsigned files beside it.
+    """Return findings about the signature that `read` returns, and about unsigned files beside it.
 
     A false signature and one that the policy refuses are errors; a good one is a note. A missing signature is a note,
     unless the policy requires one. First use does not count: it concerns only builds that arrive. Files that git or a
@@ -509,11 +516,13 @@ def signature_findings(
         provenance = read()
         decision = admission.decide(release, provenance, place)
     except SignatureRefused as error:
-        return [_finding("E_SIGNATURE", "error", error.clause, hint=error.hint)]
+        return [Finding("E_SIGNATURE", SIGNATURE_FILE, error.clause, hint=error.hint)]
     found = [_of_signature(decision)]
     beside = unsigned_beside(provenance)
     if beside and decision.policy != "off":
-        warning = _finding("W_NOT_SIGNED", "warning", f"does not cover {some(beside, len(beside))}", hint=_NOT_SIGNED)
+        warning = Finding(
+            "W_NOT_SIGNED", SIGNATURE_FILE, f"does not cover {some(beside, len(beside))}", hint=_NOT_SIGNED
+        )
         found.append(as_error(warning) if decision.policy == "require" else warning)
     return found
 
@@ -522,17 +531,13 @@ def as_error(finding: Finding) -> Finding:
     """`W_NOT_SIGNED` as the error that `--strict` and required signatures make of it; other findings unchanged."""
     if finding.code != "W_NOT_SIGNED":
         return finding
-    return replace(finding, code="E_NOT_SIGNED", severity="error")
+    return replace(finding, code="E_NOT_SIGNED")
 
 
 def _of_signature(decision: Decision) -> Finding:
     standing, message = decision.appraisal.standing, decision.appraisal.message
     if decision.is_refused:
-        return _finding("E_SIGNATURE", "error", message, hint="`adapt key policy` shows the policies in force")
+        return Finding("E_SIGNATURE", SIGNATURE_FILE, message, hint="`adapt key policy` shows the policies in force")
     if standing in ("trusted", "unsigned") or decision.policy == "off":
-        return _finding("N_SIGNATURE", "note", message)
-    return _finding("W_SIGNATURE", "warning", message)
-
-
-def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:
-    return Finding(code=code, severity=severity, where=SIGNATURE_FILE, message=message, hint=hint)
+        return Finding("N_SIGNATURE", SIGNATURE_FILE, message)
+    return Finding("W_SIGNATURE", SIGNATURE_FILE, message)

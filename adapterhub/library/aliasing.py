@@ -1,23 +1,27 @@
-"""What `@word` means in a spec where the word is an alias: exactly one build."""
+"""Resolves `@word` in a spec where the word is an alias: it means exactly one build."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adapterhub.core.errors import AdapterNotFound, Conflict, UsageProblem
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Conflict, UsageProblem
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.alias import Alias, AliasTarget, earlier, parse_alias
 from adapterhub.library.store.aliases import not_here
 
 if TYPE_CHECKING:
+    from adapterhub.core.digests import Digest
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
 
 
 def alias_of(library: Library, spec: AdapterSpec) -> Alias | None:
-    """The alias that `spec` names: of the project, else of the library; None where its `@word` is a base or nothing.
+    """Return the alias that `spec` names: of the project, or of the library.
+
+    None if its `@word` is a base or nothing.
 
     Raises:
         AmbiguousSpec: adapters of several namespaces have such an alias.
@@ -68,7 +72,7 @@ def without_alias(library: Library, spec: AdapterSpec) -> AdapterSpec:
 
 
 def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
-    """`spec` with the digest of the alias's main target; a note says what the others are."""
+    """Return `spec` with the digest of the alias's main target; a note lists the other targets."""
     if len(alias.targets) > 1:
         library.note_choice(
             f"`{alias}` is {alias.text()}; this takes {alias.main.version}, the one with the largest weight"
@@ -77,13 +81,13 @@ def at_main(library: Library, spec: AdapterSpec, alias: Alias) -> AdapterSpec:
 
 
 def build_under(library: Library, alias: Alias, target: AliasTarget) -> Installed:
-    """The installed build that a target is.
+    """Return the installed build that a target is.
 
     Raises:
         AdapterNotFound: it is not installed.
     """
     namespace, _, name = alias.adapter.rpartition("/")
-    for build in library.builds_named(name, namespace or None):
+    for build in _under(library, target.digest, name, namespace):
         if build.manifest.digest == target.digest and build.full_name == alias.adapter:
             return build
     if alias == library.project_alias(AdapterSpec.parse(str(alias))):
@@ -93,6 +97,13 @@ def build_under(library: Library, alias: Alias, target: AliasTarget) -> Installe
     else:
         hint = f"install it again, or `adapt alias set {alias.name} {alias.adapter}==VERSION` moves the alias"
     raise AdapterNotFound(not_here(alias, target), hint=hint)
+
+
+def _under(library: Library, digest: Digest, name: str, namespace: str) -> Iterator[Installed]:
+    """Yield the build of a digest, found without a look at the other versions; then others of the name."""
+    with contextlib.suppress(AdapterHubError, OSError):
+        yield library.read_build(library.folder_for(library.store.read_manifest(digest), namespace or None))
+    yield from library.still_in(library.catalog.folders(name, namespace, digest=digest))
 
 
 def roll_back(library: Library, adapter: str, name: str, *, to: int | None = None) -> Alias:
@@ -106,7 +117,7 @@ def roll_back(library: Library, adapter: str, name: str, *, to: int | None = Non
         alias = library.aliases.ever(adapter, name)
         if alias is not None:
             for target in earlier(alias, to):
-                build_under(library, alias, target)
+                library.settle(build_under(library, alias, target))
         return library.aliases.roll_back(adapter, name, to=to)
 
 
@@ -133,5 +144,5 @@ def point(library: Library, name: str, targets: Sequence[tuple[Installed, float]
     with library.store.lock("publish", exclusive=False):  # no `remove` runs meanwhile
         alias = Alias(adapter=names[0], name=name)
         for target in made:
-            build_under(library, alias, target)
+            library.settle(build_under(library, alias, target))
         return library.aliases.move(names[0], name, made)

@@ -1,7 +1,7 @@
 """The bill of materials of adapters: CycloneDX 1.6, with the model cards of an ML-BOM.
 
 Each adapter, each adapter that it was made from, its base and the data sets that its card names are components, with
-their licences and digests; dependencies say what came from what. What is not known is left out, never guessed.
+their licences and digests; dependencies show what was made from what. What is not known is left out, never guessed.
 
 Source: CycloneDX 1.6 (ECMA-424), its JSON schema.
 """
@@ -33,7 +33,7 @@ _NAMES: Final = uuid.UUID("6f1d0f0e-6f0a-5c59-9d6c-0f3a1f4d8a11")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """A build that is known by a lock alone, because the library does not have it."""
+    """A build that is known only by a lock, because the library does not have it."""
 
     full_name: str
     version: str
@@ -66,7 +66,7 @@ class _Bill:
         return self._complete(component, manifest, base)
 
     def _complete(self, component: dict[str, Any], manifest: Manifest, base: str) -> str:
-        """Add an adapter with what it was made from; ancestors beyond `MAX_PARTS` are left out, and a note says so."""
+        """Add an adapter with its ancestors; those beyond `MAX_PARTS` are left out, and a note reports that."""
         datasets = [self.add(_dataset(name)) for name in _datasets(manifest.card)]
         if datasets:
             parameters = component["modelCard"].setdefault("modelParameters", {})
@@ -103,7 +103,7 @@ class _Bill:
 def bill_of(
     library: Library, builds: Sequence[Installed | Named], *, title: str, made_by: str, time: str
 ) -> dict[str, Any]:
-    """The bill of `builds`, as the JSON value; of one build alone, that is the subject, else `title` is.
+    """Return the bill of `builds`, as the JSON value; a single build is its subject, otherwise `title` is.
 
     `made_by` is the version of adapterhub, `time` is RFC 3339.
     """
@@ -195,7 +195,7 @@ def _dataset(name: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- parts of components
 def _datasets(card: str) -> list[str]:
-    """The data sets that a card names."""
+    """Return the data sets that a card names."""
     named = split_card(card)[0].get("datasets")
     found = [named] if isinstance(named, str) else named if isinstance(named, list) else []
     return list(dict.fromkeys(one for one in found if isinstance(one, str) and one))[:_MOST_DATASETS]

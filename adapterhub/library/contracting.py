@@ -1,4 +1,4 @@
-"""A new build from an installed one: the same adapter with a contract and the prompt form that it asks in."""
+"""A new build from an installed one: the same adapter with a contract and the contract's prompt form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapterhub.trust.verify import Report
 
 
 def with_contract(manifest: Manifest, contract: Contract) -> Manifest:
-    """The manifest of the same adapter with `contract`, under the same version."""
+    """Return the manifest of the same adapter with `contract`, under the same version."""
     raw = contract.to_bytes()
     entry = FileEntry(
         path=CONTRACT_FILE, sha256=digest_of(raw), size_bytes=len(raw), media_type=MEDIA_TYPES[CONTRACT_FILE]

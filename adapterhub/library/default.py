@@ -12,7 +12,7 @@ LibraryLike = Library | str | os.PathLike[str] | None
 
 
 def open_library(library: LibraryLike) -> Library:
-    """The library that a caller means; None means `adapterhub.default_library()`."""
+    """Return the library that a caller means; None means `adapterhub.default_library()`."""
     if isinstance(library, Library):
         return library
     if library is not None:

@@ -38,7 +38,7 @@ from adapterhub.core.errors import (
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, parse_version
-from adapterhub.formats.cards.card import Card, card_for, make_card
+from adapterhub.formats.cards.card import Card, make_card
 from adapterhub.formats.contract.contract import Contract
 from adapterhub.formats.manifest import (
     CARD_FILE,
@@ -80,7 +80,7 @@ class _Found(NamedTuple):
     written_at: float
 
     def manifest(self) -> Manifest:
-        """The manifest of a build whose folder may hold what it does.
+        """Return the manifest of a build whose folder passes the checks.
 
         Raises:
             MalformedManifest: as `Manifest.parse`.
@@ -94,7 +94,7 @@ class _Found(NamedTuple):
 
 
 class PublishedDirectory:
-    """A folder of published builds."""
+    """A folder of published builds. Its manifests are read only once, for many names in a row."""
 
     kind = "directory"
     commit_url = ""
@@ -105,13 +105,6 @@ class PublishedDirectory:
         self._folders: dict[str, str] = {}
         self._reading = threading.Lock()
         self._read: dict[str, list[_Found]] | None = None
-        self._keeps = False
-
-    def read_once(self) -> PublishedDirectory:
-        """The same directory with manifests read only once, for many names in a row."""
-        kept = PublishedDirectory(self.root)
-        kept._keeps = True
-        return kept
 
     @property
     def label(self) -> str:
@@ -124,20 +117,21 @@ class PublishedDirectory:
         return absolute(self.root)
 
     def tag_of(self, manifest: Manifest) -> str:
-        """The tag that a repository would have of the build."""
+        """Return the tag that a repository would have of the build."""
         return f"v{manifest.version}"
 
     def card_of(self, release: Release, contract: Contract | None = None) -> Card:
-        """The card that the folder holds."""
+        """Return the card that the folder holds."""
         return make_card(release.manifest, base_hub_id=release.base_hub_id, contract=contract)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds with that name in any subfolder; they count as builds of the namespace in `spec`.
+        """Return builds with that name in any subfolder; they count as builds of the namespace in `spec`.
 
         Only what choosing needs is read of them; each is checked when its `manifest` is.
         """
         named = self._named(spec.name)
-        self._folders.update((one.facts.digest, one.folder) for one in named)
+        for one in named:
+            self._folders[one.facts.digest] = one.folder
         return [
             UnreadRelease(
                 facts=one.facts,
@@ -151,44 +145,38 @@ class PublishedDirectory:
 
     def _named(self, name: str) -> list[_Found]:
         """Every build with that name."""
-        if not self._keeps:
-            return [build for build in self._builds() if build.facts.name == name]
         with self._reading:
             if self._read is None:
                 by_name: dict[str, list[_Found]] = {}
-                for build in self._builds():
-                    by_name.setdefault(build.facts.name, []).append(build)
+                reader = FactsReader()
+                for folder in _build_folders(self.root):
+                    raw, written_at = _manifest_bytes(folder, self.root)
+                    facts = reader.read(raw) or Manifest.parse(raw, f"{folder}/{MANIFEST_FILE}")
+                    by_name.setdefault(facts.name, []).append(_Found(folder, raw, facts, written_at))
                 self._read = by_name
-        return self._read.get(name, [])
-
-    def _builds(self) -> Iterator[_Found]:
-        reader = FactsReader()
-        for folder in _build_folders(self.root):
-            raw, written_at = _manifest_bytes(folder, self.root)
-            facts = reader.read(raw) or Manifest.parse(raw, f"{folder}/{MANIFEST_FILE}")
-            yield _Found(folder, raw, facts, written_at)
+            return self._read.get(name, [])
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
         """Open one file of a build; links are followed only inside the directory."""
         return _open_inside(self._folders[release.digest], entry.path, self.root)
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature of a build, and what lies beside it."""
+        """Return the signature of a build, and what lies beside it."""
         return provenance_of(Path(self._folders[release.digest]))
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results beside a build, unverified."""
+        """Return the signed results beside a build, unverified."""
         folder = Path(self._folders[release.digest])
         return [] if folder == self.root else ResultFiles.beside(folder, release.digest).read()
 
     def statements(self, release: Release) -> list[bytes]:
-        """The signed statements beside a build, unverified."""
+        """Return the signed statements beside a build, unverified."""
         folder = Path(self._folders[release.digest])
         return [] if folder == self.root else files_beside(folder, release.digest).read()
 
     @contextlib.contextmanager
     def receive(self, release: Release) -> Iterator[_DirectoryReceiver]:
-        """This directory as a destination."""
+        """Provide this directory as a destination."""
         manifest = release.manifest
         root = output_place(self.root / "_").parent
         final = folder_of_version(root / manifest.name, manifest.version, manifest.rank)
@@ -200,6 +188,7 @@ class PublishedDirectory:
             )
         with _receiving(release, final) as receiver:
             yield receiver
+        self._read = None
 
 
 class BuildFolder:
@@ -269,7 +258,7 @@ class _DirectoryReceiver:
         self._statements: Sequence[bytes] = ()
 
     def has(self, entry: FileEntry) -> bool:
-        """Whether the same build is there already."""
+        """Return whether the same build is there already."""
         there = self._final / MANIFEST_FILE
         return there.is_file() and (self._final / entry.path).is_file() and self._same(there)
 
@@ -321,7 +310,7 @@ class _DirectoryReceiver:
         from adapterhub.formats.cards.card import contract_shown
 
         contract = contract_shown(self._temp)
-        card = card_for(manifest, base_hub_id=self._release.base_hub_id, contract=contract)
+        card = make_card(manifest, base_hub_id=self._release.base_hub_id, contract=contract).text
         (self._temp / CARD_FILE).write_text(card, encoding="utf-8")
         if self._signature is not None:
             (self._temp / SIGNATURE_FILE).write_bytes(self._signature)
@@ -335,8 +324,8 @@ class _DirectoryReceiver:
 class PlainFolder:
     """One PEFT output folder without a manifest, offered under any requested name.
 
-    Its version is the one the spec pins with `==`, else `0+<first 12 hex of its weights' sha256>`; its base is a
-    hint taken from the config.
+    Its version is the one the spec pins with `==`, or `0+<first 12 hex of its weights' sha256>`; its base is a hint
+    taken from the config.
     """
 
     def __init__(
@@ -364,7 +353,7 @@ class PlainFolder:
         return absolute(self.folder)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """The one build."""
+        """Return the one build."""
         subject, findings = open_subject(self.folder, base_named=spec.base is not None)
         if subject is None:
             raise refused(self._origin, findings)
@@ -389,22 +378,22 @@ class PlainFolder:
         return list_folder(self.folder).taken[entry.path].open()
 
     def provenance(self, release: Release) -> Provenance:  # noqa: ARG002 - the Source protocol
-        """The signature in the folder; other tools make such signatures, which name no adapter.
+        """Return the signature in the folder; other tools make such signatures, which name no adapter.
 
         Links are followed as for the files: this may be a folder of the hub's cache.
         """
         return provenance_of(self.folder, follow_links=True)
 
 
-def open_source(path: Path) -> Source:
-    """The source at `path`: a library root, a plain PEFT folder, or a directory of published builds.
+def open_source(path: Path, *, plain: bool = True) -> Source:
+    """Open the source at `path`: a library, a plain PEFT folder unless excluded, or a folder of published builds.
 
     Raises:
-        AdapterNotFound: the path is none of them.
+        AdapterNotFound: the path is not one of them.
     """
     if (path / "manifests" / "sha256").is_dir():
         return Library(path)
-    if (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).is_file():
+    if plain and (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).is_file():
         return PlainFolder(path)
     if next(_build_folders(path), None) is not None:
         return PublishedDirectory(path)
@@ -428,7 +417,7 @@ def _build_folders(root: Path) -> Iterator[str]:
 
 
 def _manifest_bytes(folder: str, root: Path) -> tuple[bytes, float]:
-    """The manifest in a folder, at most one byte more than it may have, and the date of its file."""
+    """Return the manifest in a folder, at most one byte more than it may have, and the date of its file."""
     with _open_inside(folder, MANIFEST_FILE, root) as stream:
         facts = os.fstat(stream.fileno())
         return stream.read(min(facts.st_size, LIMIT_BYTES) + 1), facts.st_mtime

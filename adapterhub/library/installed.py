@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,6 +19,7 @@ from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
 from adapterhub.library.bases.records import Bases, Pins
+from adapterhub.library.heads import Heads
 from adapterhub.library.intake.clashes import Namesakes
 from adapterhub.library.store.aliases import Aliases
 from adapterhub.library.store.blobs import Store
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from adapterhub.trust.verify import Report
 
 UNKNOWN_BASE = "unknown"
+_NEWEST = 12  # builds of a name for each base, among which nearly every spec without a version finds its build
 
 _T = TypeVar("_T")
 
@@ -52,7 +55,7 @@ class Added(
     build: Installed
     report: Report
     created: Annotated[bool, "false: it existed already"]
-    same_as: Annotated[tuple[str, ...], "installed builds of the same update, each with what differs"] = ()
+    same_as: Annotated[tuple[str, ...], "other installed builds with this very file of weights, at most 3"] = ()
 
     def __repr__(self) -> str:
         return f"<{'Added' if self.created else 'Already there:'} {self.build!r}>"
@@ -70,6 +73,7 @@ class InstalledBuilds:
         self.catalog = Catalog(self.store, self.bases, self.installed)
         self.origins = Origins(self.store)
         self.yanks = Yanks(self.store)
+        self.heads = Heads(self.store)
         self.aliases = Aliases(root)
         self._pins = Pins(root)
 
@@ -100,7 +104,7 @@ class InstalledBuilds:
         yield from self.readable_in(build_folders(self.root, *names))
 
     def readable_in(self, folders: Iterable[Path]) -> Iterator[Installed]:
-        """The builds in these folders that can be read."""
+        """Yield the builds in these folders that can be read."""
         for folder in folders:
             with contextlib.suppress(MalformedManifest):
                 yield from self.still_in([folder])
@@ -118,12 +122,17 @@ class InstalledBuilds:
                 if os.path.lexists(folder):
                     found.append(Broken(folder=folder, reason=f"`{MANIFEST_FILE}`: {error.strerror}"))
                 continue
-            if build.folder != self.folder_for(build.manifest, build.namespace):
-                found.append(Broken(folder=folder, reason=f"holds `{build.spec}`, which belongs in another folder"))
-            elif not self.store.has_manifest(build.manifest.digest) and os.path.lexists(folder):
-                reason = f"the store does not have its manifest {build.manifest.digest}"
+            if reason := self.why_broken(build):
                 found.append(Broken(folder=folder, reason=reason))
         return found
+
+    def why_broken(self, build: Installed) -> str:
+        """Return why a build that can be read is not intact in its place; "" if it is."""
+        if build.folder != self.folder_for(build.manifest, build.namespace):
+            return f"holds `{build.spec}`, which belongs in another folder"
+        if not self.store.has_manifest(build.manifest.digest) and os.path.lexists(build.folder):
+            return f"the store does not have its manifest {build.manifest.digest}"
+        return ""
 
     def builds_named(self, name: str, namespace: str | None = None) -> list[Installed]:
         """Installed builds with that name, in one namespace or in all."""
@@ -131,7 +140,7 @@ class InstalledBuilds:
         return list(self.still_in(build_folders(self.root, *patterns)))
 
     def still_in(self, folders: Iterable[Path]) -> Iterator[Installed]:
-        """The builds in these folders, but for those that were removed since the folders were listed.
+        """Yield the builds in these folders, but for those that were removed since the folders were listed.
 
         Raises:
             MalformedManifest: one is damaged.
@@ -144,7 +153,7 @@ class InstalledBuilds:
             yield build
 
     def build_of(self, row: BuildRow) -> Installed:
-        """The build of a row of the index.
+        """Return the build of a row of the index.
 
         Raises:
             AdapterNotFound: it was removed since the row was read.
@@ -153,20 +162,34 @@ class InstalledBuilds:
             return build
         raise self.not_installed(row.full_name)
 
-    def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
-        """The installed builds under that full name for that base."""
-        return Namesakes.among(self.readable_in(self.folders_named(name, namespace)), namespace, base)
+    def builds_for(self, spec: AdapterSpec) -> tuple[list[Installed], bool]:
+        """Return the installed builds that are likely to decide a spec, and whether they are all with its name.
 
-    def folders_named(self, name: str, namespace: str | None) -> list[Path]:
-        """The folders of the builds under that full name, found without a look at other names."""
-        return build_folders(self.root, f"{namespace}--{name}" if namespace else name)
+        For an exact spec these are all that may fit it, and the newest of each namespace and base; for any other the
+        newest ones.
+
+        Raises:
+            MalformedManifest: one is damaged.
+        """
+        version, digest = spec.pinned_version, spec.digest_prefix or ""
+        newest = 1 if spec.is_exact else _NEWEST
+        folders = self.catalog.folders(spec.name, spec.namespace, version=version, digest=digest, newest=newest)
+        return list(self.still_in(folders)), len(folders) < newest
+
+    def namesakes(self, name: str, namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
+        """Return the installed builds under that full name for that base."""
+
+        def look(version: str | None) -> Iterator[Installed]:
+            return self.readable_in(self.catalog.folders(name, namespace or "", version=version))
+
+        return Namesakes(look=look, namespace=namespace, base=base)
 
     def releases(self, spec: AdapterSpec) -> list[InstalledRelease]:
-        """The builds with a name, as releases: this library as a source."""
-        return [self.release_of(build) for build in self.builds_named(spec.name, spec.namespace)]
+        """Return the builds with a name, as releases: this library as a source."""
+        return list(map(self.release_of, self.builds_named(spec.name, spec.namespace)))
 
     def release_of(self, build: Installed) -> InstalledRelease:
-        """An installed build as a release, yanked if its server was seen to have yanked it."""
+        """Return an installed build as a release, yanked if its server was seen to have yanked it."""
         return InstalledRelease(
             build=build,
             manifest=build.manifest,
@@ -177,7 +200,7 @@ class InstalledBuilds:
         )
 
     def yanked(self, build: Installed) -> str | None:
-        """Why the repository that a build came from has yanked it, as far as was seen; None if it has not."""
+        """Return why the repository that a build came from has yanked it, as far as was seen; None if it has not."""
         digest = build.manifest.digest
         said = self.yanks.places(digest)
         origin = self.origins.under(digest, build.full_name) if said else None
@@ -198,11 +221,11 @@ class InstalledBuilds:
         return self.store.open_blob(entry.sha256)
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature in the folder of an installed build, and what lies beside it."""
+        """Return the signature in the folder of an installed build, and what lies beside it."""
         return provenance_of(self.folder_for(release.manifest, release.namespace))
 
     def not_installed(self, name: str) -> AdapterNotFound:
-        """The error for a name that is not installed; its hint offers the nearest name that is."""
+        """Return the error for a name that is not installed; its hint offers the nearest name that is."""
         usual = ADD_FIRST if name.endswith(".safetensors") else "`adapt list` shows what is installed"
         hint = self.nearest(name) or usual
         return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
@@ -215,17 +238,17 @@ class InstalledBuilds:
         return f"did you mean `{near[0]}`?" if near else ""
 
     def base_label(self, base: BaseRef) -> str:
-        """A base as the user types it after `@`: its alias, else its digest, else its Hub id; "" if unknown."""
+        """Return a base as the user types it after `@`: its alias, its digest or its Hub id; "" if unknown."""
         if base.fingerprint is None:
             return base.hints.hub_id or ""
         record = self.bases.by_fingerprint(base.fingerprint)
         return record.alias if record else base.fingerprint.weights[:19]
 
     def read_build(self, folder: Path) -> Installed:
-        """The build in an installed folder.
+        """Return the build in an installed folder.
 
         Raises:
-            MalformedManifest: the manifest cannot be used, or the folder's name holds what is no namespace.
+            MalformedManifest: the manifest cannot be used, or the folder's name has an invalid namespace.
         """
         manifest = Manifest.read(folder / MANIFEST_FILE)
         namespace, _, _name = folder.parent.name.rpartition("--")
@@ -244,23 +267,24 @@ class InstalledBuilds:
         )
 
     def folder_for(self, manifest: Manifest, namespace: str | None) -> Path:
-        """Where a build is or would be installed; versions that are equal share a folder.
+        """Return the folder of a build, installed or not; versions that are equal share a folder.
 
         Raises:
-            SpecError: `namespace` is none; it would lead out of the library.
+            SpecError: `namespace` is not valid; it would lead out of the library.
         """
         if namespace is not None:
             parse_namespace(namespace)
         fingerprint = manifest.base.fingerprint
         base = hex_of(fingerprint.weights)[:12] if fingerprint else UNKNOWN_BASE
         name = f"{namespace}--{manifest.name}" if namespace else manifest.name
-        return folder_of_version(self.root / "adapters" / base / name, manifest.version, manifest.rank)
+        look = partial(self.catalog.folders, manifest.name, namespace or "", version=manifest.version)
+        return folder_of_version(self.root / "adapters" / base / name, manifest.version, manifest.rank, look)
 
 
 def while_installed(build: Installed, look: Callable[[], _T]) -> _T | None:
-    """What `look` returns about a build; None where the build was removed meanwhile.
+    """Return the result of `look` for a build; None if the build was removed in between.
 
-    Where it was removed and added again, `look` has seen a part of each, so it looks once more.
+    If it was removed and added again, `look` has seen a part of each, so it looks once more.
     """
     for _ in range(2):
         before = _inode_of(build.folder)
@@ -278,7 +302,7 @@ def while_installed(build: Installed, look: Callable[[], _T]) -> _T | None:
 
 
 def _inode_of(folder: Path) -> int | None:
-    """The identity of a folder; None when it does not exist."""
+    """Return the identity of a folder; None when it does not exist."""
     try:
         return folder.stat().st_ino
     except FileNotFoundError:

@@ -12,37 +12,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.core.digests import Progress
+from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import make_folder, sync_folder, write_file
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import AdapterHubError, BaseMismatch, MalformedManifest, NotAllowed, shown
+from adapterhub.core.errors import BaseMismatch, MalformedManifest, NotAllowed, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
-from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, Manifest
+from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import Added, InstalledBuilds
-from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming, exists_otherwise
-from adapterhub.library.store.blobs import WriteIntent
-from adapterhub.library.store.catalog import Installed, Swept, objects_of
-from adapterhub.library.store.leases import GRACE_S, Leases, sweep
+from adapterhub.library.intake.clashes import Bump, check_naming, exists_otherwise
+from adapterhub.library.store.blobs import WriteIntent, settle_objects
+from adapterhub.library.store.catalog import Installed, Swept, build_folder_names, objects_of
+from adapterhub.library.store.leases import Leases
 from adapterhub.library.store.origins import Origin
-from adapterhub.library.store.rows import SketchRow
+from adapterhub.library.store.sweep import GRACE_S, Steps, objects_of_folders, sweep
 
 if TYPE_CHECKING:
     from adapterhub.formats.alias import Alias
-    from adapterhub.formats.contract.reader import Rules
     from adapterhub.library.intake.description import Description
     from adapterhub.library.intake.staging import Staging
-    from adapterhub.trust.verify import Finding, Report, Subject
+    from adapterhub.trust.findings import Finding
+    from adapterhub.trust.verify import Report, Subject
 
-_MOST_NAMED = 3  # builds of the same update
+_MOST_NAMED = 3  # builds of the same weights
 _OWN_MANIFEST = ".manifest"  # the name of the staged one, which no file of an adapter has
 
 
@@ -58,14 +58,18 @@ class Library(InstalledBuilds):
         self._leases = Leases(self.store)
         self.resolve_name: NameResolver | None = None
         self.project_alias: Callable[[AdapterSpec], Alias | None] = lambda _spec: None  # its aliases come first
-        self.project_rules: Callable[[], Rules | None] = lambda: None  # every test holds to them, too
-        self.project_bounds: Callable[[], Mapping[str, float]] = dict  # no test has looser ones, nor than the user's
         self.note_choice: Callable[[str], None] = lambda _text: None  # the face of the library says it
         self.warn_of_choice: Callable[[str], None] = lambda _text: None
 
     def __reduce__(self) -> tuple[object, ...]:
         """Go to another process as the library of the same folder."""
         return type(self), (self.root,)
+
+    def past_damage(self) -> Library:
+        """Open the same folder for a check of everything, which goes on past damaged records of bases."""
+        library = Library(self.root)
+        library.bases.passes_over_damage = True
+        return library
 
     # ------------------------------------------------------------ add
     def add(
@@ -101,17 +105,20 @@ class Library(InstalledBuilds):
 
         check_naming(bump, variant=variant)
         check_description(description)
-        tensors = base.tensors if base else None
-        subject, findings = open_subject(folder, base_tensors=tensors, base_named=not guess_base, progress=progress)
+        tensors = base.weights if base else None
+        kind = base.hints.model_type if base else None
+        subject, findings = open_subject(
+            folder, base_tensors=tensors, base_type=kind, base_named=not guess_base, progress=progress
+        )
         if subject is None:
             raise refused(str(folder), findings)
+        subject = subject.read_as(description.dialect)
         ensure_no_errors(str(folder), findings)
         base = base and base.narrowed((p.module for p in subject.keys.pairs), description.annotations)
         fingerprint, rank = base_declared(subject.config, description, base).fingerprint, subject.facts.rank
         is_made_here = Path(absolute(folder)).is_relative_to(self.place)  # a merge, in a folder that goes at once
         what = ("the result" if is_made_here else f"`{shown(str(folder), 200)}`") + (f" (rank {rank})" if rank else "")
-        folders = self.folders_named(description.name, namespace)
-        there = Namesakes.among(self.readable_in(folders), namespace, fingerprint)
+        there = self.namesakes(description.name, namespace, fingerprint)
         if bump is None:
             there.ensure_room(description.version, what, rank=rank, variant=variant)
         taken = [subject.listing.taken[name] for name in sorted(subject.listing.taken.keys() & MEDIA_TYPES.keys())]
@@ -122,18 +129,10 @@ class Library(InstalledBuilds):
             if bump is not None:
                 manifest = there.named(manifest, bump)
             there.ensure_is_new(manifest, what, variant=variant)  # the checks of the numbers take longer
-
-            def ensure_still_new() -> None:
-                if self.folders_named(manifest.name, namespace) != folders:
-                    now = self.namesakes(manifest.name, namespace, fingerprint)
-                    now.ensure_is_new(manifest, what, variant=variant)
-
+            still_new = partial(there.ensure_is_new, manifest, what, variant=variant)
             release = Release(manifest=manifest, namespace=namespace, origin=str(folder))
-            added = self.publish_staged(intent, release, base, findings, ensure_still_new, scanned=subject)
+            added = self.publish_staged(intent, release, base, findings, still_new, scanned=subject)
         self.note_origin(added.build, absolute(folder))
-        from adapterhub.library.find.meaning import refresh
-
-        refresh(self)
         return added
 
     @contextlib.contextmanager
@@ -144,12 +143,12 @@ class Library(InstalledBuilds):
         """
         from adapterhub.library.intake.staging import Staging
 
-        missing = [entry for entry in release.manifest.files if not self.store.has_blob(entry.sha256)]
-        self.store.need_room(sum(entry.size_bytes for entry in missing))
+        files = release.manifest.files
+        self.store.need_room(sum(entry.size_bytes for entry in files if not self.store.has_blob(entry.sha256)))
         with self.store.intent(f"install {release.full_name}") as intent:
             intent.need(objects_of(release.manifest))
             fingerprint = release.manifest.base.fingerprint
-            declared = self.bases.by_fingerprint(fingerprint) if fingerprint else None
+            declared = self.bases.by_fingerprint(fingerprint)
             checked_against = declared or base
             yield Staging(self.store, intent, release, partial(self.publish_staged, intent, release, checked_against))
 
@@ -168,64 +167,48 @@ class Library(InstalledBuilds):
         release: Release,
         base: BaseRecord | None,
         earlier: Sequence[Finding] = (),
-        still_allowed: Callable[[], None] = lambda: None,
+        still_allowed: Callable[[], None] | None = None,
         *,
         scanned: Subject | None = None,
+        durable: bool = True,
     ) -> Added:
         """Check the staged files against the manifest and make them an installed build.
 
-        `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`.
+        `still_allowed` runs while no other process can publish, and may raise. `scanned` as for `open_subject`. Without
+        `durable` a power cut may leave a part of it, until `settle`.
         """
         from adapterhub.library.intake.staging import checked, ensure_no_errors, signature_objects
 
         manifest, namespace = release.manifest, release.namespace
         Manifest.parse(manifest.to_bytes(), release.origin)  # no build is published that cannot be read back
-        report = checked(intent.folder, manifest, base, earlier, scanned)
+        report = checked(intent.folder, manifest, base, earlier, scanned, judge=self.bases.judged)
         ensure_no_errors(release.origin, report.findings)
         final = self.folder_for(manifest, namespace)
         if present := self._present(final, manifest):
             return Added(build=present, report=report, created=False)
         intent.need([*objects_of(manifest), *signature_objects(intent.folder)])
-        sketch: list[SketchRow] = []
-        if scanned is not None:
-            from adapterhub.library.find.sketching import sketch_when_added
-
-            sketch = sketch_when_added(manifest.digest, scanned)
         # the slow part, bytes to the disk, comes before the lock that all writers share
         for entry in manifest.files:
-            self.store.adopt(intent.folder / entry.path, entry.sha256)
+            self.store.adopt(intent.folder / entry.path, entry.sha256, durable=durable)
         with self.store.os_errors_as_refusals():
             write_file(intent.folder / _OWN_MANIFEST, manifest.to_bytes())
-        self.store.adopt_manifest(intent.folder / _OWN_MANIFEST, manifest.digest)
+        self.store.adopt(intent.folder / _OWN_MANIFEST, manifest.digest, is_manifest=True, durable=durable)
         with self.store.lock("publish", exclusive=True):
             final = self.folder_for(manifest, namespace)  # another process may have published an equal version
             if present := self._present(final, manifest):
                 return Added(build=present, report=report, created=False)
-            still_allowed()
-            with self.catalog.changing():
-                self._link_folder(manifest, intent.folder / "view", final)
+            if still_allowed is not None:
+                still_allowed()
+            with self.catalog.changing(final.parent):
+                self._link_folder(manifest, intent.folder / "view", final, durable=durable)
                 build = self.read_build(final)
-                self.catalog.put(build, sketch)
-        return Added(build=build, report=report, created=True, same_as=self._same_as(build, sketch))
-
-    def _same_as(self, build: Installed, sketch: Sequence[SketchRow]) -> tuple[str, ...]:
-        """The installed builds that a new one has the update of, in words: `legal-qa 1.2.0 (float32)`."""
-        if not any(row.sketch for row in sketch):
-            return ()
-        from adapterhub.library.find.likeness import same_as
-        from adapterhub.library.find.sketching import sketches
-
-        with contextlib.suppress(AdapterHubError, OSError):  # the build is installed all the same
-
-            def known(choose: Callable[[bytes], Iterable[int]]) -> Sequence[SketchRow]:
-                return self.catalog.read(lambda index: index.sketches_that(choose))
-
-            same = same_as(self, build, sketch[0], known, lambda: sketches(self, most_made=0)[1])
-            return tuple(one.words for one in same[:_MOST_NAMED])
-        return ()
+                self.catalog.put(build)
+        same = self.catalog.with_weights(build, _MOST_NAMED)
+        words = (f"{namespace}/{name} {version}".removeprefix("/") for namespace, name, version in same)
+        return Added(build=build, report=report, created=True, same_as=tuple(words))
 
     def _present(self, final: Path, manifest: Manifest) -> Installed | None:
-        """The build in that folder if it is the same one; None where the folder does not exist.
+        """Return the build in that folder if it is the same one; None if the folder does not exist.
 
         Raises:
             ReleaseExists: the folder holds another build.
@@ -242,22 +225,40 @@ class Library(InstalledBuilds):
             raise MalformedManifest(str(final), [f"{MANIFEST_FILE}: is missing"], hint=hint) from None
         if existing.manifest.digest != manifest.digest:
             raise exists_otherwise(existing, manifest)
+        with contextlib.suppress(NotAllowed):  # an object is lost, which the caller mends
+            self.settle(existing)
         return existing
 
-    def _link_folder(self, manifest: Manifest, view: Path, final: Path) -> None:
+    def settle(self, build: Installed, *, look: bool = True) -> None:
+        """Make a build durable that was published without; with `look`, only if its bytes are still right.
+
+        Raises:
+            DigestMismatch: a power cut left only a part of a file.
+            NotAllowed: it is gone, or the disk failed.
+        """
+        paths = {self.store.manifest_path(build.manifest.digest): build.manifest.digest}
+        paths |= {self.store.blob_path(digest): digest for digest in build.manifest.digests.values()}
+        with self.store.os_errors_as_refusals():
+            settle_objects(paths, build.folder.parent, look=look)
+
+    def _link_folder(self, manifest: Manifest, view: Path, final: Path, *, durable: bool = True) -> None:
         """Make the plain PEFT folder of links; it is complete before it gets its name."""
-        from adapterhub.formats.cards.card import card_for  # a fifth of the start of a command that adds nothing
+        from adapterhub.formats.cards.card import make_card  # a fifth of the start of a command that adds nothing
         from adapterhub.library.intake.staging import link_signature
 
         with self.store.os_errors_as_refusals():
             make_folder(view)
             for entry in manifest.files:
                 self.store.link(entry.sha256, view / entry.path)
-            self.store.link_manifest(manifest.digest, view / MANIFEST_FILE)
-            write_file(view / CARD_FILE, card_for(manifest, base_hub_id=self.bases.hub_id_of(manifest.base)).encode())
+            self.store.link(manifest.digest, view / MANIFEST_FILE, is_manifest=True)
+            write_file(
+                view / CARD_FILE, make_card(manifest, base_hub_id=self.bases.hub_id_of(manifest.base)).text.encode()
+            )
             link_signature(self.store, view.parent, view)
             make_folder(final.parent)
             view.rename(final)
+            if not durable:
+                return
             try:
                 # The only sync of a folder: journals keep the order of names, so the names of objects and the links
                 # in this folder, all made earlier, reach the disk with it.
@@ -272,7 +273,8 @@ class Library(InstalledBuilds):
         with self.store.staging() as trash, self.store.lock("publish", exclusive=True):
             self._leases.ensure_none(builds)
             self.aliases.ensure_none(builds)
-            with self.catalog.changing(), self.store.os_errors_as_refusals():
+            changing = self.catalog.changing(*(build.folder.parent for build in builds))
+            with changing, self.store.os_errors_as_refusals():
                 for number, build in enumerate(builds):
                     with contextlib.suppress(FileNotFoundError):  # another process removed it
                         build.folder.rename(trash / str(number))
@@ -296,7 +298,14 @@ class Library(InstalledBuilds):
                 raise self.not_installed(build.full_name)
             yield build.folder
 
-    def gc(self, *, grace_s: float = GRACE_S, dry_run: bool = False, wait_s: float = 30.0) -> Swept:
+    def gc(
+        self,
+        *,
+        grace_s: float = GRACE_S,
+        dry_run: bool = False,
+        wait_s: float = 30.0,
+        steps: Steps = lambda _done, _of: None,
+    ) -> Swept:
         """Delete objects that no installed build, project, running add or lease needs, except those under `grace_s`.
 
         Long-running writers do not delay it: their claims list the objects that they need.
@@ -304,20 +313,17 @@ class Library(InstalledBuilds):
         Raises:
             Malformed: the record of a project is damaged; nothing was deleted.
         """
-        from adapterhub.core.disk.root import living
-        from adapterhub.library.intake.staging import signature_objects
-        from adapterhub.library.store.roots import KnownProjects, roots_of
+        return sweep(self.store, self._needed, grace_s=grace_s, dry_run=dry_run, wait_s=wait_s, steps=steps)
 
-        with self.store.lock("store", exclusive=True, wait_s=wait_s):
-            # claims before folders: one that ends in between has made its folder by then
-            claims = (*living(self.root / "intents"), *self._leases.living())
-            keep = {digest for one in claims for digest in one.digests} | roots_of(
-                KnownProjects(self.root).all(strict=True)
-            )
-            for build in self.installed():
-                keep.update([*objects_of(build.manifest), *signature_objects(build.folder)])
-            gone, spared = sweep(self.store, keep, grace_s=grace_s, dry_run=dry_run)
-        return Swept(gone=tuple(gone), spared=tuple(spared), claims=claims)
+    def _needed(self, steps: Steps) -> Iterator[Digest]:
+        """Yield the objects that the installed builds are made of."""
+        from adapterhub.library.intake.staging import signature_objects
+
+        folders = build_folder_names(self.root)
+        yield from objects_of_folders(folders, self.store, steps)
+        for folder in folders:
+            if os.path.lexists(f"{folder}/{SIGNATURE_FILE}"):
+                yield from signature_objects(Path(folder))
 
     def pin_base(self, build: Installed, base: BaseRecord) -> Installed:
         """Record that `build`, which declares no fingerprint, was made for `base`; its manifest does not change.
@@ -327,12 +333,14 @@ class Library(InstalledBuilds):
         """
         from adapterhub.library.intake.staging import checked, ensure_no_errors
 
-        verdict = compare(build.base.fingerprint, base.fingerprint).verdict
+        verdict = self.bases.judged(build.base.fingerprint, base.fingerprint).verdict
         if build.base.fingerprint is not None and not verdict.allows_attach:
             raise BaseMismatch(
                 f"`{build.full_name}` {build.manifest.version} is for base {build.base.label}, not `{base.alias}`"
             )
-        ensure_no_errors(build.full_name, checked(build.folder, build.manifest, base, ()).findings)
+        ensure_no_errors(
+            build.full_name, checked(build.folder, build.manifest, base, (), judge=self.bases.judged).findings
+        )
         self._pins.pin(build.manifest, base)
         name, digest = build.manifest.name, build.manifest.digest
         with self.store.lock("publish", exclusive=True), self.catalog.changing():
@@ -346,7 +354,7 @@ class Library(InstalledBuilds):
         self._pins.allow_mismatch(build.manifest, base)
 
     def mismatch_allowed(self, build: Installed, base: BaseFingerprint) -> bool:
-        """Whether `allow_mismatch` was called for this build and these weights."""
+        """Return whether `allow_mismatch` was called for this build and these weights."""
         return self._pins.mismatch_allowed(build.manifest, base)
 
     # ------------------------------------------------------------ verify
@@ -356,13 +364,14 @@ class Library(InstalledBuilds):
         """Run every check on an installed build, against `base` or the registered base that it was made for."""
         from adapterhub.trust.verify import verify_folder
 
-        fingerprint = build.base.fingerprint
-        record = base or (self.bases.by_fingerprint(fingerprint) if fingerprint else None)
+        record = base or self.bases.by_fingerprint(build.base.fingerprint)
         manifest = build.manifest.with_base(build.base)
         return verify_folder(
             build.folder,
-            base_tensors=record.tensors if record else None,
+            base_tensors=record.known_weights if record else None,
             base_fingerprint=record.fingerprint if record else None,
+            base_type=record.hints.model_type if record else None,
             manifest=manifest,
             progress=progress,
+            judge=self.bases.judged,
         )

@@ -1,6 +1,6 @@
 """What a merge must show: the lines of its parents' contracts that bind every merge hold for it.
 
-A merge has no contract of its own, because its recipe alone decides its bytes. Its parents' `never` and `leave_alone`
+A merge has no contract of its own, because only its recipe decides its bytes. Its parents' `never` and `leave_alone`
 lines bind it, and so do the rules of a project.
 """
 
@@ -31,12 +31,12 @@ class BindingLines:
 
 
 def is_bare_merge(build: Installed) -> bool:
-    """Whether a build was merged from others, and has no contract of its own."""
+    """Return whether a build was merged from others, and has no contract of its own."""
     return bool(build.manifest.parents) and build.manifest.file(CONTRACT_FILE) is None
 
 
 def binding_lines(library: Library, merge: Installed, rules: Rules | None) -> list[BindingLines]:
-    """What a merge must keep, of each parent that binds it; none if no parent does, and no rule.
+    """Return the lines that a merge must keep, of each parent that binds it; none without such a parent or rule.
 
     Raises:
         CouldNotTell: a parent is not here, or has no contract that can be read.
@@ -46,7 +46,10 @@ def binding_lines(library: Library, merge: Installed, rules: Rules | None) -> li
         label = f"{build.full_name} {build.manifest.version}"
         contract, listed = contract_in(build.folder), build.manifest.file(CONTRACT_FILE)
         if contract is None or listed is None or contract.digest != listed.sha256:
-            raise CouldNotTell(f"its parent {shown(label, 200)} has no contract, or not that of its manifest")
+            raise CouldNotTell(
+                f"its parent {shown(label, 200)} has no contract, or not that of its manifest",
+                hint="`adapt contract record` records one",
+            )
         bound = contract.for_merges()
         if bound.lines or (rules is not None and rules.bind(bound)):
             found[bound.digest] = BindingLines(parent=label, contract=bound)
@@ -54,7 +57,7 @@ def binding_lines(library: Library, merge: Installed, rules: Rules | None) -> li
 
 
 def _parents(library: Library, merge: Installed) -> Iterator[Installed]:
-    """The builds that a merge is made of, those of merges inside it included."""
+    """Yield the builds that a merge is made of, those of merges inside it included."""
     todo, seen = list(merge.manifest.parents), set[Digest]()
     while todo:
         parent = todo.pop(0)
@@ -62,7 +65,10 @@ def _parents(library: Library, merge: Installed) -> Iterator[Installed]:
             continue
         build = _installed(library, parent)
         if build is None or parent.digest is None or len(seen) == _MOST_PARENTS:
-            raise CouldNotTell(f"its parent {shown(parent.spec, 200)} is not in the library")
+            raise CouldNotTell(
+                f"its parent {shown(parent.spec, 200)} is not in the library",
+                hint="`adapt install` its parent, then test again",
+            )
         seen.add(parent.digest)
         if is_bare_merge(build):
             todo += build.manifest.parents
@@ -75,5 +81,5 @@ def _installed(library: Library, parent: Parent) -> Installed | None:
         spec = AdapterSpec.parse(parent.spec)
     except SpecError:
         return None
-    named = library.builds_named(spec.name, spec.namespace)
-    return next((build for build in named if build.manifest.digest == parent.digest), None)
+    named = library.catalog.folders(spec.name, spec.namespace, digest=parent.digest or "")
+    return next((build for build in library.still_in(named) if build.manifest.digest == parent.digest), None)

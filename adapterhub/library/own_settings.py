@@ -24,7 +24,7 @@ class OwnSettings:
         self.path = root / "config.json"
 
     def read(self) -> Standards:
-        """What the user asks of every build; `off` without the file.
+        """Return the user's demand on every build; `off` without the file.
 
         Raises:
             NotAllowed: others may write or own it or its folder, or it cannot be read.
@@ -35,7 +35,10 @@ class OwnSettings:
         except FileNotFoundError:
             return Standards()
         except OSError as error:
-            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+            raise NotAllowed(
+                f"`{self.path}` cannot be read: {error.strerror}",
+                hint="check its permissions, or move it away to start without settings",
+            ) from None
         try:
             return _standards(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, UsageProblem) as error:
@@ -68,7 +71,7 @@ def set_own_tests(
     """Change what is given and keep the rest, or with `reset` start from nothing; returns what holds now.
 
     Raises:
-        UsageProblem: a value is none that can be meant; nothing was written.
+        UsageProblem: a value is impossible; nothing was written.
         NotAllowed, Malformed, DiskFull: the file cannot be used.
     """
     file = OwnSettings(root)

@@ -37,14 +37,14 @@ _CHANGED: Final = "says CHANGED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedBase:
-    """The base that a result must be about; `state` is what its files are now, None where they are not here."""
+    """The base that a result must be about; `state` is what its files are now, None if they are not here."""
 
     weights: Digest
     state: Digest | None = None
 
     @classmethod
     def of(cls, library: Library, record: BaseRecord) -> AskedBase:
-        """The base of a record, by its current files.
+        """Return the base of a record, by its current files.
 
         Raises:
             BaseMismatch: they hold other weights than the registered ones.
@@ -61,7 +61,7 @@ _Precision = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What a result must be about to count."""
+    """The subject that a result must have to count."""
 
     standards: Standards
     contract: Contract
@@ -89,11 +89,11 @@ def why_not_passed(
     fetch: Callable[[], bool] = lambda: False,
     is_merge: bool = False,
 ) -> str | None:
-    """Why a build has no PASS that counts on `base`, by its own contract; None if it has one.
+    """Return why a build has no PASS that counts on `base`, by its own contract; None if it has one.
 
-    `base` reads the base. `fetch` looks for more signed results where no result here suffices, and says whether any
-    came. One that `is_merge` and has no contract of its own needs a PASS for the lines of its parents' contracts that
-    bind it.
+    `base` reads the base. `fetch` looks for more signed results if no result here suffices, and returns whether it
+    found any. One that `is_merge` and has no contract of its own needs a PASS for the lines of its parents' contracts
+    that bind it.
     """
     is_bare = is_merge and is_bare_merge(build)
     contract = None if is_bare else _usable_contract(build)
@@ -122,7 +122,7 @@ def why_not_passed(
 
 
 def _usable_contract(build: Installed) -> Contract | str:
-    """The contract of a build, or why none can be counted on."""
+    """Return the contract of a build, or why none can be counted on."""
     name = f"{build.full_name}=={build.manifest.version}"
     try:
         contract = contract_in(build.folder)
@@ -139,7 +139,7 @@ def _usable_contract(build: Installed) -> Contract | str:
 def _merge_problem(
     library: Library, merge: Installed, standards: Standards, *, base: AskedBase, rules: Rules | None
 ) -> str | None:
-    """Why a merge has no PASS that counts; None if it has one for each parent that binds it."""
+    """Return why a merge has no PASS that counts; None if it has one for each parent that binds it."""
     try:
         bound = binding_lines(library, merge, rules)
     except CouldNotTell as error:
@@ -158,10 +158,10 @@ def _merge_problem(
 
 
 def _measured_here(library: Library, build: Installed, asked: _Asked) -> tuple[set[_Precision], set[_Precision]]:
-    """The precisions in which the build passes by what was measured in this library, and those in which it cannot.
+    """Return the precisions in which the build passes by results in this library, and those in which it cannot.
 
-    A later result may say otherwise, as a newer engine does; but a PASS stands against no CHANGED of a stronger check,
-    which also measured the base alone. A CHANGED within bounds that are tighter than asked says nothing.
+    A later result may differ, as with a newer engine; but a PASS does not outweigh a CHANGED of a stronger check, which
+    also measured the plain base. A CHANGED within bounds that are tighter than required does not count.
     """
     passed: set[_Precision] = set()
     refuted: set[_Precision] = set()
@@ -186,7 +186,7 @@ def _measured_here(library: Library, build: Installed, asked: _Asked) -> tuple[s
 
 
 def _against_signed(library: Library, build: Installed, asked: _Asked, refuted: set[_Precision]) -> list[str] | None:
-    """Why no signed result suffices, one reason each; None if one does."""
+    """Return why no signed result suffices, one reason each; None if one does."""
     found, refusals = results_of(library, build.manifest.digest, build.full_name)
     reasons = {one.digest: _against(one, asked) for one in found}
     changed = [one.result for one in found if reasons[one.digest] == _CHANGED]
@@ -202,7 +202,7 @@ def _against_signed(library: Library, build: Installed, asked: _Asked, refuted: 
 
 
 def _against(one: SignedResult, asked: _Asked) -> str | None:
-    """Why a signed result does not suffice; None if it does."""
+    """Return why a signed result does not suffice; None if it does."""
     result, standards = one.result, asked.standards
     if one.standing != "trusted":
         return "does not count: " + {
@@ -231,10 +231,10 @@ _LIMIT_BYTES: Final = 16 << 20
 
 
 def derived_record(store: Store, folder: Path, manifest: Manifest) -> DerivedRecord:
-    """The record of a build in `folder`; computing one takes a few seconds and numpy.
+    """Return the record of a build in `folder`; computing one takes a few seconds and numpy.
 
     Raises:
-        DigestMismatch: a file is not what the manifest says.
+        DigestMismatch: a file does not have the digest in the manifest.
         MalformedConfig, MalformedTensorFile: a file cannot be read.
     """
     weights, config = manifest.digests[WEIGHTS_FILE], manifest.digests[CONFIG_FILE]

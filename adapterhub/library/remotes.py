@@ -14,16 +14,18 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import canonical_json, strict_json
-from adapterhub.core.disk.files import read_owned, write_durably
+from adapterhub.core.disk.files import check_private, not_read, read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
+from adapterhub.core.hosts import is_loopback
 from adapterhub.core.specs import parse_namespace
+from adapterhub.formats.treelog import LogKey, parse_witness
 from adapterhub.trust.signing.policy import SignaturePolicy, strict_policy
 
 HUB_NAME = "hub"
@@ -34,8 +36,6 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,4096}")
 _PORTS = {"http": 80, "https": 443}
-_LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
-OCI = "oci"
 _OCI_PATH = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*")
 _MAX_OCI_PATH = 255
 
@@ -44,9 +44,10 @@ _MAX_OCI_PATH = 255
 class Remote:
     """One remote. `name` is "" for a remote that the user names by its URL.
 
-    `kind` says which protocol it speaks, see `distribution.remote_kinds`; `hub` is the Hugging Face Hub's. Only this
-    remote offers builds of its `namespaces`; a name without a namespace is looked up in their order. `signatures` is
-    the signature policy: require, warn or off; None leaves it to the general policy.
+    `kind` names the protocol that it speaks, see `distribution.remote_kinds`; `hub` is the Hugging Face Hub's. Only
+    this remote offers builds of its `namespaces`; a name without a namespace is looked up in their order. `signatures`
+    is the signature policy: require, warn or off; None leaves it to the general policy. `witness` is the key of a
+    witness that must have co-signed the log of the server.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Remote:
     is_default: bool = False
     signatures: Annotated[SignaturePolicy | None, "its signature policy; null: the general policy"] = None
     kind: str = HUB_NAME
+    witness: LogKey | None = None
 
     @property
     def label(self) -> str:
@@ -64,17 +66,17 @@ class Remote:
     @property
     def is_plain_text(self) -> bool:
         """Whether tokens and adapters go over a network unencrypted."""
-        return urlsplit(self.url).scheme == "http" and not is_loopback(self.url)
+        return urlsplit(self.url).scheme == "http" and not is_loopback(urlsplit(self.url).hostname)
 
 
 HUB = Remote(name=HUB_NAME, url=HUB_URL)
 
 
-def parse_url(text: str) -> str:
-    """The canonical form of a server's URL: lower-case scheme and host, no default port, no slash at the end.
+def parse_url(text: str, scheme: str = "") -> str:
+    """Return the canonical form of a server's URL: lower-case scheme and host, no default port, no slash at the end.
 
     Raises:
-        UsageProblem: unless it is http or https with a host and at most a path.
+        UsageProblem: unless it has a host and at most a path, and is of `scheme`; without one, http or https.
     """
     problem = ""
     try:
@@ -84,10 +86,9 @@ def parse_url(text: str) -> str:
         raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {error}") from None
     if len(text) > MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
         problem = "expected printable ASCII without spaces"
-    elif place.scheme == OCI:
-        problem = 'an OCI registry is named with `kind = "oci"` beside it'
-    elif place.scheme not in _PORTS or not host:
-        problem = "expected http://… or https://…"
+    elif place.scheme not in ([scheme] if scheme else _PORTS) or not host:
+        other = ', or its kind beside it, such as `kind = "oci"`' if host else ""
+        problem = f"expected {scheme}://…" if scheme else f"expected http://… or https://…{other}"
     elif place.username is not None or place.password is not None:
         problem = "a URL holds no user or password; `adapt remote login` keeps a token"
     elif place.query or place.fragment:
@@ -101,61 +102,38 @@ def parse_url(text: str) -> str:
     if problem:
         raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {problem}")
     name = f"[{host}]" if ":" in host else host
-    shown_port = f":{port}" if port is not None and port != _PORTS[place.scheme] else ""
+    shown_port = f":{port}" if port is not None and port != _PORTS.get(place.scheme, 443) else ""
     return f"{place.scheme}://{name}{shown_port}{place.path.rstrip('/')}"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine."""
-    return _LOOPBACK.fullmatch(urlsplit(url).hostname or "") is not None
-
-
-def parse_oci_url(text: str) -> str:
-    """The canonical form of `oci://HOST[:PORT][/PREFIX]`, a registry of container images or a part of one.
-
-    Raises:
-        UsageProblem: it is none.
-    """
-    scheme, _, rest = text.partition("://")
-    try:
-        normal = parse_url(f"https://{rest}").removeprefix("https://") if scheme == OCI else ""
-    except UsageProblem as error:
-        reason = error.message.rpartition(": ")[2]
-        raise UsageProblem(f"`{shown(text)}` is not the address of an OCI registry: {reason}") from None
-    prefix = normal.partition("/")[2]
-    if not normal or (prefix and not is_oci_path(prefix)):
-        expected = "oci://HOST[:PORT][/PREFIX], with a prefix of lower-case words"
-        raise UsageProblem(f"`{shown(text)}` is not the address of an OCI registry: expected {expected}")
-    return f"{OCI}://{normal}"
-
-
 def is_oci_path(text: str) -> bool:
-    """Whether `text` can name a repository of an OCI registry."""
+    """Return whether `text` can name a repository of an OCI registry."""
     return len(text) <= _MAX_OCI_PATH and _OCI_PATH.fullmatch(text) is not None
 
 
 def kind_in(address: str) -> str:
-    """The kind of remote that an address shows: `oci` or `hub`."""
-    return OCI if address.startswith(f"{OCI}://") else HUB_NAME
+    """Return the kind of remote that an address shows: that of its scheme, for `http` and `https` the Hub's."""
+    scheme, is_there, _ = address.partition("://")
+    return scheme if is_there and scheme not in _PORTS and _NAME.fullmatch(scheme) else HUB_NAME
 
 
 def parse_address(text: str, kind: str) -> str:
-    """The address of a remote. A kind other than the Hub's checks the rest of its addresses when it opens them.
+    """Return the address of a remote. A kind other than the Hub's checks the rest of its addresses when it opens them.
 
     Raises:
-        UsageProblem: `kind` is no word, or `text` is no address.
+        UsageProblem: `kind` is not a word, or `text` is not an address.
     """
-    if kind in (HUB_NAME, OCI):
-        return parse_url(text) if kind == HUB_NAME else parse_oci_url(text)
     if not _NAME.fullmatch(kind):
-        raise UsageProblem(f"`{shown(kind)}` is no kind of remote")
+        raise UsageProblem(f"`{shown(kind)}` is not a kind of remote")
+    if kind == HUB_NAME or text.startswith(f"{kind}://"):
+        return parse_url(text, "" if kind == HUB_NAME else kind)
     if not 0 < len(text) <= MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
-        raise UsageProblem(f"`{shown(text)}` is no address: expected printable ASCII without spaces")
+        raise UsageProblem(f"`{shown(text)}` is not an address: expected printable ASCII without spaces")
     return text
 
 
 def _is_host(host: str) -> bool:
-    """Whether `host` is a DNS name without a final dot, or a complete IP address."""
+    """Return whether `host` is a DNS name without a final dot, or a complete IP address."""
     import ipaddress  # 2 ms of import that `list` and `search` do not need
 
     if ":" in host or host.rpartition(".")[2].isdecimal() or host.startswith("0x"):
@@ -166,7 +144,7 @@ def _is_host(host: str) -> bool:
 
 
 def parse_remote_name(text: str) -> str:
-    """The name of a remote.
+    """Return the name of a remote.
 
     Raises:
         UsageProblem: unless it is 1 to 64 of `a-z0-9._-` and begins with a letter or digit.
@@ -176,7 +154,6 @@ def parse_remote_name(text: str) -> str:
     return text
 
 
-@parsed
 class Remotes:
     """The named servers of the library under `root`. Cheap to make; files are read when needed."""
 
@@ -189,14 +166,14 @@ class Remotes:
     def all(self) -> list[Remote]:
         """Every remote in the order of lookup; `hub` comes last unless the user moved it."""
         added = self._read()
-        return added if any(remote.name == HUB_NAME for remote in added) else [*added, HUB]
+        return added if HUB_NAME in map(attrgetter("name"), added) else [*added, HUB]
 
     def default(self) -> Remote | None:
-        """The default remote, if one is set."""
+        """Return the default remote, if one is set."""
         return next((remote for remote in self._read() if remote.is_default), None)
 
     def get(self, text: str) -> Remote:
-        """The remote with that name or URL; any URL is accepted.
+        """Return the remote with that name or URL; any URL is accepted.
 
         Raises:
             NotFound: no remote has that name.
@@ -216,7 +193,7 @@ class Remotes:
         return found
 
     def of_namespace(self, namespace: str) -> list[Remote]:
-        """The remotes that this namespace belongs to, in order."""
+        """Return the remotes that this namespace belongs to, in order."""
         return [remote for remote in self.all() if namespace in remote.namespaces]
 
     def add(
@@ -228,14 +205,16 @@ class Remotes:
         default: bool = False,
         signatures: SignaturePolicy | None = None,
         kind: str = "",
+        witness: str | None = None,
     ) -> Remote:
         """Add a server at the end of the order. Adding it again changes its namespaces and the default.
 
         Without a `kind`, the address shows it.
 
-        The signature policy does not change unless one is given, so that no one drops it by accident.
+        The signature policy and the witness do not change unless one is given, so that no one drops it by accident.
 
         Raises:
+            UsageProblem: the name, the address or the key of the witness is not valid.
             Conflict: the name belongs to another URL, or another remote has one of the namespaces.
         """
         made = Remote(
@@ -245,6 +224,7 @@ class Remotes:
             is_default=default,
             signatures=signatures,
             kind=kind or kind_in(url),
+            witness=None if witness is None else parse_witness(witness),
         )
         with self._changing():
             known = self._read()
@@ -255,8 +235,9 @@ class Remotes:
                     hint=f"`adapt remote remove {name}` first" if name != HUB_NAME else "choose another name",
                 )
             self._ensure_free(known, made)
-            if same is not None and signatures is None:
-                made = replace(made, signatures=same.signatures)
+            if same is not None:
+                kept_policy, kept_witness = signatures or same.signatures, made.witness or same.witness
+                made = replace(made, signatures=kept_policy, witness=kept_witness)
             others = [replace(r, is_default=r.is_default and not default) for r in known]
             if any(r.name == name for r in others):
                 kept = [made if r.name == name else r for r in others]
@@ -264,6 +245,10 @@ class Remotes:
                 kept = [*others, made]
             self._write(kept)
         return made
+
+    def witness_of(self, url: str) -> LogKey | None:
+        """Return the witness of a server, for any name of the server; None if no remote has one for it."""
+        return next((one.witness for one in self.all() if one.url == url and one.witness is not None), None)
 
     def set_signatures(self, name: str, policy: SignaturePolicy | None) -> Remote:
         """Set the signature policy of a server; None leaves it to the general policy.
@@ -297,7 +282,7 @@ class Remotes:
         return gone
 
     def problems(self) -> list[str]:
-        """The signature policies in the file that are none, and count as `require`."""
+        """Return the signature policies in the file that are not valid, and count as `require`."""
         return [
             f"`{self._path}`: remotes[{index}].signatures: {problem}"
             for index, item in enumerate(self._json(self._path).get("remotes", []))
@@ -306,7 +291,7 @@ class Remotes:
 
     # ------------------------------------------------------------ tokens
     def token(self, url: str) -> str | None:
-        """The token stored for exactly this URL.
+        """Return the token stored for exactly this URL.
 
         Raises:
             NotAllowed: others can read the file.
@@ -314,7 +299,7 @@ class Remotes:
         return self._tokens().get(url)
 
     def has_token(self, remote: Remote) -> bool:
-        """Whether a token is stored for it."""
+        """Return whether a token is stored for it."""
         return self.token(remote.url) is not None
 
     def login(self, remote: Remote, token: str) -> None:
@@ -324,7 +309,9 @@ class Remotes:
             UsageProblem: the text cannot be a token.
         """
         if not _TOKEN.fullmatch(token):
-            raise UsageProblem("a token is one line of printable characters without spaces")
+            raise UsageProblem(
+                "a token is one line of printable characters without spaces", hint="copy it again, without the line end"
+            )
         with self._changing():
             self._write_tokens({**self._tokens(), remote.url: token})
 
@@ -356,7 +343,7 @@ class Remotes:
         if not isinstance(items, list):
             raise self._malformed(self._path, "remotes: expected a list")
         found = [self._remote(index, item, value.get("default")) for index, item in enumerate(items)]
-        if len({remote.name for remote in found}) != len(found):
+        if len(set(map(attrgetter("name"), found))) != len(found):
             raise self._malformed(self._path, "a name is given twice")
         return found
 
@@ -381,6 +368,7 @@ class Remotes:
                 namespaces=tuple(parse_namespace(n) for n in namespaces),
                 is_default=item["name"] == default,
                 signatures=None if signatures is None else strict_policy(signatures)[0],
+                witness=None if (witness := item.get("witness")) is None else parse_witness(str(witness)),
             )
         except UsageProblem as error:
             raise self._malformed(self._path, f"{where}: {error.message}") from None
@@ -391,6 +379,7 @@ class Remotes:
                 {"name": r.name, "url": r.url, "namespaces": list(r.namespaces)}
                 | ({"signatures": r.signatures} if r.signatures else {})
                 | ({"kind": r.kind} if r.kind != HUB_NAME else {})
+                | ({"witness": str(r.witness)} if r.witness else {})
                 for r in remotes
             ]
         }
@@ -401,10 +390,8 @@ class Remotes:
 
     def _tokens(self) -> dict[str, str]:
         value = self._json(self._secrets)
-        if self._secrets.exists() and self._secrets.stat().st_mode & 0o077:
-            raise NotAllowed(
-                f"`{self._secrets}` holds tokens that others can read", hint=f"`chmod 600 {self._secrets}`"
-            )
+        if self._secrets.exists():
+            check_private(self._secrets, "holds tokens")
         tokens = value.get("tokens", {})
         if not isinstance(tokens, dict) or not all(isinstance(t, str) for t in tokens.values()):
             raise self._malformed(self._secrets, "tokens: expected an object of texts")
@@ -420,7 +407,7 @@ class Remotes:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise NotAllowed(f"`{path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, path, NotAllowed) from None
         except ValueError as error:
             raise self._malformed(path, str(error)) from None
         if not isinstance(value, dict):

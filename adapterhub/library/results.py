@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
-from adapterhub.core.disk.files import not_written, read_json, read_plain, write_durably
+from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import NotAllowed, SignatureRefused, StoreLocked
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.library.store.blobs import Store
+from adapterhub.library.store.signed_files import SignedFiles
 from adapterhub.trust.signing.results import SignedResult, newest, read_result
 from adapterhub.trust.signing.trust import Trust, TrustFile, clock
 
@@ -38,7 +39,6 @@ MOST_UNKNOWN: Final = 100
 """Results by keys that are not trusted which a library takes for one manifest."""
 
 _LIMIT_BYTES: Final = 4 << 20
-_MOST_READ: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class KeptResults:
         self._store = store
 
     def find(self, manifest: Digest, question: Mapping[str, Any]) -> Tested | None:
-        """The result of the very same question; None if there is none, or it cannot be read."""
+        """Return the result of the very same question; None if there is none, or it cannot be read."""
         kept = self._read(self._path(manifest, question))
         return kept.result if kept is not None and kept.question == dict(question) else None
 
@@ -69,9 +69,13 @@ class KeptResults:
         """
         return [kept for kept in self._every(manifest) if "runner" not in kept.question]
 
-    def latest(self, manifest: Digest, contract: str) -> Kept | None:
-        """The latest result of a build by its contract; None if there is none."""
-        return next((kept for kept in reversed(self.all(manifest)) if kept.result.contract == contract), None)
+    def latest(self, manifest: Digest, contract: str, first: str = "") -> list[Kept]:
+        """Return the latest result of a build on each base: that on the base of weights `first`, then others.
+
+        The others come with the latest first.
+        """
+        of_base = {kept.result.base_weights: kept for kept in self.all(manifest) if kept.result.contract == contract}
+        return sorted(of_base.values(), key=lambda kept: (kept.result.base_weights != first, -kept.sequence))
 
     def keep(self, manifest: Digest, question: Mapping[str, Any], result: Tested) -> None:
         """Keep a result as the latest of its build; a library that cannot be written keeps none."""
@@ -101,15 +105,12 @@ class KeptResults:
         return self._folder(manifest) / f"{hex_of(digest_of(canonical_json(dict(question))))}.json"
 
 
-class ResultFiles:
+class ResultFiles(SignedFiles):
     """The signed results on one manifest, in a library or beside a published build."""
 
-    def __init__(
-        self, folder: Path, manifest: Digest, store: Store | None = None, *, limit_bytes: int = RESULT_LIMIT_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Digest, store: Store | None = None) -> None:
         """`folder` is `tests` or `.tests`; `store` is that of the library, None in a published directory."""
-        self._folder, self._limit_bytes = folder / hex_of(manifest), limit_bytes
-        self._manifest, self._store = manifest, store
+        super().__init__(folder, manifest, store, limit_bytes=RESULT_LIMIT_BYTES)
 
     @classmethod
     def of_library(cls, store: Store, manifest: Digest) -> ResultFiles:
@@ -121,17 +122,11 @@ class ResultFiles:
         """Those beside the folder of a published build."""
         return cls(build.parent / BESIDE_BUILDS, manifest)
 
-    def read(self) -> list[bytes]:
-        """The files, by name, unverified; what is no plain file or too large is left out."""
-        found = []
-        for path in sorted(self._folder.glob("*.json"))[:_MOST_READ] if not self._folder.is_symlink() else ():
-            with contextlib.suppress(OSError):
-                raw = b"" if path.is_symlink() else read_plain(path, self._limit_bytes)
-                found += [raw] if 0 < len(raw) <= self._limit_bytes else []
-        return found
-
     def current(self, full_name: str) -> list[bytes]:
-        """The files without those that a later result by the same key supersedes; a broken one is still among them."""
+        """Return the files without those that a later result by the same key supersedes.
+
+        A broken one is still among them.
+        """
         files, parsed = self.read(), []
         for raw in files:
             with contextlib.suppress(SignatureRefused):
@@ -139,31 +134,11 @@ class ResultFiles:
         superseded = {one.digest for one in parsed} - {one.digest for one in newest(parsed)}
         return [raw for raw in files if digest_of(raw) not in superseded]
 
-    def add(self, raw: bytes) -> Path:
-        """Write a result; the same one twice is one file.
-
-        Raises:
-            NotAllowed, DiskFull: it cannot be written.
-        """
-        path = self._folder / f"{hex_of(digest_of(raw))}.json"
-        if self._store is not None:
-            self._store.write(path, raw)
-            return path
-        for folder in (self._folder, self._folder.parent):
-            if folder.is_symlink():
-                raise NotAllowed(f"`{folder}` is a link; results are written into real folders. Nothing was written")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_durably(path, raw)
-        except OSError as error:
-            raise not_written(error, path) from error
-        return path
-
 
 def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list[SignedResult], list[str]]:
-    """The signed results that a library has on a build, each verified now, and why others do not count.
+    """Return the signed results that a library has on a build, each verified now, and why others do not count.
 
-    What a later result by the same key supersedes is left out. The latest comes first.
+    A result that the same key supersedes by a later one is left out. The latest comes first.
 
     Raises:
         NotAllowed, Malformed: the file of the trusted keys cannot be used.
@@ -180,13 +155,16 @@ def results_of(library: Library, manifest: Digest, full_name: str) -> tuple[list
 
 
 def keeps_results(source: Source) -> bool:
-    """Whether a place has room for signed results: another library, a published directory, or our registry."""
+    """Return whether a place has room for signed results: another library, a published directory, or our registry."""
     has_room = getattr(source, "keeps_results", hasattr(source, "results"))
     return bool(has_room) or isinstance(getattr(source, "store", None), Store)
 
 
 def results_at(source: Source, release: Release) -> Sequence[bytes]:
-    """The signed results that a place offers for a release, unverified; none where its kind has no room for them."""
+    """Return the signed results that a place offers for a release, unverified.
+
+    None if its kind has no room for them.
+    """
     if isinstance(store := getattr(source, "store", None), Store):  # another library
         return ResultFiles.of_library(store, release.digest).read()
     read = getattr(source, "results", None)
@@ -199,11 +177,11 @@ def take_results(library: Library, offered: Sequence[bytes], manifest: Digest, f
 
     Broken and forged ones are left, and so are those by keys that are not trusted beyond the first hundred.
     """
+    if not offered:
+        return 0
     files = ResultFiles.of_library(library.store, manifest)
     present = files.read()
     new = [raw for raw in offered if raw not in present]
-    if not new:
-        return 0
     trust = TrustFile(library.root).read()
     count, room = 0, MOST_UNKNOWN - len(present)
     for raw in new:

@@ -47,14 +47,14 @@ class Source(Protocol):
         """Open one file of a build."""
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature of a build that `releases` returned, and what lies beside it."""
+        """Return the signature of a build that `releases` returned, and what lies beside it."""
 
 
 class Receiver(Protocol):
     """Takes one build; the build is invisible before `publish`."""
 
     def has(self, entry: FileEntry) -> bool:
-        """Whether the destination already has the bytes."""
+        """Return whether the destination already has the bytes."""
 
     def put(self, entry: FileEntry, stream: IO[bytes], progress: Progress | None = None) -> None:
         """Take one file; raises `DigestMismatch` unless the bytes are those of `entry`."""
@@ -86,17 +86,17 @@ class Place(Destination, Protocol):
 
     @property
     def commit_url(self) -> str:
-        """The page of what was sent last; empty without any."""
+        """The page of the last commit that was sent; empty without any."""
 
     @property
     def refused_results(self) -> Sequence[str]:
         """Why signed results were not taken, one reason each."""
 
     def tag_of(self, manifest: Manifest) -> str:
-        """The tag that a build gets."""
+        """Return the tag that a build gets."""
 
     def card_of(self, release: Release, contract: Contract | None = None) -> Card:
-        """The card as it will be shown, with examples from the build's contract.
+        """Return the card as it will be shown, with examples from the build's contract.
 
         Raises:
             Malformed: a server would refuse its metadata.
@@ -160,12 +160,15 @@ def copy(
 
     Each stream is hashed against its entry by the receiver; right length with wrong bytes is refused.
     An interrupted copy never shows half a release. The caller has checked `signature`, which is passed on unchanged.
-    A receiver with `take_results` gets the signed `results` of tests, one with `take_statements` the signed
-    `statements` of how the build was made; readers check both.
+    A receiver with `take_source` gets the source, to read files again. One with `take_results` gets the signed
+    `results` of tests, one with `take_statements` the signed `statements` of how the build was made; readers check
+    both.
     """
     sent_files = sent_bytes = present = 0
     check_sizes(release)
     with destination.receive(release) as receiver:
+        if (take_source := getattr(receiver, "take_source", None)) is not None:
+            take_source(source, progress)
         for entry in release.manifest.files:
             if receiver.has(entry):
                 present += 1
@@ -185,7 +188,7 @@ def copy(
 def together(
     items: Sequence[_T], one: Callable[[_T, Progress], _R], progress: Progress | None = None, *, at_once: int = AT_ONCE
 ) -> Generator[_R | AdapterHubError, None, None]:
-    """What `one` returns or refuses for each item, in order; `at_once` items are worked on at the same time.
+    """Yield the result or refusal of `one` per item, in order; works on `at_once` items at the same time.
 
     `one` gets a function for its bytes. When the caller stops early, by an interrupt or because it wants no more, that
     function raises `KeyboardInterrupt` in the items that are still worked on, and no other is begun.

@@ -1,14 +1,21 @@
-"""Puts the pages before a home: routes, forms, cookies, the JSON twins, and the pages of refusals."""
+"""Puts the pages before a home: routes, forms, cookies, the JSON twins, the pages of refusals, and protection.
+
+Its headers, cookies and form tokens protect a page from other sites.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from http import HTTPStatus
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup
@@ -21,11 +28,69 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, UsageProblem
-from adapterhub.pages.guarding import FORM_FIELD, HEADERS, Cookies
-from adapterhub.pages.page import Elsewhere, Page, PageQuery, PageSource
+from adapterhub.pages.page import FLOW_S, Elsewhere, Page, PageQuery, PageSource
 from adapterhub.pages.rendering import MEDIA_TYPES, STATIC_PATH, render, static_files, static_url, twin
-from adapterhub.pages.values import Problem, RawFile, Stream
-from adapterhub.pages.views import all_pages
+from adapterhub.pages.values import Link, Problem, RawFile, Stream
+
+HEADERS: Final = MappingProxyType(
+    {
+        "Content-Security-Policy": (
+            "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+            "frame-ancestors 'none'"
+        ),
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "same-origin",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }
+)
+"""On every answer. `data:` is for the signs in Pico's style sheet; no template has such an address."""
+FORM_FIELD: Final = "form_token"
+
+
+class Cookies:
+    """The cookies of one home: the session, and a random number that forms of visitors without one rely on.
+
+    A third one, of a visit to another site, comes back with the visitor; the others do not, until this home leads on.
+
+    Cookies reach every port of a host. Their names depend on the home's secret, so that two homes on one machine do
+    not overwrite each other's.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self.session = f"adapt_session_{self._digest('session cookie')[:8]}"
+        self.visitor = f"adapt_visitor_{self._digest('visitor cookie')[:8]}"
+        self.flow = f"adapt_flow_{self._digest('flow cookie')[:8]}"
+
+    def visitor_of(self, request: Request) -> str:
+        """Return the visitor's number, a new one on the first visit."""
+        return request.cookies.get(self.visitor) or secrets.token_urlsafe(24)
+
+    def form_token(self, request: Request, visitor: str) -> str:
+        """Return the token that a form of this visitor must send back."""
+        return self._digest(f"form {request.cookies.get(self.session, '')} {visitor}")
+
+    def check_form(self, request: Request, sent: str, address: str) -> None:
+        """Raise 403 unless the form comes from a page that this home showed to this visitor.
+
+        Raises:
+            HTTPException: 403.
+        """
+        origin, visitor = request.headers.get("origin"), request.cookies.get(self.visitor, "")
+        is_own = origin in {None, address} and request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        if not (is_own and visitor and hmac.compare_digest(self.form_token(request, visitor), sent)):
+            raise HTTPException(403, "the form is out of date, or comes from another site; load the page again")
+
+    def put(self, response: Response, name: str, value: str, *, lasts_s: int | None, is_secure: bool) -> None:
+        """Set a cookie for this host only, which no script reads and no other site sends; but a link sends `flow`."""
+        site: Literal["lax", "strict"] = "lax" if name == self.flow else "strict"
+        response.set_cookie(name, value, max_age=lasts_s, path="/", httponly=True, samesite=site, secure=is_secure)
+
+    def _digest(self, text: str) -> str:
+        return hmac.new(self._secret, f"pages: {text}".encode(), hashlib.sha256).hexdigest()
+
 
 MAX_UPLOAD_BYTES: Final = 1 << 20
 MAX_FIELDS: Final = 64
@@ -48,29 +113,37 @@ _SIGN_IN: Final = "This registry shows its adapters to those who sign in."
 class Home:
     """What serves the pages: its secret signs cookies and forms, and it knows who asks.
 
-    `title` stands at the top of each page. `can_sign_in` shows the link to the form that takes a token.
+    `title` stands at the top of each of its `pages`, and `note` at the foot. `can_sign_in` shows the link to the form
+    that takes a token. `search_url` is the address of the search.
     """
 
     title: str = "adapters"
+    search_url: str = "/"
+    note: str = ""
     can_sign_in: bool = False
+    pages: Sequence[Page] = ()
 
     def __init__(self, secret: bytes) -> None:
         self.cookies = Cookies(secret)
 
     async def source_of(self, request: Request) -> PageSource:
-        """The data as the sender of a request may see them. May raise what a page may raise."""
+        """Return the data as the sender of a request may see them. May raise what a page may raise."""
         raise NotImplementedError
 
     async def address_of(self, request: Request) -> str:
-        """The address of this home, such as `https://hub.example.org`, without a slash at its end."""
+        """Return the address of this home, such as `https://hub.example.org`, without a slash at its end."""
         return f"{request.url.scheme}://{request.url.netloc}"
 
     def decoded(self, parameter: str) -> str:
-        """A parameter of a path, decoded."""
+        """Return a parameter of a path, decoded."""
         return parameter
 
+    def nearest(self, source: PageSource, path: str) -> Link | None:  # noqa: ARG002 - a home may look
+        """Return the page of an adapter with nearly this address that the reader may see; None if there is none."""
+        return None
+
     def json_refusal(self, error: Exception) -> Response:
-        """The answer to a program."""
+        """Return the answer to a program."""
         problem = problem_of(error)
         return JSONResponse({"error": problem.message}, status_code=problem.status)
 
@@ -84,6 +157,7 @@ class _Visit:
     source: PageSource
     address: str
     visitor: str
+    part: str = ""
 
     def context(self, value: object) -> dict[str, Any]:
         request, asked_json = self.request, [*self.request.query_params.multi_items(), ("format", "json")]
@@ -91,7 +165,7 @@ class _Visit:
             "page": value,
             "home": self.home,
             "viewer": self.source.viewer,
-            "menu": self.source.menu(),
+            "menu": tuple(replace(link, is_here=link.url == self.part) for link in self.source.menu()),
             "address": self.address,
             "form_token": self.form_token,
             "json_url": f"?{urlencode(asked_json)}",
@@ -104,9 +178,9 @@ class _Visit:
 
 
 def routes(home: Home) -> list[Route]:
-    """The routes of all pages and their static files, for an application of starlette."""
+    """Return the routes of a home; paths with fewer parameters come first, so that a fixed one wins."""
     found = [Route(f"{STATIC_PATH}/{{name}}", _static, methods=["GET"])]
-    for page in all_pages():
+    for page in sorted(home.pages, key=lambda page: (page.path.count("{"), page.path)):
         methods = ["GET", "POST"] if page.act is not None else ["GET"]
         found.append(Route(page.path, partial(_answer, home, page), methods=methods, name=page.template or page.path))
     return found
@@ -129,7 +203,12 @@ async def _answer(home: Home, page: Page, request: Request) -> Response:
         source = await home.source_of(request)
         address = await home.address_of(request)
         visit = _Visit(
-            home=home, request=request, source=source, address=address, visitor=home.cookies.visitor_of(request)
+            home=home,
+            request=request,
+            source=source,
+            address=address,
+            visitor=home.cookies.visitor_of(request),
+            part=page.part,
         )
         form = await _form(request) if request.method == "POST" else {}
         texts = {name: text for name, text in form.items() if isinstance(text, str)}
@@ -142,6 +221,8 @@ async def _answer(home: Home, page: Page, request: Request) -> Response:
             files={name: content for name, content in form.items() if isinstance(content, bytes)},
             address=address,
             url=_target(request),
+            is_form=request.method == "POST",
+            flow=request.cookies.get(home.cookies.flow, ""),
         )
         work = page.act if request.method == "POST" and page.act is not None else page.show
         return await run_in_threadpool(_respond, visit, page, lambda: work(source, asked))
@@ -150,7 +231,7 @@ async def _answer(home: Home, page: Page, request: Request) -> Response:
 
 
 def _target(request: Request) -> str:
-    """The path and query of a request, unchanged."""
+    """Return the path and query of a request, unchanged."""
     path: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode("ascii")
     return path.partition(b"?")[0].decode("ascii") + (f"?{request.url.query}" if request.url.query else "")
 
@@ -160,13 +241,15 @@ def _respond(visit: _Visit, page: Page, work: Callable[[], object]) -> Response:
     cookies, request, is_secure = visit.home.cookies, visit.request, visit.address.startswith("https:")
     if isinstance(value, Elsewhere):
         response = Response(status_code=303, headers={"Location": value.url})
+        if value.text:
+            response = Response(render("onward.html", visit.context(value)), media_type="text/html")
         if value.session is not None:
-            session = value.session
-            cookies.put(response, cookies.session, session.cookie, lasts_s=session.lasts_s, is_secure=is_secure)
-        if value.signs_out:
-            cookies.put(response, cookies.session, "", lasts_s=0, is_secure=is_secure)
+            cookies.put(response, cookies.session, value.session, lasts_s=value.lasts_s, is_secure=is_secure)
+        if value.flow is not None:
+            lasts_s = FLOW_S if value.flow else 0
+            cookies.put(response, cookies.flow, value.flow, lasts_s=lasts_s, is_secure=is_secure)
     elif isinstance(value, RawFile):
-        kind = "text/plain; charset=utf-8" if value.is_text else "application/octet-stream"
+        kind = value.media_type or ("text/plain; charset=utf-8" if value.is_text else "application/octet-stream")
         response = StreamingResponse(value.content, media_type=kind, headers=_raw_headers(value))
     elif isinstance(value, Stream):
         response = _Streaming(value)
@@ -205,7 +288,7 @@ def _protect(response: Response) -> None:
 
 def _raw_headers(value: RawFile) -> Mapping[str, str]:
     name = quote(PurePosixPath(value.path).name, safe="")
-    kind = "inline" if value.is_text else "attachment"
+    kind = "inline" if value.is_text or value.media_type else "attachment"
     return {
         "Content-Length": str(value.size),
         "Content-Disposition": f"{kind}; filename*=UTF-8''{name}",
@@ -215,7 +298,7 @@ def _raw_headers(value: RawFile) -> Mapping[str, str]:
 
 
 async def _form(request: Request) -> dict[str, str | bytes]:
-    """The fields of a form; a file as its bytes.
+    """Return the fields of a form; a file as its bytes.
 
     Raises:
         HTTPException: 400 for a malformed form, 413 for a large one.
@@ -231,18 +314,22 @@ async def _form(request: Request) -> dict[str, str | bytes]:
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a refusal goes to a reader: a browser names `text/html`, a client of the API does not."""
+    """Return whether a refusal goes to a reader: a browser names `text/html`, a client of the API does not."""
     return "text/html" in request.headers.get("accept", "") and request.query_params.get("format") != "json"
 
 
 async def refusal_page(home: Home, request: Request, error: Exception) -> Response:
-    """The page of a refusal, or its JSON for a program."""
+    """Return the page of a refusal, or its JSON for a program."""
     if not wants_page(request):
         response = home.json_refusal(error)
     else:
         problem, source = problem_of(error), PageSource()
         with suppress(HTTPException, AdapterHubError):
             source = await home.source_of(request)
+        if problem.status == HTTPStatus.NOT_FOUND:
+            with suppress(HTTPException, AdapterHubError):
+                near = await run_in_threadpool(home.nearest, source, request.url.path)
+                problem = replace(problem, nearest=near)
         visitor = home.cookies.visitor_of(request)
         visit = _Visit(home=home, request=request, source=source, address="", visitor=visitor)
         text = await run_in_threadpool(render, "problem.html", visit.context(problem))
@@ -253,7 +340,7 @@ async def refusal_page(home: Home, request: Request, error: Exception) -> Respon
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a reader learns of a refusal. What does not exist and what is hidden look the same."""
+    """Word a refusal for a reader: what does not exist and what is hidden look the same."""
     status, message = 500, "The server failed; its log has the cause."
     if isinstance(error, HTTPException):
         status, message = error.status_code, str(error.detail)

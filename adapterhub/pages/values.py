@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from statistics import median
+from typing import TYPE_CHECKING, Final, Literal
 
-from adapterhub.formats.administration import FreedSpace, LogEntry, RefusedChange, Token, User
+from adapterhub.formats.administration import (
+    FreedSpace,
+    Invitation,
+    LogEntry,
+    Member,
+    NamespaceRule,
+    Publisher,
+    RefusedChange,
+    Team,
+    Token,
+    User,
+)
+from adapterhub.formats.base.fingerprint import BaseVerdict
 
-Tone = Literal["good", "bad", "plain"]
+if TYPE_CHECKING:
+    from adapterhub.formats.derived.comparison import Comparison
+    from adapterhub.formats.derived.record import EngineRecord, ModuleRecord
+
+Tone = Literal["good", "warn", "bad", "plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A text and the address that it leads to, which begins with `/`."""
+    """A text and the address that it leads to, which begins with `/`; `is_here` if the reader is there.
+
+    `count` is the number of what stands there.
+    """
 
     text: str
     url: str
+    is_here: bool = False
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +48,25 @@ class Badge:
     text: str
     detail: str = ""
     tone: Tone = "plain"
+
+
+_SIGNS: Final = {"good": "✓", "warn": "!", "bad": "×", "plain": ""}  # noqa: RUF001 - the sign, not the letter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one check of a build came to, in a word or two, with the one next thing to read in `detail` at `url`."""
+
+    name: str
+    text: str
+    tone: Tone = "plain"
+    detail: str = ""
+    url: str | None = None
+
+    @property
+    def sign(self) -> str:
+        """The sign before the word, so that no colour stands for itself."""
+        return _SIGNS[self.tone]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +79,7 @@ class Snippet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Viewer:
-    """Who looks at a page; `name` is None without a sign-in. `is_admin` may administer the whole home."""
+    """The person who looks at a page; `name` is None without a sign-in. `is_admin` may administer the whole home."""
 
     name: str | None = None
     is_admin: bool = False
@@ -46,11 +87,15 @@ class Viewer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A page that cannot be shown: the status of HTTP, and why, in words that give nothing away."""
+    """A page that cannot be shown: the status of HTTP, and why, in words that give nothing away.
+
+    `nearest` is a page with a similar address that the reader may see.
+    """
 
     status: int
     title: str
     message: str
+    nearest: Link | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +122,12 @@ class TreePage:
     trail: tuple[Link, ...]
     entries: tuple[FileLine, ...]
     next_url: str | None = None
+    tabs: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobPage:
-    """One file. `text` is None where the file is not text, or is too large; `why_not` says which. Size in bytes."""
+    """One file. `text` is None if the file is not text, or is too large; `why_not` holds the reason. Size in bytes."""
 
     repo: str
     revision: str
@@ -97,18 +143,19 @@ class BlobPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawFile:
-    """The bytes of a file as pieces, and its size in bytes."""
+    """The bytes of a file as pieces, and its size in bytes; `media_type` is given for a picture, which a page shows."""
 
     path: str
     size: int
     is_text: bool
     etag: str
     content: Iterator[bytes] = field(repr=False)
+    media_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeView:
-    """One value of a config before and after, as JSON; None where it is absent. `key` is its path, as `a.b`."""
+    """One value of a config before and after, as JSON; None if it is absent. `key` is its path, as `a.b`."""
 
     key: str
     before: str | None
@@ -156,54 +203,6 @@ class FormChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facet:
-    """A condition of the search: one of `choices`, or a text where it has none."""
-
-    name: str
-    label: str
-    value: str = ""
-    choices: tuple[FormChoice, ...] = ()
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterLine:
-    """One adapter in a list; `downloads` is None where none are counted. Times are in milliseconds since 1970.
-
-    `example` is a prompt for it that matches the words of the search.
-    """
-
-    repo: str
-    url: str
-    version: str | None
-    description: str
-    task: str | None
-    base: str | None
-    base_sha256: str | None
-    method: str
-    rank: int | None
-    license: str | None
-    downloads: int | None
-    modified_at: int
-    example: str = ""
-    badges: tuple[Badge, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchPage:
-    """The adapters that match; `next_url` leads on, and is None on the last page."""
-
-    words: str
-    facets: tuple[Facet, ...]
-    sorts: tuple[FormChoice, ...]
-    adapters: tuple[AdapterLine, ...]
-    next_url: str | None
-    conditions: tuple[Link, ...] = ()
-    feed_url: str | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLine:
     """One version, with the reason when it is yanked. Times are in milliseconds since 1970."""
 
@@ -215,6 +214,58 @@ class VersionLine:
     yanked_at: int | None = None
     yanked_by: str | None = None
     yanked_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A name and a value; `url` leads to the thing that the value names."""
+
+    name: str
+    text: str
+    url: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """One sentence above a page, with the version to use in its place and another link."""
+
+    text: str
+    tone: Tone = "plain"
+    rest: str = ""
+    link: Link | None = None
+    other: Link | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The top of each page about a build: what it is, the line that installs it, what checks found, and the pages.
+
+    `at` is when it was released, or changed where no version `is_release`. `versions` are the newest ones, and `newest`
+    is the one that an install without a version takes.
+    """
+
+    repo: str
+    version: str
+    is_release: bool
+    description: str
+    install: str
+    at: int
+    badges: tuple[Badge, ...] = ()
+    versions: tuple[VersionLine, ...] = ()
+    versions_url: str | None = None
+    newest: str | None = None
+    notices: tuple[Notice, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    tabs: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A sample picture of the repository, and the words that it was made with."""
+
+    url: str
+    name: str
+    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,19 +289,17 @@ class Day:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterPage:
-    """Everything about one adapter. `card` is Markdown without its front matter; `facts` are pairs to show.
+    """Everything about one adapter. `card` is Markdown without its front matter.
 
-    `note` says why there are no `snippets`.
+    `tab` is `overview`, or `versions` for all of them; `more_versions` leads to older ones. `days` has the last 90, the
+    oldest first. `digests` are pairs of a name and a digest. `also` are other forms of its base, on which it runs as
+    well. `trigger` is the word that a picture's prompt needs.
     """
 
     repo: str
-    namespace: str
-    name: str
-    private: bool
-    description: str
+    head: Head
     card: str
-    badges: tuple[Badge, ...]
-    facts: tuple[tuple[str, str], ...]
+    facts: tuple[Fact, ...]
     versions: tuple[VersionLine, ...]
     snippets: tuple[Snippet, ...]
     files: tuple[FileLine, ...]
@@ -260,9 +309,21 @@ class AdapterPage:
     days: tuple[Day, ...]
     commit: str
     modified_at: int
-    links: tuple[Link, ...] = ()
+    tab: str = "overview"
+    digests: tuple[tuple[str, str], ...] = ()
+    parents: tuple[Relative, ...] = ()
+    children: tuple[Relative, ...] = ()
+    lineage_url: str | None = None
+    pictures: tuple[Picture, ...] = ()
+    trigger: str = ""
     feed_url: str | None = None
-    note: str = ""
+    more_versions: str | None = None
+    also: tuple[RelatedBase, ...] = ()
+
+    @property
+    def recent(self) -> int:
+        """The downloads of `days`."""
+        return sum(day.count for day in self.days)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +351,7 @@ class Feed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatCell:
-    """One number; `shade` is its share of the largest magnitude in the map, from -1 to 1. None where there is none."""
+    """One number; `shade` is its share of the largest magnitude in the map, from -1 to 1. None if there is none."""
 
     name: str
     value: float | None
@@ -322,103 +383,101 @@ class SpectrumLine:
 
     name: str
     values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleLine:
-    """One module of an adapter; without figures, `reason` says why."""
-
-    name: str
-    shape: str
-    rank: int
-    scale: float
-    norm: float | None
-    effective_rank: float | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLine:
-    """An engine, whether it reads the adapter as trained, and why not; `notes` are what its user should know."""
-
-    name: str
-    reads: bool
-    reasons: tuple[str, ...]
-    notes: tuple[str, ...]
+    effective_rank: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildPage:
-    """One build. `state` is `made`, `waiting` for its figures, or `none`, and then `reason` says why."""
+    """The figures of one build. `state` is `made`, `waiting` for them, or `none`, and then `reason` holds the cause.
+
+    `changes` are those since the version `before`. Size in bytes, of the weights.
+    """
 
     repo: str
     version: str
     url: str
     commit: str
-    digest: str
-    badges: tuple[Badge, ...]
-    links: tuple[Link, ...]
+    head: Head
+    digests: tuple[tuple[str, str], ...]
     state: str
     reason: str = ""
+    before: Link | None = None
+    changes: tuple[str, ...] = ()
+    compare_url: str = ""
+    size: int | None = None
+    rank: int | None = None
     norm: float | None = None
     others: int = 0
     heats: tuple[HeatMap, ...] = ()
     spectra: tuple[SpectrumLine, ...] = ()
-    modules: tuple[ModuleLine, ...] = ()
-    engines: tuple[EngineLine, ...] = ()
+    modules: tuple[ModuleRecord, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
     findings: tuple[tuple[str, str], ...] = ()
     looked_at: str = "its config and its numbers"
+
+    @property
+    def rank_used(self) -> float | None:
+        """The median of the effective ranks of its modules."""
+        found = [one.effective_rank for one in self.modules if one.effective_rank is not None]
+        return median(found) if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChoiceGroup:
+    """Some choices of a list that belong together."""
+
+    label: str
+    choices: tuple[FormChoice, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One of two builds: its address, its weight in the merge, and what its contract records."""
+    """One of two builds: its address, its base by content, its weight in the merge, and what its contract records.
+
+    `choice` is the value of the list that chooses it, `label` its name and version, and `verdict` the latest test.
+    """
 
     name: str
+    label: str
+    choice: str
     url: str
+    base: str | None
     weight: float
     norm: float | None
     contract: tuple[str, ...]
+    verdict: Badge | None = None
     badges: tuple[Badge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageLine:
-    """One way to store a merge, with the command that makes it. `error` is relative; `size` is in bytes."""
+class StorageView:
+    """One way to store a merge: the options of `adapt merge`, and in `notes` `Exact` and `Suggested`."""
 
     options: str
-    rank: str
+    ranks: str
     error: float
     size: int
-    command: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecasted:
-    """The expected merge: its norm, the share of the magnitudes that cancels (with its error), and ways to store it."""
-
-    norm: float
-    cancelled: float
-    cancelled_error: float
-    choices: tuple[StorageLine, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparePage:
-    """Two builds beside each other; an empty page has only the form. `obstacles` say why there is no forecast."""
+    """Two builds beside each other; an empty page has only the form.
+
+    `lists` are the choices for each of the two. `ways` are those to store the merge, and `command` makes the suggested
+    one; `reason` is the cause of a missing result. `same_base` is None if a base is unknown.
+    """
 
     a: str
     b: str
+    lists: tuple[tuple[ChoiceGroup, ...], ...] = ()
     sides: tuple[Compared, ...] = ()
+    same_base: bool | None = None
     config: tuple[ChangeView, ...] = ()
-    cosine: float | None = None
-    opposite: float | None = None
-    opposite_error: float = 0.0
+    found: Comparison | None = None
     heats: tuple[HeatMap, ...] = ()
-    alone: tuple[str, ...] = ()
-    unlike: tuple[str, ...] = ()
-    obstacles: tuple[str, ...] = ()
-    forecast: Forecasted | None = None
+    ways: tuple[StorageView, ...] = ()
+    command: str = ""
     reason: str = ""
 
 
@@ -437,7 +496,7 @@ class Relative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineagePage:
-    """The relatives of one build. `inherited` are licences and yanks of what it was made from, however far up."""
+    """The relatives of one build. `inherited` are licences and yanks of its ancestors, however far up."""
 
     repo: str
     version: str
@@ -446,6 +505,7 @@ class LineagePage:
     children: tuple[Relative, ...]
     others: tuple[Relative, ...]
     inherited: tuple[Relative, ...]
+    tabs: tuple[Link, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -460,165 +520,71 @@ class MapPoint:
     cosine: float | None
 
 
+MOST_COUNTED: Final = 1000
+"""Pages count the adapters of a base up to this number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelatedBase:
-    """Another base, and what it shares with this one."""
+    """Another base, and what it shares with this one; with `more`, it has at least so many `adapters`."""
 
     label: str
     url: str
     relation: str
     adapters: int
+    more: bool = False
+
+
+def relation_text(verdict: BaseVerdict, form: str | None, *, is_copy: bool, are_both: bool = False) -> str:
+    """Return how another form of a base relates to it: `is_copy`, or `are_both`, quantised, in `form`."""
+    if verdict is BaseVerdict.SAME_WEIGHTS:
+        return "same tensors in other files"
+    if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
+        return "same weights in another precision"
+    copy = f"{'accepted ' * (verdict is BaseVerdict.ACCEPTED_QUANTISED)}{form or 'quantised'} copy"
+    if are_both:
+        return f"{copy} of the same base"
+    return f"{copy} of it" if is_copy else f"source of this {copy}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BasePage:
-    """One base by content: its names, related bases, and its newest adapters on a map of their updates."""
+class OutcomeCell:
+    """What a test of an adapter on a base came to, in one word; `detail` says when, by whom and how."""
 
-    sha256: str
-    names: tuple[str, ...]
-    count: int
-    related: tuple[RelatedBase, ...]
-    points: tuple[MapPoint, ...]
-    adapters: tuple[AdapterLine, ...]
-    search_url: str
-    feed_url: str | None
+    outcome: str
+    detail: str
+    tone: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeRow:
+    """The tests of one adapter; `cells` has one for each base, None if it was not tested there."""
+
+    name: str
+    version: str
+    url: str
+    cells: tuple[OutcomeCell | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeTable:
+    """Adapters and bases, and what became of each test of one on the other, the latest of each pair."""
+
+    bases: tuple[Link, ...]
+    rows: tuple[OutcomeRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignInPage:
-    """The form that takes a token; `problem` says why the last one was refused. `then` is the page to return to."""
+    """The form that takes a token; `problem` is the refusal of the last one. `then` is the page to return to.
+
+    `other_url` leads to another way to sign in, whose link has the text `other_text`.
+    """
 
     then: str
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """A session that a sign-in opened: the value of its cookie, and its length in seconds."""
-
-    cookie: str
-    lasts_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseLine:
-    """A registered base; `has_weights` says whether its weights are on this machine."""
-
-    name: str
-    url: str
-    hub_id: str
-    kind: str
-    parameters: int
-    adapters: int
-    has_weights: bool
-    playground_url: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LibraryPage:
-    """The library as a whole: its bases, the builds that nothing uses, and its space."""
-
-    folder: str
-    builds: int
-    size: int
-    shared: int
-    bases: tuple[BaseLine, ...]
-    unused: tuple[Link, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockLine:
-    """One adapter of a project: what it asks for, and what its lock holds."""
-
-    name: str
-    wanted: str
-    version: str | None
-    rank: int | None
-    source: str
-    url: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProjectsPage:
-    """The project that `adapt ui` was started in, and the other projects that use this library."""
-
-    folder: str | None
-    base: str | None
-    lines: tuple[LockLine, ...]
-    others: tuple[str, ...]
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OfferLine:
-    """What one place has of an adapter; `note` tells of yanks and of places that did not answer."""
-
-    name: str
-    version: str
-    allowed: str | None
-    newest: str | None
-    place: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutdatedPage:
-    """Newer releases and yanks, once the reader lets the servers be asked (`is_asked`)."""
-
-    is_asked: bool
-    is_project: bool
-    offers: tuple[OfferLine, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TermView:
-    """One adapter of a column with its weight: the fields `pick-COLUMN-TERM` and `weight-COLUMN-TERM`."""
-
-    number: int
-    picks: tuple[FormChoice, ...]
-    weight: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """The answer of a column: text, or the `problem`; `ended` says why it ended, `form` how it was asked."""
-
-    label: str
-    text: str
-    tokens: int
-    seconds: float
-    ended: str
-    form: str
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """One answer of the playground: the adapters that are added up for it; `is_sum` unless it is one with weight 1."""
-
-    number: int
-    terms: tuple[TermView, ...]
-    is_sum: bool
-    answer: Answered | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlaygroundPage:
-    """The playground on one base. `saved` tells of a merge that was just saved, with the command that makes it."""
-
-    bases: tuple[FormChoice, ...]
-    base: str
-    prompt: str
-    most_characters: int
-    forms: tuple[FormChoice, ...]
-    tokens: int
-    most_tokens: int
-    temperature: str
-    columns: tuple[Column, ...]
-    warnings: tuple[str, ...] = ()
-    problem: str = ""
-    saved: Link | None = None
-    command: str = ""
+    other_url: str = ""
+    other_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -631,20 +597,92 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsersPage:
-    """Users, tokens and the end of their log; `made` is a token that was just created, shown this once."""
+class TokensPage:
+    """The newest tokens, and the end of their log; `made` is a new token, shown this once.
 
-    users: tuple[User, ...]
+    With `user`, the tokens are those of one user. `given` is what a refused form had in its fields.
+    """
+
     tokens: tuple[Token, ...]
     log: tuple[LogEntry, ...]
     roles: tuple[str, ...]
+    user: str = ""
+    made: str | None = None
+    problem: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsersPage:
+    """Some users; `more_url` leads to further ones."""
+
+    users: tuple[User, ...]
+    more_url: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountPage:
+    """A person's memberships and tokens; `made` is a new token, shown this once."""
+
+    user: str
+    memberships: tuple[Member, ...]
+    tokens: tuple[Token, ...]
+    scopes: tuple[str, ...]
     made: str | None = None
     problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JoinPage:
+    """An invitation, to accept as the viewer or as a new user; `made` is the first token of a new user."""
+
+    code: str
+    invitation: Invitation | None = None
+    user: str = ""
+    made: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespacePage:
+    """The members of a namespace and their rights; `link` is of a new invitation, shown once. `*` is all namespaces."""
+
+    namespace: str
+    url: str
+    members: tuple[Member, ...]
+    teams: tuple[Team, ...]
+    invitations: tuple[Invitation, ...]
+    publishers: tuple[Publisher, ...]
+    rule: NamespaceRule | None
+    scopes: tuple[str, ...]
+    more_url: str | None = None
+    link: str | None = None
+    done: str = ""
+    problem: str = ""
+    tabs: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPage:
+    """Entries of the log of changes, newest first; `asked` has the conditions as they were written.
+
+    Without `namespace`, they are those of the whole registry.
+    """
+
+    entries: tuple[LogEntry, ...]
+    asked: dict[str, str]
+    namespace: str
+    url: str
+    export_url: str
+    more_url: str | None = None
+    problem: str = ""
+    tabs: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceLine:
-    """What a namespace holds."""
+    """The repositories of a namespace, and no less than the bytes that they take of its quota."""
 
     namespace: str
     repos: int
@@ -656,7 +694,7 @@ class SpacePage:
     """The largest namespaces with their quotas (None: no limit), and the preview that a reader asked for."""
 
     namespaces: tuple[NamespaceLine, ...]
-    more_namespaces: int
+    has_more: bool
     blobs: int
     blob_bytes: int
     namespace_bytes: int | None
@@ -680,4 +718,5 @@ class HandledPage:
 
     repo: str
     versions: tuple[VersionLine, ...] = ()
+    more_versions: str | None = None
     problem: str = ""

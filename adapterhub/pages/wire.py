@@ -62,7 +62,7 @@ class StrictConnection(h11.Connection):
     """The reason why it refused the last event."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
-        """The next event. It checks a head before h11 joins repeated fields."""
+        """Return the next event. It checks a head before h11 joins repeated fields."""
         head = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         try:
             event = super().next_event()
@@ -179,7 +179,7 @@ class StrictProtocol(H11Protocol):
         self._writing = self.loop.call_later(self.limits.answer_stall_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """The client has read something."""
+        """Note that the client has read something."""
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None

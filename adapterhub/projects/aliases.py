@@ -20,17 +20,17 @@ _WEIGHT: Final = re.compile(r" weight=([0-9.e+-]+)$")
 
 
 def is_alias_key(key: str) -> bool:
-    """Whether a key of a project is that of a target of an alias."""
+    """Return whether a key of a project is that of a target of an alias."""
     return "@" in key
 
 
 def adapter_of(key: str) -> str:
-    """The project's name of the adapter that an alias belongs to: `legal-qa` for `legal-qa@prod@1.3`."""
+    """Return the project's name of the adapter that an alias belongs to: `legal-qa` for `legal-qa@prod@1.3`."""
     return key.partition("@")[0]
 
 
 def parse_key(text: str) -> AdapterName:
-    """The key of an entry of a lock: a name, or that of a target of an alias.
+    """Return the key of an entry of a lock: a name, or that of a target of an alias.
 
     Raises:
         SpecError: it is neither.
@@ -47,7 +47,7 @@ def parse_key(text: str) -> AdapterName:
 
 
 def weights_in(value: Any) -> dict[str, float]:
-    """The weight of each version in the value of an alias: a version, or a table of weights.
+    """Return the weight of each version in the value of an alias: a version, or a table of weights.
 
     TOML reads the key in `{1.2 = 0.9}` as a table `1` with the key `2`; that is `1.2` here.
 
@@ -74,7 +74,7 @@ def _flat(table: Mapping[str, Any], before: str) -> Iterable[tuple[str, Any]]:
 
 
 def targets_wanted(wanted: AdapterRequirement, alias: str, weights: Mapping[str, float]) -> list[AdapterRequirement]:
-    """What an alias of the adapter `wanted` requires: one exact version for each target, the largest weight first."""
+    """Return the requirements of an alias of `wanted`: one exact version per target, the largest weight first."""
     ordered = sorted(weights.items(), key=lambda pair: -pair[1])
     return [
         replace(
@@ -88,7 +88,7 @@ def targets_wanted(wanted: AdapterRequirement, alias: str, weights: Mapping[str,
 
 
 def locked_alias(entries: Mapping[AdapterName, Locked], key: str, name: str) -> Alias | None:
-    """The alias `name` of the project's adapter `key`, as its lock has it; None where it has none."""
+    """Return the alias `name` of the project's adapter `key`, as its lock has it; None if it has none."""
     main = f"{key}@{name}"
     found = [
         entry

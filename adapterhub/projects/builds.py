@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import digest_of_file
@@ -15,42 +15,37 @@ from adapterhub.core.disk.home import LOCK_FILE
 from adapterhub.core.errors import AdapterNotFound, Malformed, NotFound, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.formats.alias import Alias
+from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.admission import Admission
+from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import UNKNOWN_BASE
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.projects.aliases import is_alias_key, locked_alias
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.project import find_project
-from adapterhub.projects.values import Locked, LockedAdapter
+from adapterhub.projects.values import SHOWN_DIGEST, Lock, Locked
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import EffectivePolicy
 
 SignatureRequirement = EffectivePolicy | SignaturePolicy | None
 """The signature policy of one run, which comes before the user's policies."""
 
-_SHOWN_DIGEST: Final = 19
-
-
-def full_name_of(entry: Locked) -> str:
-    """`acme/legal-qa`; a merge has the name that the project gives it."""
-    return entry.name if isinstance(entry, LockedAdapter) else entry.key
-
 
 def namespace_of(entry: Locked) -> str | None:
-    """The namespace of its full name."""
-    return full_name_of(entry).rpartition("/")[0] or None
+    """Return the namespace of its full name."""
+    return entry.name.rpartition("/")[0] or None
 
 
 def label_of(entry: Locked) -> str:
     """`acme/legal-qa 1.2.0`."""
-    return f"{full_name_of(entry)} {entry.version}"
+    return f"{entry.name} {entry.version}"
 
 
 def exact_spec(entry: Locked) -> AdapterSpec:
-    """The spec of the locked name and version."""
-    namespace, _, name = full_name_of(entry).rpartition("/")
+    """Return the spec of the locked name and version."""
+    namespace, _, name = entry.name.rpartition("/")
     return AdapterSpec(
         namespace=namespace or None,
         name=AdapterName(name),
@@ -61,11 +56,11 @@ def exact_spec(entry: Locked) -> AdapterSpec:
 
 
 def installed_folder(library: Library, entry: Locked) -> str | None:
-    """Where the locked build is installed in the library; None if it is not. Costs a few stats and parses nothing.
+    """Return the folder of the locked build in the library; None without one. Costs a few stats and parses nothing.
 
     Returns text because a sync looks up thousands, and a `Path` costs as much as a stat.
     """
-    name = full_name_of(entry).replace("/", "--")
+    name = entry.name.replace("/", "--")
     rank = f"-r{entry.rank}" if entry.rank else ""
     bases = [hex_of(entry.base)[:12]] if entry.base else []
     for base in (*bases, UNKNOWN_BASE):  # the lock has a pinned base, the folder's name does not
@@ -86,12 +81,12 @@ def _is_manifest(library: Library, path: str, entry: Locked) -> bool:
 
 
 def has_objects(library: Library, entry: Locked) -> bool:
-    """Whether the store has every object of a locked build, with the right sizes."""
+    """Return whether the store has every object of a locked build, with the right sizes."""
     return library.store.has_manifest(entry.digest) and has_files(library, entry)
 
 
 def has_files(library: Library, entry: Locked) -> bool:
-    """Whether the store has every file of a locked build, with the right sizes."""
+    """Return whether the store has every file of a locked build, with the right sizes."""
     name_of = library.store.blob_name
     try:
         return all(os.stat(name_of(file.sha256)).st_size == file.size_bytes for file in entry.files)  # noqa: PTH116 - as above
@@ -107,7 +102,7 @@ def ensure_locked_build(entry: Locked, manifest: Mapping[str, Any]) -> None:
     """
     weights = manifest["base"].get("weights")
     said: dict[str, tuple[object, object]] = {
-        "name": (full_name_of(entry).rpartition("/")[2], manifest["name"]),
+        "name": (entry.name.rpartition("/")[2], manifest["name"]),
         "version": (entry.version, manifest["version"]),
         "rank": (entry.rank, manifest.get("rank")),
         "base": (entry.base, weights) if weights else (None, None),  # without weights, the base was pinned by the user
@@ -130,7 +125,7 @@ def _file_text(file: tuple[str, int] | None) -> str:
 
 
 def locked_build(library: Library, entry: Locked) -> Installed | None:
-    """The locked build as an installed one; None if it is not installed."""
+    """Return the locked build as an installed one; None if it is not installed."""
     folder = installed_folder(library, entry)
     return None if folder is None else library.read_build(Path(folder))
 
@@ -190,17 +185,17 @@ class ProjectNames:
         return self._entries
 
     def alias(self, spec: AdapterSpec) -> Alias | None:
-        """The alias that `spec` names by the lock: of the project's name, or of its only name for that adapter."""
+        """Return the alias that `spec` names in the lock: of the project's name, or of that adapter's only name."""
         if spec.base is None or spec.base.kind != "alias":
             return None
         entries = self.entries()
         keys = [spec.name] if spec.namespace is None else []
-        keys += [key for key, entry in entries.items() if spec.namespace and full_name_of(entry) == spec.full_name]
+        keys += [key for key, entry in entries.items() if spec.namespace and entry.name == spec.full_name]
         found = (locked_alias(entries, key, spec.base.text) for key in keys if not is_alias_key(key))
         return next(filter(None, found), None)
 
     def build(self, library: Library, spec: AdapterSpec) -> Installed | None:
-        """The locked build that `spec` means; None unless `spec` is a bare name of the project.
+        """Return the locked build that `spec` means; None unless `spec` is a bare name of the project.
 
         Raises:
             AdapterNotFound: it is locked, but not in this library.
@@ -214,7 +209,7 @@ class ProjectNames:
         build = locked_build(library, entry)
         if build is None:
             raise AdapterNotFound(
-                f"`{spec.name}` is locked as {label_of(entry)} ({entry.digest[:_SHOWN_DIGEST]}) in "
+                f"`{spec.name}` is locked as {label_of(entry)} ({entry.digest[:SHOWN_DIGEST]}) in "
                 f"`{self._folder}/{LOCK_FILE}`, but is not in this library",
                 hint="run `adapt sync`",
             )
@@ -222,3 +217,24 @@ class ProjectNames:
             self._told.add(spec.name)
             self._note(f"`{spec.name}` is {label_of(entry)}, as {LOCK_FILE} says")
         return build
+
+
+def base_here(library: Library, lock: Lock) -> BaseRecord | None:
+    """Return the registered base with the locked weights, under any name, or a copy that stands for it where it is run.
+
+    The builds of the lock that are here declare the base; without them, only a link shows that a base is a copy.
+    """
+    weights = lock.base.weights if lock.base else None
+    if weights is None or (found := library.bases.standing_for(weights)) is not None:
+        return None if weights is None else found
+    declared = next((one for one in declared_by(library, lock) if one.weights == weights), None)
+    return library.bases.by_fingerprint(declared) if declared is not None else None
+
+
+def declared_by(library: Library, lock: Lock) -> Iterator[BaseFingerprint]:
+    """Yield the fingerprints that locked builds in this library declare."""
+    for entry in lock.adapters:
+        if library.store.has_manifest(entry.digest):
+            fingerprint = library.store.read_manifest(entry.digest).base.fingerprint
+            if fingerprint is not None:
+                yield fingerprint

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from adapterhub.core.dates import NewestAllowed, parse_newest_allowed, time_text
 from adapterhub.core.disk.files import output_place, read_plain, write_durably
@@ -35,7 +35,7 @@ from adapterhub.core.specs import (
     parse_version,
 )
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys
-from adapterhub.distribution.resolve import Objection
+from adapterhub.distribution.resolve import Candidate, Objection
 from adapterhub.formats.alias import parse_alias
 from adapterhub.formats.contract.standards import bound_text, parse_age, parse_tests_policy
 from adapterhub.formats.documents import DocumentReader, both_sides, line_of, lines_of, near_name, toml_of
@@ -74,7 +74,7 @@ _POLICY_KEYS: Final = (*_LISTS, "max-rank", "exclude-newer", *_TESTS)
 
 
 def project_bytes(folder: Path) -> bytes:
-    """The bytes of the project file in `folder`; `parse_project` refuses a file beyond `LIMIT_BYTES`.
+    """Return the bytes of the project file in `folder`; `parse_project` refuses a file beyond `LIMIT_BYTES`.
 
     Raises:
         NotFound: there is no project file, or it is not a regular file.
@@ -95,7 +95,10 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
         Malformed: lists every problem with its place.
     """
     if len(raw) > LIMIT_BYTES:
-        raise Malformed(f"`{shown(where, 200)}`: larger than the limit of {LIMIT_BYTES:,} bytes for a project file")
+        raise Malformed(
+            f"`{shown(where, 200)}`: larger than the limit of {LIMIT_BYTES:,} bytes for a project file",
+            hint="move adapters into a second project",
+        )
     try:
         document = toml_of(raw)
     except ValueError as error:
@@ -113,7 +116,7 @@ def parse_project(raw: bytes, folder: Path, where: str) -> Project:
 
 
 def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
-    """The spec that `text` means for the entry `key`: versions of the adapter `key`, or a whole spec.
+    """Return the spec that `text` means for the entry `key`: versions of the adapter `key`, or a whole spec.
 
     Raises:
         SpecError: `text` is neither.
@@ -129,7 +132,7 @@ def wanted_spec(key: AdapterName, text: str) -> AdapterSpec:
 
 
 def _range_meant(text: str) -> str | None:
-    """Our form of a range of other package managers (`^1.2`, `1.x`, `latest`, `1.2`); else None."""
+    """Return our form of a range of other package managers (`^1.2`, `1.x`, `latest`, `1.2`); None if it is not one."""
     bare = text.lstrip("vV^ ")
     if wild := re.fullmatch(r"([0-9]+(?:\.[0-9]+)*)\.[xX*]", bare):
         return f"=={wild[1]}.*"
@@ -145,7 +148,7 @@ def _range_meant(text: str) -> str | None:
 
 
 def _entries_in(document: Mapping[str, Any]) -> int:
-    """The number of adapters, groups, merges and remotes in a document, counted before any is read."""
+    """Return the number of adapters, groups, merges and remotes in a document, counted before any is read."""
     groups = document.get("groups")
     tables = [document.get(name) for name in ("adapters", "merges", "remotes")]
     tables += [groups, *groups.values()] if isinstance(groups, dict) else []
@@ -155,7 +158,7 @@ def _entries_in(document: Mapping[str, Any]) -> int:
 
 
 def _tables_in(table: object) -> list[object]:
-    """A table and the tables in it."""
+    """Return a table and the tables in it."""
     return [table, *table.values()] if isinstance(table, dict) else []
 
 
@@ -164,7 +167,7 @@ def _malformed(where: str, problems: Sequence[str]) -> Malformed:
 
 
 def _unreadable(raw: bytes) -> str | None:
-    """A clearer reason than the TOML parser's for an encoding or a merge conflict; None otherwise."""
+    """Return a clearer reason than the TOML parser's for an encoding or a merge conflict; None otherwise."""
     if raw.startswith(codecs.BOM_UTF8):
         return "line 1: begins with a byte order mark (editors hide it); save the file as UTF-8 without one"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -314,7 +317,9 @@ class _Reader(DocumentReader):
         if isinstance(newest, dt.date):  # a time is a date, too
             newest = newest.isoformat()
         if newest is not None:
-            newest = self.checked({"exclude-newer": newest}, "exclude-newer", _exclude_newer, "policy.")
+            newest = self.checked(
+                {"exclude-newer": newest}, "exclude-newer", lambda text: parse_newest_allowed(text).text, "policy."
+            )
         return Policy(
             **lists,
             max_rank=self.rank(holder, "max-rank", "policy."),
@@ -362,7 +367,7 @@ class _Reader(DocumentReader):
 
 
 def _loop(inputs: Mapping[str, Sequence[str]]) -> list[str]:
-    """A cycle of merges, from one back to itself; empty if there is none."""
+    """Return a cycle of merges, from one back to itself; empty if there is none."""
     done: set[str] = set()
     for start in inputs:
         trail = {start: [*inputs[start]]}
@@ -391,16 +396,8 @@ def _word(text: str) -> str:
     return text
 
 
-def _exclude_newer(text: str) -> str:
-    """`text` in its normal form."""
-    try:
-        return parse_newest_allowed(text).text
-    except ValueError as error:
-        raise UsageProblem(str(error)) from None
-
-
 def _path_inside(text: str) -> str:
-    """A path from the project that does not leave it."""
+    """Return a path from the project that does not leave it."""
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or "\\" in text:
         raise UsageProblem(f"expected a path inside the project, as in `tests/never.jsonl`, got `{shown(text)}`")
@@ -410,35 +407,11 @@ def _path_inside(text: str) -> str:
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*[A-Za-z0-9+]")
 
 
-class Offered(Protocol):
-    """The facts that a policy reads; a `Candidate` has them. `method` is words with commas, as in `LORA,rslora`."""
-
-    @property
-    def namespace(self) -> str | None:
-        """The namespace in its place."""
-
-    @property
-    def license(self) -> str | None:
-        """The licence that it states."""
-
-    @property
-    def method(self) -> str:
-        """The training methods."""
-
-    @property
-    def rank(self) -> int | None:
-        """Its largest rank."""
-
-    @property
-    def published_at(self) -> float | None:
-        """The Unix time by which it was published."""
-
-
 def parse_exclude_newer(text: str) -> NewestAllowed:
-    """What `exclude-newer` means: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
+    """Read `exclude-newer`: `2026-01-31` (that day and before, in UTC), an RFC 3339 time, or an age as in `7d`.
 
     Raises:
-        UsageProblem: `text` is none of these.
+        UsageProblem: `text` is not one of these.
     """
     try:
         return parse_newest_allowed(text)
@@ -446,7 +419,7 @@ def parse_exclude_newer(text: str) -> NewestAllowed:
         raise UsageProblem(f"exclude-newer: {error}") from None
 
 
-def refusal(policy: Policy, candidate: Offered, now: float) -> str | None:
+def refusal(policy: Policy, candidate: Candidate, now: float) -> str | None:
     """Every reason of `policy` against a release, as one text; None if it is allowed. `now` is Unix time.
 
     Raises:
@@ -468,7 +441,7 @@ def objection_of(policy: Policy, now: float) -> Objection | None:
     return lambda candidate: refusal(policy, candidate, now)
 
 
-def _reasons(policy: Policy, one: Offered, now: float) -> Iterator[str]:
+def _reasons(policy: Policy, one: Candidate, now: float) -> Iterator[str]:
     yield from _namespace(policy, one.namespace)
     yield from _license(policy, one.license)
     yield from _methods(policy, one.method)
@@ -499,7 +472,7 @@ def _license(policy: Policy, stated: str | None) -> Iterator[str]:
 
 @lru_cache(maxsize=1024)
 def _license_reason(allow: tuple[str, ...], deny: tuple[str, ...], stated: str | None) -> str | None:
-    """The reason against a licence, unless one way to comply with it is allowed and includes no denied licence.
+    """Return the reason against a licence, unless one way to comply with it is allowed and includes no denied licence.
 
     If the text is not an SPDX expression, any denied word in it refuses it, and only the whole text can be allowed.
     """
@@ -539,12 +512,12 @@ def _date(newest: NewestAllowed, published_at: float | None, now: float) -> Iter
 
 
 def _licenses(names: Iterable[str]) -> frozenset[str]:
-    """The listed licences in every equivalent spelling."""
+    """Return the listed licences in every equivalent spelling."""
     return frozenset(form for name in names for form in (name.casefold(), spdx_name(name).casefold()))
 
 
 def _forms(identifier: str) -> frozenset[str]:
-    """The ways to list an identifier: whole, without its exception (`GPL-2.0-only WITH …`), without `+`."""
+    """Return the ways to list an identifier: whole, without its exception (`GPL-2.0-only WITH …`), without `+`."""
     plain = identifier.partition(" WITH ")[0]
     return frozenset(form.casefold() for form in (identifier, plain, plain.removesuffix("+")))
 
@@ -573,7 +546,7 @@ TomlItem = Any
 
 
 def new_project_text(base: BaseSpec | None = None) -> str:
-    """The text of a new project file."""
+    """Return the text of a new project file."""
     import tomlkit
 
     return _START.format(base=f"\nbase = {tomlkit.item(base.text).as_string()}" if base else _NO_BASE)
@@ -601,7 +574,7 @@ def project_of(text: str, folder: Path) -> Project:
 
 # ---------------------------------------------------------------- text to text
 def with_adapter(text: str, wanted: AdapterRequirement) -> str:
-    """The text with this adapter in it; an older entry of the name is replaced, in whichever table it is.
+    """Return the text with this adapter in it; an older entry of the name is replaced, in whichever table it is.
 
     Raises:
         Conflict: a merge has the name.
@@ -621,7 +594,7 @@ def with_adapter(text: str, wanted: AdapterRequirement) -> str:
 
 
 def with_alias(text: str, key: AdapterName, name: str, weights: Mapping[str, float]) -> str:
-    """The text in which the alias `name` of the adapter `key` means these versions."""
+    """Return the text in which the alias `name` of the adapter `key` means these versions."""
     import tomlkit
 
     document, line_end = _parsed(text)
@@ -639,7 +612,7 @@ def with_alias(text: str, key: AdapterName, name: str, weights: Mapping[str, flo
 
 
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
-    """The text without these adapters or merges.
+    """Return the text without these adapters or merges.
 
     Raises:
         NotFound: the project has none of that name.
@@ -671,7 +644,7 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
 
 
 def _parsed(text: str) -> tuple[TOMLDocument, str]:
-    """The document with Unix line ends, and the line end of the text."""
+    """Return the document with Unix line ends, and the line end of the text."""
     import tomlkit
 
     return tomlkit.parse(text.replace("\r\n", "\n")), "\r\n" if "\r\n" in text else "\n"
@@ -695,7 +668,7 @@ def _put(table: TomlItem, key: AdapterName, entry: TomlItem) -> None:
 
 
 def _entry(wanted: AdapterRequirement) -> TomlItem:
-    """The shortest form that reads as `wanted`."""
+    """Return the shortest form that reads as `wanted`."""
     import tomlkit
 
     text = str(wanted.spec)
@@ -736,7 +709,7 @@ def _tables(document: TOMLDocument) -> list[Any]:
 
 # ---------------------------------------------------------------- files
 def text_of_project(folder: Path) -> str:
-    """The text of the project file.
+    """Return the text of the project file.
 
     Raises:
         NotFound: there is no project file.
@@ -754,5 +727,8 @@ def write_project(folder: Path, text: str) -> Project:
     try:
         write_durably(output_place(path), text.encode())
     except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged") from error
+        raise NotAllowed(
+            f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged",
+            hint="check its permissions and the free space",
+        ) from error
     return project

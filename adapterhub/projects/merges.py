@@ -6,7 +6,7 @@ never takes the name of the locked build.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,11 @@ from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from adapterhub.projects.builds import label_of
 from adapterhub.projects.lock.lockfile import locked_step
-from adapterhub.projects.sync import Bar, Brought, BuildSources, Places, PolicyFor, bring, bring_locked
+from adapterhub.projects.sync import Bar, BuildSources, bring_locked
+from adapterhub.projects.sync.bringing import Brought, Places, PolicyFor, bring
 from adapterhub.projects.values import (
     Lock,
     Locked,
-    LockedAdapter,
     LockedBase,
     LockedFile,
     LockedMerge,
@@ -44,14 +44,6 @@ _VERSION: Final = "1.0.0"
 _SHOWN_HEX: Final = 12
 
 
-def _no_policy(_entry: Locked) -> None:
-    """No policy for this build alone."""
-
-
-def _silent(_text: str) -> None:
-    """Discard a warning."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merges:
     """Runs the merges of one project in `library`.
@@ -62,10 +54,10 @@ class Merges:
     library: Library
     base: LockedBase | None
     places: Places
-    policy: PolicyFor = _no_policy
+    policy: PolicyFor = lambda _entry: None
     bar: Bar | None = None
     steps: Steps = nullcontext
-    warn: Callable[[str], None] = _silent
+    warn: Callable[[str], None] = lambda _text: None
 
     @property
     def means(self) -> BuildSources:
@@ -107,10 +99,7 @@ class Merges:
             description=wanted.description,
             license=wanted.license,
             source=LockedSource(),
-            files=tuple(
-                LockedFile(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes)
-                for file in sorted(manifest.files, key=lambda file: file.path)
-            ),
+            files=LockedFile.all_of(manifest),
             group=wanted.group,
         )
 
@@ -153,19 +142,13 @@ class Merges:
         """Bring the inputs of the merge into the library."""
         needed = {leaf.digest for leaf in step.leaves()}
         entries = [entry for entry in inputs.values() if entry.digest in needed]
-        lock = Lock(
-            base=self.base,
-            adapters=tuple(e for e in inputs.values() if isinstance(e, LockedAdapter)),
-            merges=tuple(e for e in inputs.values() if isinstance(e, LockedMerge)),
-        )
-        brought = bring_locked(self.library, lock, entries, self.means)
-        for one in brought:
+        for one in bring_locked(self.library, Lock.of(inputs.values(), self.base), entries, self.means):
             for warning in one.warnings:
                 self.warn(warning)
 
     def _run(self, into: Library, step: MergeStep, description: Description) -> MergeOutcome:
         """Run the merge with inputs from the library; the result goes into `into`."""
-        combination, warnings = combination_of(self.library, Recipe(step=step), Path(), _no_places, _no_bar)
+        combination, warnings = combination_of(self.library, Recipe(step=step), Path(), lambda _spec: (), _no_bar)
         with self.steps() as progress:
             outcome = merge_into_library(into, combination, description, progress=progress)
         for warning in (*warnings, *outcome.made.warnings):
@@ -174,12 +157,8 @@ class Merges:
 
 
 def version_of(step: MergeStep) -> str:
-    """The default version of a merge, which changes with the recipe and the inputs."""
+    """Return the default version of a merge, which changes with the recipe and the inputs."""
     return f"{_VERSION}+{hex_of(digest_of(canonical_json(step_table(step))))[:_SHOWN_HEX]}"
-
-
-def _no_places(_spec: object) -> Sequence[Library]:
-    return ()
 
 
 def _no_bar(_what: str, _size: int) -> AbstractContextManager[Callable[[int], None]]:

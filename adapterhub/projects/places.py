@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from adapterhub.projects.locking import LockOutcome, MakeMerge
     from adapterhub.projects.merges import Merges
     from adapterhub.projects.session import Session
-    from adapterhub.projects.sync import Brought, BuildSources
+    from adapterhub.projects.sync import BuildSources
+    from adapterhub.projects.sync.bringing import Brought
     from adapterhub.projects.values import (
         AdapterRequirement,
         Lock,
@@ -66,7 +67,7 @@ ANYWHERE: Final = Where()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `install` asks of a build beside its spec; `base` is for specs without one."""
+    """Requirements of `install` on a build in addition to its spec; `base` is for specs without one."""
 
     base: BaseSpec | None = None
     bounds: RankRange = ANY_RANK
@@ -75,21 +76,40 @@ class Asked:
     accepted: str | Iterable[str] = ()
 
 
-class ProjectSources:
+class _Places:
+    """The user's own places, each opened once: the folders of `where`, then the servers."""
+
+    def __init__(self, session: Session, where: Where) -> None:
+        self.session, self.where = session, where
+        self._disk: list[Source] | None = None
+
+    def of_user(self, spec: AdapterSpec) -> list[Source]:
+        """Return the places that the user would use outside a project.
+
+        Offline, what the Hub's client has of the servers.
+        """
+        if self._disk is None:
+            self._disk = sources_from(self.session, self.where.places)
+        if not self.where.offline:
+            return [*self._disk, *self.session.sources_of(spec, self.where.remote, token=self.where.token)]
+        return [*self._disk, *([] if self.where.remote else self.session.cached_sources())]
+
+
+class ProjectSources(_Places):
     """The places to look up a project's adapters in: its own remotes, then the user's places.
 
-    A namespace belongs to the user's remote that has it, else to the remote of the project that claims it. Each place
+    A namespace belongs to the user's remote that has it, or to the remote of the project that claims it. Each place
     is opened once.
     """
 
     def __init__(self, session: Session, project: Project, where: Where = ANYWHERE) -> None:
-        """Raise where the project takes what is the user's.
+        """Raise if the project claims names of the user.
 
         Raises:
             NamespaceBound: the project claims a name or a namespace of one of the user's remotes.
         """
-        self._session, self._project, self._where = session, project, where
-        self._disk: list[Source] | None = None
+        super().__init__(session, where)
+        self._project = project
         self._directories: dict[tuple[str, str], Source] = {}
         from adapterhub.library.admission import Admission
 
@@ -99,11 +119,11 @@ class ProjectSources:
 
     def settle(self, lock: Lock | None) -> None:
         """Ask the user on a terminal to trust the project's servers. `lock` is the content of the lock file."""
-        self._trust.settle(lock, offline=self._where.offline)
+        self._trust.settle(lock, offline=self.where.offline)
 
     # ------------------------------------------------------------ for locking
     def __call__(self, wanted: AdapterRequirement) -> list[Source]:
-        """The places to look up an adapter of the project in, in order.
+        """Return the places to look up an adapter of the project in, in order.
 
         Raises:
             AdapterNotFound: a directory that the project names does not exist, or holds no builds.
@@ -117,31 +137,25 @@ class ProjectSources:
         return self.of_spec(wanted.spec)
 
     def of_spec(self, spec: AdapterSpec) -> list[Source]:
-        """The same for any spec."""
+        """Return the same for any spec."""
         remotes = [r for r in self._project.remotes if self._admission.may_offer(r.address, spec.namespace)]
-        if self._where.remote is not None:
-            named = next((r for r in remotes if r.name == self._where.remote), None)
-            return self._of(named, spec) if named else [*self._disk_places(), *self._servers(spec)]
+        if self.where.remote is not None:
+            named = next((r for r in remotes if r.name == self.where.remote), None)
+            return self._of(named, spec) if named else self.of_user(spec)
         claimed = [r for r in remotes if spec.namespace is not None and spec.namespace in r.namespaces]
         if claimed:
             return [source for remote in claimed for source in self._of(remote, spec)]
         # a remote with namespaces serves those and bare names; a remote without serves every name
         asked = [r for r in remotes if not r.namespaces or spec.namespace is None]
         found = [source for remote in asked for source in self._of(remote, spec)]
-        found += [*self._disk_places(), *self._servers(spec)]
+        found += self.of_user(spec)
         return list({(source.place, source.label): source for source in found}.values())  # each place once
-
-    def _servers(self, spec: AdapterSpec) -> list[Source]:
-        """The servers that the user would use outside a project; offline, what the Hub's client has of them."""
-        if self._where.offline:
-            return [] if self._where.remote else self._session.cached_sources()
-        return self._session.sources_of(spec, self._where.remote, token=self._where.token)
 
     def _of(self, remote: ProjectRemote, spec: AdapterSpec) -> list[Source]:
         kind = kind_named(remote.kind)
         if not kind.is_server:
             return [self._opened(kind, remote.address)]
-        if self._where.offline:
+        if self.where.offline:
             return []
         self._trust.require()
         source = self._opened(kind, remote.address, remote.name)
@@ -154,23 +168,15 @@ class ProjectSources:
         if kind.is_server:
             from adapterhub.library.remotes import Remote
 
-            return self._session.project_source(Remote(name=name, url=address, kind=kind.name))
+            return self.session.project_source(Remote(name=name, url=address, kind=kind.name))
         key = kind.name, address
         if key not in self._directories:
             self._directories[key] = kind.open(address, RemoteAccess(folder=self._project.folder))
         return self._directories[key]
 
-    def _disk_places(self) -> list[Source]:
-        from adapterhub.library.directory import PublishedDirectory
-
-        if self._disk is None:
-            found = sources_from(self._session, self._where.places)
-            self._disk = [s.read_once() if isinstance(s, PublishedDirectory) else s for s in found]
-        return self._disk
-
     # ------------------------------------------------------------ for what is locked
     def of_locked(self, entry: Locked) -> Iterator[Source]:
-        """The places that may have a locked build: first where it was locked from, then all others.
+        """Yield the places that may have a locked build: first where it was locked from, then all others.
 
         Raises:
             RemoteUnreachable: it was locked from a server, no other place has it, and this is offline.
@@ -181,7 +187,7 @@ class ProjectSources:
 
         source, spec = entry.source, exact_spec(entry)
         kind = None if source.is_library else kind_named(source.kind)
-        is_forbidden = kind is not None and kind.is_server and self._where.offline
+        is_forbidden = kind is not None and kind.is_server and self.where.offline
         if kind is not None:
             hint = f"`adapt lock --upgrade {entry.key}` looks it up on the server that owns it"
             self._admission.ensure_place_allowed(source.address, spec.namespace, hint=hint)
@@ -192,7 +198,7 @@ class ProjectSources:
             yield from kind.pinned(self._opened(kind, source.address, name), source.pin, spec)
         yield from self.of_spec(spec)
         if is_forbidden:
-            cached = self._session.cached_sources()
+            cached = self.session.cached_sources()
             yield from (one for one in cached if self._admission.may_offer(one.place, spec.namespace))
             raise RemoteUnreachable(
                 f"`{entry.key}` is locked from {source.address}, and `--offline` forbids contacting a server",
@@ -200,7 +206,7 @@ class ProjectSources:
             )
 
     def server_at(self, address: str) -> Source | None:
-        """The server that builds were locked from; None if this is offline.
+        """Return the server that builds were locked from; None if this is offline.
 
         Raises:
             ProjectNotTrusted: as above.
@@ -208,17 +214,17 @@ class ProjectSources:
         from adapterhub.distribution.remote_kinds import kind_of
 
         kind = kind_of(address)
-        if self._where.offline or not kind.is_server:
+        if self.where.offline or not kind.is_server:
             return None
         self._trust.require_for(address)
         return self._opened(kind, address, next((r.name for r in self._project.remotes if r.address == address), ""))
 
     def policy_for(self, entry: Locked) -> EffectivePolicy | None:
-        """The project's signature policy for the remote that a build was locked from; None if it sets none."""
+        """Return the project's signature policy for the remote that a build was locked from; None if it sets none."""
         return self.policy_of(entry.source.remote)
 
     def policy_of(self, remote: str) -> EffectivePolicy | None:
-        """The project's signature policy for a remote. A project may require more than its user, never less."""
+        """Return the project's signature policy for a remote. A project may require more than its user, never less."""
         from adapterhub.trust.signing.trust import EffectivePolicy
 
         named = next((r for r in self._project.remotes if r.name == remote), None)
@@ -227,11 +233,11 @@ class ProjectSources:
         return EffectivePolicy(policy="require", where=f"remote `{named.name}` of `adapters.toml`")
 
 
-class SpecSources:
-    """The places where `install` looks up a spec: those of the project, else those of the user."""
+class SpecSources(_Places):
+    """The places where `install` looks up a spec: those of the project, or those of the user."""
 
     def __init__(self, session: Session, where: Where = ANYWHERE) -> None:
-        self.session, self.where = session, where
+        super().__init__(session, where)
         self._project = session.project
         self._inside = None if self._project is None else self.project_sources(self._project)
         servers = [] if self._project is None else [r for r in self._project.remotes if kind_named(r.kind).is_server]
@@ -239,34 +245,27 @@ class SpecSources:
             from adapterhub.projects.lock.lockfile import previous_lock
 
             self._inside.settle(previous_lock(self._project))
-        self._disk: list[Source] | None = None
 
     def __call__(self, spec: AdapterSpec) -> Sequence[Source]:
-        """The places to look in, in order."""
-        if self._inside is not None:
-            return self._inside.of_spec(spec)
-        if self._disk is None:
-            self._disk = sources_from(self.session, self.where.places)
-        if not self.where.offline:
-            return [*self._disk, *self.session.sources_of(spec, self.where.remote, token=self.where.token)]
-        return [*self._disk, *([] if self.where.remote else self.session.cached_sources())]
+        """Return the places to look in, in order."""
+        return self.of_user(spec) if self._inside is None else self._inside.of_spec(spec)
 
     def policy_of(self, source: Source) -> EffectivePolicy | None:
-        """The project's signature policy for builds from `source`; None if it sets none."""
+        """Return the project's signature policy for builds from `source`; None if it sets none."""
         if self._inside is None or self._project is None:
             return None
-        from adapterhub.projects.locking import remote_of
+        from adapterhub.projects.locking.choosing import remote_of
 
         return self._inside.policy_of(remote_of(self._project, source.place))
 
     def project_sources(self, project: Project) -> ProjectSources:
-        """The places of a project, with the same options."""
+        """Return the places of a project, with the same options."""
         return ProjectSources(self.session, project, self.where)
 
 
 @contextmanager
 def editing(library: Library, folder: Path) -> Iterator[Project]:
-    """The project in `folder`, locked so that one command at a time edits its file.
+    """Provide the project in `folder`, locked so that one command at a time edits its file.
 
     Raises:
         StoreLocked: another command is still editing it.
@@ -279,17 +278,17 @@ def editing(library: Library, folder: Path) -> Iterator[Project]:
 
 
 def project_base(session: Session) -> BaseSpec | None:
-    """The base of the session's project; None outside a project, or if the project names none."""
+    """Return the base of the session's project; None outside a project, or if the project names none."""
     project = session.project
     if project is None or project.base is None:
         return None
-    from adapterhub.projects.locking import in_project
+    from adapterhub.projects.locking.choosing import in_project
 
     return in_project(project.base, project.folder)
 
 
 def objection_from(session: Session, exclude_newer: str | None) -> Objection | None:
-    """The objection of the project's policy, with its own `exclude_newer` replaced if one is given.
+    """Return the objection of the project's policy, with its own `exclude_newer` replaced if one is given.
 
     Raises:
         UsageProblem: `exclude_newer` cannot be read.
@@ -338,13 +337,13 @@ def plan_one(
 
 
 def refusal_here(session: Session, candidate: Candidate) -> str | None:
-    """Why the policy of the session's project refuses a build; None if it does not, and outside a project."""
+    """Return why the policy of the session's project refuses a build; None if it does not, and outside a project."""
     objection = objection_from(session, None)
     return objection(candidate) if objection else None
 
 
 def base_to_write(base: BaseSpec, folder: Path) -> BaseSpec:
-    """A base as the project file in `folder` writes it: paths become relative to that folder."""
+    """Return a base as the project file in `folder` writes it: paths become relative to that folder."""
     from adapterhub.core.specs import BaseSpec
 
     if base.kind != "path" or path_of(base.text).is_absolute():
@@ -375,7 +374,8 @@ def lock_now(
     library = session.library
 
     def run_merge(wanted: MergeRequirement, inputs: Mapping[AdapterName, Locked]) -> LockedMerge:
-        from adapterhub.projects.locking import ALL, base_choice
+        from adapterhub.projects.locking import ALL
+        from adapterhub.projects.locking.choosing import base_choice
 
         base = base_choice(library, project, previous, takes_new=upgrade == ALL).locked
         return _merges(session, base, sources, sources.policy_for, wanted.key).make(wanted, inputs)

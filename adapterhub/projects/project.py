@@ -1,7 +1,7 @@
 """A project: `adapters.toml`, what it wants, and `adapters.lock`, what it got.
 
 Nothing here asks a place: files become values, and two values are compared. The pages are
-`docs/reference/project-file.md` and `docs/reference/lock-file.md`.
+`docs/reference/files.md` and `docs/reference/files.md`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 from adapterhub.core.disk.home import PROJECT_FILE
 
 if TYPE_CHECKING:
-    from adapterhub.formats.contract.reader import Rules
     from adapterhub.projects.values import Project
 
 
 def find_project(start: Path) -> Path | None:
-    """The nearest folder from `start` upwards that holds `adapters.toml`; None when none does."""
+    """Return the nearest folder from `start` upwards that holds `adapters.toml`; None when none does."""
     here = start.absolute()
     return next((folder for folder in (here, *here.parents) if (folder / PROJECT_FILE).is_file()), None)
 
 
 def read_project(folder: Path) -> Project:
-    """The project in `folder`.
+    """Return the project in `folder`.
 
     Raises:
         NotFound: there is no `adapters.toml`.
@@ -32,16 +31,3 @@ def read_project(folder: Path) -> Project:
     from adapterhub.projects.file import parse_project, project_bytes
 
     return parse_project(project_bytes(folder), folder, str(folder / PROJECT_FILE))
-
-
-def rules_of(project: Project | None) -> Rules | None:
-    """The rules that the policy `tests-never` of a project names; None without any.
-
-    Raises:
-        NotFound, Malformed: the file is not there, or breaks the format.
-    """
-    if project is None or project.policy.tests_never is None:
-        return None
-    from adapterhub.formats.contract.reader import read_rules
-
-    return read_rules(project.folder / project.policy.tests_never)

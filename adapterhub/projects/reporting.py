@@ -13,18 +13,17 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Progress
 
 
-class Bars(Protocol):
-    """Shows the progress of long work."""
+class Reporter(Protocol):
+    """Shows the progress of long work, and receives notes and warnings, which are not part of the result."""
 
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> AbstractContextManager[Progress]:
-        """A bar for a number of bytes, or of `unit`; call the entered value with what was done since the last call."""
+        """Return a bar for a number of bytes, or of `unit`.
+
+        Call the entered value with the progress since the last call.
+        """
 
     def steps(self, what: str, *, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A bar for counted steps; call the entered value with the steps done and their total."""
-
-
-class Reporter(Bars, Protocol):
-    """Also receives notes and warnings, which are not part of the result."""
+        """Return a bar for counted steps; call the entered value with the steps done and their total."""
 
     def note(self, text: str) -> None:
         """Report something worth knowing."""
@@ -74,7 +73,7 @@ class LogReporter:
 
     @contextlib.contextmanager
     def progress(self, what: str, total: int | None, *, unit: str = "bytes") -> Iterator[Progress]:
-        """Yields a function to call with what was done since the last call; threads may share it."""
+        """Yield a function to call with the progress since the last call; threads may share it."""
         lock, done = threading.Lock(), 0
 
         def advance(more: int) -> None:
@@ -87,7 +86,7 @@ class LogReporter:
 
     @contextlib.contextmanager
     def steps(self, what: str, *, unit: str) -> Iterator[Callable[[int, int], None]]:
-        """Yields a function to call with how many of how many are done."""
+        """Yield a function to call with how many of how many are done."""
         yield lambda done, total: self._tell(what, done, total, unit)
 
     def _tell(self, what: str, done: int, total: int | None, unit: str) -> None:

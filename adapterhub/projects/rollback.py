@@ -30,7 +30,7 @@ from adapterhub.projects.lock.lockfile import (
     read_lock,
     wanted_text,
 )
-from adapterhub.projects.values import AdapterRequirement, Lock, Locked, LockedAdapter, LockedMerge, Policy, Project
+from adapterhub.projects.values import AdapterRequirement, Lock, Locked, LockedAdapter, LockedMerge, Project
 
 if TYPE_CHECKING:
     from adapterhub.core.disk.root import Root
@@ -110,7 +110,7 @@ def _known(project: Project, name: str) -> AdapterName:
 
 
 def _earlier(history: History, now: Locked) -> Locked:
-    """The last build under the same name that is not the present one."""
+    """Return the last build under the same name that is not the present one."""
     old = next((one for one in reversed(history.earlier(now.key)) if one.digest != now.digest), None)
     if old is None:
         raise NotFound(
@@ -156,7 +156,7 @@ def _ensure_fits(library: Library, project: Project, lock: Lock, now: Locked, ol
 
 
 def _requirement(project: Project, wanted: AdapterRequirement, old: LockedAdapter) -> AdapterRequirement:
-    """The requirement that a build was locked for, as `wanted_text` writes it."""
+    """Return the requirement that a build was locked for, as `wanted_text` writes it."""
     text, options = old.wanted, {}
     while found := _OPTION.search(text):
         text, options[found[1]] = text[: found.start()], found[2]
@@ -172,7 +172,9 @@ def _requirement(project: Project, wanted: AdapterRequirement, old: LockedAdapte
 
 
 def _with(project: Project, lock: Lock, chosen: dict[AdapterName, Locked], history: History) -> Lock:
-    """The lock with the chosen builds; for each merge of changed inputs, the build that an earlier lock had of these.
+    """Return the lock with the chosen builds.
+
+    For each merge of changed inputs, the build that an earlier lock had of these.
 
     Raises:
         Conflict: a chosen merge is of other inputs than the project has then.
@@ -190,17 +192,12 @@ def _with(project: Project, lock: Lock, chosen: dict[AdapterName, Locked], histo
                 f"{label_of(now)}, which `{merge.key}` was before, is made of other inputs, by another recipe or with "
                 "another description. Nothing was changed",
                 hint="roll back what it is made of, and it follows: "
-                + ", ".join(f"`adapt rollback {name}`" for name in dict.fromkeys(moved))
+                + ", ".join(f"`adapt upgrade --undo {name}`" for name in dict.fromkeys(moved))
                 + f"; or restore its recipe in `{PROJECT_FILE}`",
             )
         old = [replace(one, group=merge.group) for one in history.earlier(merge.key) if isinstance(one, LockedMerge)]
         entries[merge.key] = next((one for one in reversed(old) if not merge_problems(merge, one, entries)), now)
-    values = [entries[wanted.key] for wanted in project.requirements]
-    return replace(
-        lock,
-        adapters=tuple(sorted((e for e in values if isinstance(e, LockedAdapter)), key=lambda e: e.key)),
-        merges=tuple(sorted((e for e in values if isinstance(e, LockedMerge)), key=lambda e: e.key)),
-    )
+    return Lock.of((entries[wanted.key] for wanted in project.requirements), lock.base, lock.policy)
 
 
 SCHEMA: Final = "adapterhub-history/1"
@@ -216,7 +213,7 @@ class History:
         self._path = history_path(root.root, project)
 
     def earlier(self, key: str) -> list[Locked]:
-        """The builds that were locked under a name, the newest last; those that cannot be read are left out."""
+        """Return the builds that were locked under a name, the newest last; those that cannot be read are left out."""
         found: list[Locked] = []
         for text in self._read().get(key, []):
             try:
@@ -233,7 +230,7 @@ class History:
             return
         entries = self._read()
         for entry in gone:
-            entries[entry.key] = [*entries.get(entry.key, []), _text(entry)][-KEPT:]
+            entries[entry.key] = [*entries.get(entry.key, []), lock_text(Lock.of([entry]))][-KEPT:]
         self._write(entries)
 
     def forget(self, key: str, entry: Locked) -> None:
@@ -260,10 +257,3 @@ class History:
 
 def _differs(entry: Locked, other: Locked | None) -> bool:
     return other is None or other.digest != entry.digest
-
-
-def _text(entry: Locked) -> str:
-    """A lock file with this entry alone."""
-    adapters = (entry,) if isinstance(entry, LockedAdapter) else ()
-    merges = (entry,) if isinstance(entry, LockedMerge) else ()
-    return lock_text(Lock(base=None, policy=Policy(), adapters=adapters, merges=merges))

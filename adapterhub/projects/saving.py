@@ -15,7 +15,7 @@ from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import locked_build
 from adapterhub.projects.file import project_of, text_of_project, with_adapter, without_adapters, write_project
 from adapterhub.projects.lock.lockfile import previous_lock
-from adapterhub.projects.locking import locked_adapter
+from adapterhub.projects.locking.choosing import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
 from adapterhub.projects.values import AdapterRequirement, LockedAdapter
 
@@ -56,7 +56,7 @@ def plan_saving(
     *,
     group: str | None = None,
 ) -> Saving:
-    """The project file and the lock with the installed adapters in them.
+    """Return the project file and the lock with the installed adapters in them.
 
     Raises:
         Conflict: the project uses a name for another adapter, or the requirements contradict each other.
@@ -83,7 +83,7 @@ def save(session: Session, saving: Saving) -> None:
 
 
 def _wanted(one: Saved, project: Project, group: str | None, remote: str | None) -> AdapterRequirement:
-    """The requirement to save: the spec as typed, or `>=` the installed version if it has none."""
+    """Return the requirement to save: the spec as typed, or `>=` the installed version if it has none."""
     release, spec = one.plan.release, one.spec
     specifiers = spec.specifiers
     if not specifiers and spec.digest_prefix is None:
@@ -109,7 +109,7 @@ def _wanted(one: Saved, project: Project, group: str | None, remote: str | None)
 
 
 def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
-    """The project's name for `spec`: the same name, or the only one for that adapter.
+    """Return the project's name for `spec`: the same name, or the only one for that adapter.
 
     Raises:
         NotFound: the project has no such name, or several for that adapter.
@@ -129,7 +129,7 @@ def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
 
 
 def builds_of_key(session: Session, project: Project, key: AdapterName, spec: AdapterSpec) -> list[Installed]:
-    """The locked build under `key`, if it is installed and the project has no other name for it.
+    """Return the locked build under `key`, if it is installed and the project has no other name for it.
 
     `spec` is what the user typed, for the note.
     """

@@ -38,15 +38,16 @@ class Session:
     """A library and everything needed to find adapters.
 
     `variables` are the environment variables of the face. `project_dir` overrides the nearest project above the
-    working directory. `trusts_project` trusts the project's servers for this session; otherwise `agree` asks the user
-    before any of them is contacted, and a True is saved. `ask_password` asks for the password of a key by its name.
-    Both are None when there is no user to ask.
+    working directory, which counts if the session `follows_folder`. `trusts_project` trusts the project's servers for
+    this session; otherwise `agree` asks the user before any of them is contacted, and a True is saved. `ask_password`
+    asks for the password of a key by its name. Both are None when there is no user to ask.
     """
 
     root: Path
     out: Reporter = field(default_factory=LogReporter)
     variables: Mapping[str, str] = field(default_factory=dict)
     project_dir: Path | None = None
+    follows_folder: bool = True
     trusts_project: bool = False
     agree: Callable[[Project, Servers], bool] | None = None
     ask_password: Callable[[str], str] | None = None
@@ -59,33 +60,39 @@ class Session:
         """The library, the same for the whole session."""
         if not self._libraries:
             self._libraries.append(self._new_library())
-            self.bind(self._libraries[0])
         return self._libraries[0]
 
     def _new_library(self) -> Library:
         from adapterhub.library.library import Library
 
-        return Library(self.root)
+        library = Library(self.root)
+        self.bind(library)
+        return library
 
     def bind(self, library: Library) -> None:
-        """Let `library` report to this session, and know the aliases and rules of its project."""
+        """Let `library` report to this session, and know the aliases of its project."""
         library.note_choice, library.warn_of_choice = self.note_once, self.warn_once
         library.project_alias = self._project_alias
-        library.project_rules, library.project_bounds = self.project_rules, self.project_bounds
 
     def project_rules(self) -> Rules | None:
-        """The rules that the policy `tests-never` of the project names; None without any, and outside a project."""
-        from adapterhub.projects.project import rules_of
+        """Return the rules that the policy `tests-never` of the project names.
 
-        return rules_of(self.project)
+        None without any, and outside a project.
+        """
+        project = self.project
+        if project is None or project.policy.tests_never is None:
+            return None
+        from adapterhub.formats.contract.reader import read_rules
+
+        return read_rules(project.folder / project.policy.tests_never)
 
     def project_bounds(self) -> Mapping[str, float]:
-        """The loosest bounds of any test: the user's own, and those of the policy `tests-bounds` of the project."""
+        """Return the loosest bounds of any test: the user's own, and those of the project's policy `tests-bounds`."""
         return self.standards.bounds
 
     @property
     def standards(self) -> Standards:
-        """What becomes of a build without a PASS, and which PASS counts, in the project and for its user.
+        """The policy for a build without a PASS, and for which PASS counts, in the project and for its user.
 
         Raises:
             NotAllowed, Malformed: the user's own settings, or the project file, cannot be used.
@@ -97,7 +104,7 @@ class Session:
         return (project.policy.standards if project else Standards()).and_own(OwnSettings(self.root).read())
 
     def _project_alias(self, spec: AdapterSpec) -> Alias | None:
-        """The alias of the project that `spec` names; None outside a project."""
+        """Return the alias of the project that `spec` names; None outside a project."""
         from adapterhub.projects.builds import ProjectNames
 
         folder = self.project_folder
@@ -124,7 +131,6 @@ class Session:
         from adapterhub.projects.builds import ProjectNames
 
         library = self._new_library()
-        self.bind(library)
         library.resolve_name = ProjectNames(folder, self.out.note).build
         return library
 
@@ -137,7 +143,7 @@ class Session:
 
     @property
     def project_folder(self) -> Path | None:
-        """The folder of the project: `project_dir`, else the nearest one upwards; None outside a project.
+        """The folder of the project: `project_dir`, or the nearest one upwards; None outside a project.
 
         Raises:
             NotFound: `project_dir` holds no project.
@@ -148,7 +154,7 @@ class Session:
 
         named = self.project_dir
         if named is None:
-            return find_project(Path.cwd())
+            return find_project(Path.cwd()) if self.follows_folder else None
         hint = f"`adapt init {named}` creates one"
         ensure_there(named, NotFound, what="folder", hint=hint)
         if not (named / PROJECT_FILE).is_file():
@@ -170,7 +176,7 @@ class Session:
         return read_project(folder)
 
     def need_project(self) -> Project:
-        """The project of this session.
+        """Return the project of this session.
 
         Raises:
             NotFound, Malformed: there is no project, or its file is unusable.
@@ -184,7 +190,10 @@ class Session:
         return project
 
     def remote(self, named: str | None, *, for_bases: bool = False) -> Remote:
-        """The remote that `--remote` names, else the default; the default for bases is never a remote of adapters."""
+        """Return the remote that `--remote` names, or the default.
+
+        The default for bases is never a remote of adapters.
+        """
         remotes = self.remotes
         if named:
             return remotes.get(named)
@@ -195,7 +204,7 @@ class Session:
         return default or remotes.get(self.variables.get("HF_ENDPOINT") or HUB_NAME)
 
     def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
-        """The remote as a source; `token` is one that was given for it.
+        """Return the remote as a source; `token` is one that was given for it.
 
         Raises:
             RemoteUnreachable: `offline` forbids it.
@@ -206,11 +215,13 @@ class Session:
 
         kind = kind_named(remote.kind)
         if offline and kind.is_server:
-            raise RemoteUnreachable("`--offline` forbids contacting a server")
+            raise RemoteUnreachable("`--offline` forbids contacting a server", hint="run it again without `--offline`")
         access = RemoteAccess(
             label=f"remote `{remote.name}` ({remote.url})" if remote.name else f"server `{remote.url}`",
             token=token or self._token_for(remote),
+            witness=self.remotes.witness_of(remote.url),
             silence_s=_silence_s(self.variables),
+            shows_bars=self.out.shows_bars,
             allows_telemetry="HF_HUB_DISABLE_TELEMETRY" in self.variables,
             variables=self.variables,
         )
@@ -220,7 +231,7 @@ class Session:
         return self._opened[key]
 
     def hub(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Hub:
-        """The remote as a server of the Hub's protocol, which alone can be written to and searched.
+        """Return the remote as a server of the Hub's protocol, the only one with write access and search.
 
         Raises:
             RemoteUnreachable: `offline` forbids it.
@@ -229,11 +240,14 @@ class Session:
         return hub_of(self.open_remote(remote, token=token, offline=offline))
 
     def project_source(self, remote: Remote) -> Source:
-        """A remote that a project file names; it sees a token only if the user gave one for this very URL."""
+        """Return a remote that a project file names; it sees a token only if the user gave one for this very URL."""
         return self._source_with(remote, None, None)
 
     def place_source(self, place: str, *, token: str | None = None) -> Source:
-        """The server that a build was installed from; `token` is for the default server, and goes to no other."""
+        """Return the server that a build was installed from.
+
+        `token` is for the default server, and goes to no other.
+        """
         from adapterhub.distribution.remote_kinds import kind_of
         from adapterhub.library.remotes import Remote
 
@@ -243,7 +257,9 @@ class Session:
         return self._source_with(next(known, Remote(name="", url=url, kind=kind.name)), None, token)
 
     def followed_places(self, named: str | None, builds: Mapping[Digest, str]) -> list[str]:
-        """The servers that requests are looked up on: `named`, or the remotes; and those that `builds` came from.
+        """Return the servers that requests are looked up on: `named`, or the remotes.
+
+        And those that `builds` came from.
 
         `builds` are labels such as `acme/legal-qa==1.2.0` by digest.
         """
@@ -257,18 +273,22 @@ class Session:
         return list(dict.fromkeys(url for url in found if is_url(url)))
 
     def named_source(self, remote: Remote, named: str | None, *, token: str | None, offline: bool) -> Source:
-        """A remote opened with the token that the command line or the environment gives for it."""
+        """Return a remote opened with the token that the command line or the environment gives for it."""
         return self.open_remote(remote, token=token or self._environment_token(remote, named), offline=offline)
 
+    def has_token(self, remote: Remote, named: str | None) -> bool:
+        """Return whether a token for the remote is known, from the environment or a login."""
+        return bool(self._environment_token(remote, named) or self._token_for(remote))
+
     def named_hub(self, named: str | None, *, token: str | None, offline: bool, for_bases: bool = False) -> Hub:
-        """The server that `--remote` and `--token` name, or the default one."""
+        """Return the server that `--remote` names, or the default one."""
         remote = self.remote(named, for_bases=for_bases)
         return hub_of(self.named_source(remote, named, token=token, offline=offline))
 
     def sources_of(self, spec: AdapterSpec, named: str | None, *, token: str | None) -> list[Source]:
-        """The remotes to look up `spec` in, in order.
+        """Return the remotes to look up `spec` in, in order.
 
-        A namespace is looked up on the remotes that own it, else on the default one. A bare name is looked up in the
+        A namespace is looked up on the remotes that own it, or on the default one. A bare name is looked up in the
         namespaces of each remote, never on a whole hub. `--remote` restricts the lookup to that remote.
         """
         from adapterhub.distribution.remote_kinds import kind_named
@@ -286,25 +306,25 @@ class Session:
         ]
 
     def cached_sources(self) -> list[Source]:
-        """The cache of the Hub's client, for when no server may be contacted; empty where there is none."""
+        """Return the cache of the Hub's client, for when no server may be contacted; empty if there is none."""
         from adapterhub.distribution.hub_cache import HubCache, cache_folder
 
         folder = cache_folder(self.variables)
         return [HubCache(folder)] if folder.is_dir() else []
 
     def _source_with(self, remote: Remote, named: str | None, token: str | None) -> Source:
-        # --token belongs to the one server that is named or the default, not to the owner of the namespace
+        # the token belongs to the one server that is named or the default, not to the owner of the namespace
         mine = token if remote.url == self.remote(named).url else None
         return self.open_remote(remote, token=mine or self._environment_token(remote, named))
 
     def _environment_token(self, remote: Remote, named: str | None) -> str | None:
-        """ADAPTERHUB_TOKEN: for ADAPTERHUB_REMOTE, else for the named or the default remote."""
+        """Return ADAPTERHUB_TOKEN if it is for this remote: ADAPTERHUB_REMOTE, or the named or default remote."""
         configured = self.variables.get("ADAPTERHUB_REMOTE")
         owner = self.remotes.get(configured) if configured else self.remote(named)
         return self.variables.get("ADAPTERHUB_TOKEN") if owner.url == remote.url else None
 
     def _token_for(self, remote: Remote) -> str | None:
-        """The token of `adapt remote login`, else the one that the Hub's client saved for this server."""
+        """Return the token of `adapt remote login`, or the one that the Hub's client saved for this server."""
         kept = self.remotes.token(remote.url)
         if kept is not None or remote.url != (self.variables.get("HF_ENDPOINT") or HUB_URL).rstrip("/"):
             return kept
@@ -328,30 +348,29 @@ def _silence_s(variables: Mapping[str, str]) -> float | None:
 
 
 def hub_of(source: Source) -> Hub:
-    """The server of the Hub's protocol that a source is, or is a part of.
+    """Return the server of the Hub's protocol that a source is, or is a part of.
 
     Raises:
         UsageProblem: the source is of another kind.
     """
-    from adapterhub.distribution.hub import Hub
+    from adapterhub.distribution.kinds.hub import hub_behind
 
-    hub = getattr(source, "hub", source)
-    if not isinstance(hub, Hub):
+    hub = hub_behind(source)
+    if hub is None:
         raise UsageProblem(
-            f"{source.label} is no server of the Hugging Face Hub's protocol, which this needs. Nothing was changed",
+            f"{source.label} does not speak the Hugging Face Hub's protocol, which this needs. Nothing was changed",
             hint="`adapt remote list` shows the remotes; `--remote NAME` names another",
         )
     return hub
 
 
 def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> RequestedBase | None:
-    """The requested base: the one in the spec after `@`, or `base` (`--base`). An alias after `@` is no base.
+    """Return the requested base: the one in the spec after `@`, or `base` (`--base`). An alias after `@` is not a base.
 
     Raises:
         SpecError: the two differ.
         BaseNotFound: no such base is known.
     """
-    from adapterhub.core.specs import hint_for_unknown_base
     from adapterhub.library.aliasing import alias_of
     from adapterhub.library.bases.requested import requested_base
 
@@ -360,7 +379,7 @@ def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> R
     if spec.base is not None and base is not None and spec.base != base:
         raise SpecError(str(spec), f"names base `{spec.base}`, but --base names `{base}`", hint="name it once")
     try:
-        return requested_base(spec.base or base, library.bases, hint_for_unknown_base(spec))
+        return requested_base(spec.base or base, library.bases, spec)
     except BaseNotFound as error:
         if spec.base is None or spec.base.kind != "alias":
             raise
@@ -368,8 +387,8 @@ def wanted_from(library: Library, spec: AdapterSpec, base: BaseSpec | None) -> R
 
 
 def sources_from(session: Session, places: tuple[Path, ...]) -> list[Source]:
-    """The places on disk to look in: `places` (`--from`), then those of ADAPTERHUB_SOURCES (separated by `:`)."""
+    """Return the places on disk to look in: `places` (`--from`), then those of ADAPTERHUB_SOURCES (divided by `:`)."""
     from adapterhub.library.directory import open_source
 
-    configured = [Path(p) for p in session.variables.get("ADAPTERHUB_SOURCES", "").split(os.pathsep) if p]
+    configured = map(Path, filter(None, session.variables.get("ADAPTERHUB_SOURCES", "").split(os.pathsep)))
     return [open_source(path) for path in (*places, *configured) if path.resolve() != session.root.resolve()]

@@ -78,12 +78,12 @@ class Uses:
         return found
 
     def of(self, digest: str, *, level: int = 0) -> tuple[Use, ...]:
-        """Why the adapter with that manifest is needed; empty if nothing needs it."""
+        """Return why the adapter with that manifest is needed; empty if nothing needs it."""
         aliases = [Use(kind="alias", who=name, why="means it") for name in self.aliases.get(digest, ())]
         return (*self._of_projects(digest), *aliases, *self._of_merges(digest, level), *self._of_processes(digest))
 
     def needed_by(self, claim: Claim) -> list[BuildRow]:
-        """The installed builds that a claim needs."""
+        """Return the installed builds that a claim needs."""
         return [row for row in self._lineage.rows if row.digest in claim.digests]
 
     def _of_projects(self, digest: str) -> Iterator[Use]:
@@ -114,7 +114,7 @@ class Uses:
 
 
 def _in_lock(entries: Mapping[str, Locked], folder: str, digest: str) -> Iterator[Use]:
-    """The entries of a lock for an adapter, and its merges made from it."""
+    """Yield the entries of a lock for an adapter, and its merges made from it."""
     for entry in entries.values():
         if entry.digest == digest:
             yield Use(kind="project", who=folder, why=_wanted(entry), key=entry.key)
@@ -167,7 +167,7 @@ class ProjectTree(DrawnLineage, Documented, keys="project adapters"):
 
     @classmethod
     def of(cls, folder: Path, lock: Lock, lineage: Lineage, keys: Sequence[str] = ()) -> ProjectTree:
-        """What is locked, all or `keys`, with the inputs of merges."""
+        """Return the locked builds, all or `keys`, with the inputs of merges."""
         entries = sorted((e for e in lock.entries.values() if not keys or e.key in keys), key=lambda entry: entry.key)
         title = f"{folder}" + (f"  (base {lock.base.spec})" if lock.base else "")
         return cls(
@@ -181,7 +181,7 @@ def _node_of(entry: Locked, lock: Lock, lineage: Lineage) -> ProjectNode:
     node = lineage.node(entry.digest)
     return ProjectNode(
         key=entry.key,
-        name=entry.key if isinstance(entry, LockedMerge) else entry.name,
+        name=entry.name,
         version=entry.version,
         digest=entry.digest,
         rank=entry.rank,
@@ -208,7 +208,7 @@ def _inputs(step: MergeStep, lock: Lock, lineage: Lineage) -> tuple[Mapping[str,
 
 
 def _locked(lock: Lock, lineage: Lineage) -> Callable[[Any], Branch]:
-    """A function that draws an entry of the lock, an input of its recipe or an ancestor."""
+    """Return a function that draws an entry of the lock, an input of its recipe or an ancestor."""
     by_digest = {entry.digest: entry for entry in lock.entries.values()}
 
     def draw(item: LockedAdapter | LockedMerge | Leaf | Inner | Node) -> Branch:
@@ -262,7 +262,7 @@ class Holders(DrawnLineage, Documented, keys="holders"):
 
     @classmethod
     def of(cls, uses: Uses, lineage: Lineage) -> Holders:
-        """What each project and process holds, and what nothing holds."""
+        """Return the holdings of each project and process, and the builds that nothing holds."""
 
         def held(rows: Sequence[BuildRow]) -> tuple[HeldAdapter, ...]:
             return tuple(HeldAdapter(key=row.full_name, version=row.version, digest=Digest(row.digest)) for row in rows)
@@ -292,7 +292,7 @@ class Holders(DrawnLineage, Documented, keys="holders"):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Why(DrawnLineage, Documented, keys="adapter digest uses"):
-    """What needs an adapter."""
+    """The uses of an adapter."""
 
     adapter: Annotated[str, "name and version"]
     digest: Digest
@@ -300,7 +300,7 @@ class Why(DrawnLineage, Documented, keys="adapter digest uses"):
 
     @classmethod
     def of(cls, uses: Uses, digest: Digest, label: str) -> Why:
-        """Who needs the build with that digest."""
+        """Return who needs the build with that digest."""
         found = uses.of(digest)
         text = lines_of(drawn(label if found else f"{label}: nothing needs it", found, _use))
         return cls(text=text, adapter=label, digest=digest, uses=found)
@@ -308,18 +308,18 @@ class Why(DrawnLineage, Documented, keys="adapter digest uses"):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Needs(DrawnLineage):
-    """What needs each of several builds."""
+    """The uses of each of several builds."""
 
     builds: tuple[Why, ...]
 
     @classmethod
     def of(cls, uses: Uses, builds: Sequence[tuple[str, str]]) -> Needs:
-        """Who needs the builds, each a digest and a label."""
+        """Return who needs the builds, each a digest and a label."""
         found = tuple(Why.of(uses, Digest(digest), label) for digest, label in builds)
         return cls(text="\n".join(map(str, found)), builds=found)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The JSON value."""
+        """Return the JSON value."""
         return [one.to_json() for one in self.builds]
 
 

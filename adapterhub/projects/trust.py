@@ -2,8 +2,8 @@
 
 A project file comes from another person. Trust covers the folder and everything that decides which server is contacted
 for what: the servers under `[remotes]` in order, with names, namespaces and signature policies, and the servers that
-only the lock file names. A change to any of these needs new trust; other edits do not. `trusted_projects.json` holds
-what the user agreed to, readable by its owner only.
+only the lock file names. A change to any of these needs new trust; other edits do not. `trusted_projects.json` records
+the user's agreements, readable by its owner only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, canonical_json, strict_json
-from adapterhub.core.disk.files import ensure_there, read_owned, write_durably
+from adapterhub.core.disk.files import ensure_there, not_read, read_owned, write_durably
 from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NamespaceBound, NotAllowed, NotFound, ProjectNotTrusted, shown
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 _LIMIT_BYTES: Final = 16 << 20
 
 
-def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Servers:
-    """The servers of a project; `own` are the user's remotes and the default server."""
+def servers_in(session: Session, project: Project, lock: Lock | None) -> Servers:
+    """Return the servers that a project adds to those of the user."""
+    own = own_remotes(session)
     remotes = tuple(remote for remote in project.remotes if kind_named(remote.kind).is_server)
     known = {*(remote.url for remote in own), *(remote.address for remote in remotes)}
     locked = [] if lock is None else [entry.source for entry in lock.entries.values() if not entry.source.is_library]
@@ -47,7 +48,7 @@ def servers_of(project: Project, lock: Lock | None, own: Sequence[Remote]) -> Se
 
 
 def _is_own(remote: ProjectRemote, own: Sequence[Remote]) -> bool:
-    """Whether the user has the same server for the same namespaces."""
+    """Return whether the user has the same server for the same namespaces."""
     given = {n for mine in own if mine.url == remote.address for n in mine.namespaces}
     return bool(remote.namespaces) and given >= set(remote.namespaces)
 
@@ -103,7 +104,7 @@ class TrustedProjects:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, self.path, NotAllowed) from None
         try:
             return [_project(item) for item in strict_json(raw, limit_bytes=_LIMIT_BYTES)["projects"]]
         except (ValueError, KeyError, TypeError) as error:
@@ -112,7 +113,7 @@ class TrustedProjects:
             raise Malformed(f"`{self.path}`: {shown(reason, 200)}", hint=hint) from None
 
     def is_trusted(self, folder: Path, servers: Servers) -> bool:
-        """Whether the user trusts every server of the project."""
+        """Return whether the user trusts every server of the project."""
         if not servers.needed:
             return True
         place = os.path.realpath(folder)
@@ -178,8 +179,8 @@ def ensure_no_takeover(project: Project, own: Sequence[Remote], admission: Admis
         mine = next((known for known in own if known.name == remote.name), None)
         if mine is not None and mine.url != place:
             raise NamespaceBound(
-                f"`adapters.toml` calls `{place}` `{remote.name}`, which is your name for {mine.url}. "
-                "Nothing was changed",
+                f"`adapters.toml` uses the remote name `{remote.name}` for {place}, but your library uses it for "
+                f"{mine.url}. Nothing was changed",
                 hint=f"give it another name under `[remotes]`, or `adapt remote remove {remote.name}` removes yours",
             )
         for namespace in remote.namespaces:
@@ -187,13 +188,8 @@ def ensure_no_takeover(project: Project, own: Sequence[Remote], admission: Admis
 
 
 def own_remotes(session: Session) -> list[Remote]:
-    """The remotes of the user, and the default server."""
+    """Return the remotes of the user, and the default server."""
     return [*session.remotes.all(), session.remote(None)]
-
-
-def servers_in(session: Session, project: Project, lock: Lock | None) -> Servers:
-    """The servers that a project adds to those of the user."""
-    return servers_of(project, lock, own_remotes(session))
 
 
 class ProjectTrust:
@@ -228,11 +224,11 @@ class ProjectTrust:
             raise ProjectNotTrusted(
                 "\n".join([f"`{folder}` names servers that you have not trusted. None was contacted", *listed]),
                 hint=f"`adapt remote trust {shlex.quote(str(folder))}` trusts them; "
-                "`--trust-project` trusts them for one run, as in CI",
+                "ADAPTERHUB_TRUST_PROJECT=1 trusts them for one run, as in CI",
             )
 
     def require_for(self, url: str) -> None:
-        """The same for a server of the lock, unless it is one of the user's remotes."""
+        """Require the same for a server of the lock, unless it is one of the user's remotes."""
         if all(known.url != url for known in own_remotes(self._session)):
             self.require()
 
@@ -253,7 +249,7 @@ class ProjectTrust:
 
 
 def lines_of(servers: Servers) -> list[str]:
-    """A line for each server that a project adds."""
+    """Return a line for each server that a project adds."""
     found = []
     for remote in servers.remotes:
         what = f"for {', '.join(remote.namespaces)}" if remote.namespaces else "for every name"
@@ -262,7 +258,7 @@ def lines_of(servers: Servers) -> list[str]:
 
 
 def trust_project(session: Session, folder: Path) -> TrustedProject:
-    """Agree to the servers that the project in `folder` names, once for its folder and what it says of servers.
+    """Agree to the servers that the project in `folder` names, for its folder and the servers that its file lists now.
 
     Raises:
         NotFound: there is none.

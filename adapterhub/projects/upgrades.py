@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 from packaging.version import Version
@@ -15,14 +19,15 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterHubError, NotFound, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.outdated import UpgradeRequest
+from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.manifest import BaseRef
 from adapterhub.library.bases.requested import RequestedBase, requested_base
-from adapterhub.library.directory import PublishedDirectory, open_source
+from adapterhub.library.directory import open_source
 from adapterhub.library.library import Library
-from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.projects.file import objection_of
 from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.locking import base_choice, in_project
+from adapterhub.projects.locking.choosing import base_choice, in_project
 from adapterhub.projects.places import ANYWHERE, ProjectSources, Where
 from adapterhub.projects.session import Session, sources_from
 from adapterhub.projects.values import LockedAdapter, Project
@@ -82,75 +87,93 @@ def library_requests(
         AdapterNotFound: nothing of that name is installed.
     """
     library = session.library
-    newest: dict[tuple[str, str], Installed] = {}
+    newest: dict[tuple[str, str], _Have] = {}
     here: dict[str, set[Digest]] = {}
-    for build in library.installed():
-        if specs and not any(_is_named(build, spec) for spec in specs):
-            continue
-        here.setdefault(build.full_name, set()).add(build.manifest.digest)
-        fingerprint = build.base.fingerprint
-        key = build.full_name, fingerprint.weights if fingerprint else ""
-        if key not in newest or Version(build.manifest.version) > Version(newest[key].manifest.version):
-            newest[key] = build
-    for spec in specs:
-        if not any(_is_named(build, spec) for build in newest.values()):
-            raise library.not_installed(spec.full_name)
+    for have in _installed(library, specs):
+        here.setdefault(have.name, set()).add(have.digest)
+        key = have.name, have.base.fingerprint.weights if have.base.fingerprint else ""
+        if key not in newest or Version(have.version) > Version(newest[key].version):
+            newest[key] = have
     disk = sources_from(session, where.places)
-    # a local merge is not published
-    builds = [build for build in newest.values() if not build.manifest.recipe]
+    wanted = cache(partial(_base_of, library))
     return [
         UpgradeRequest(
-            key=build.full_name,
-            spec=AdapterSpec.parse(build.full_name),
-            version=build.manifest.version,
-            digest=build.manifest.digest,
-            rank=build.manifest.rank,
-            wanted=_base_of(library, build),
-            sources=_sources(session, library, build, disk, where),
-            here=frozenset(here[build.full_name] - {build.manifest.digest}),
+            key=have.name,
+            spec=AdapterSpec.parse(have.name),
+            version=have.version,
+            digest=have.digest,
+            rank=have.rank,
+            wanted=wanted(have.base.fingerprint),
+            sources=_sources(session, library, have, disk, where),
+            here=frozenset(here[have.name] - {have.digest}),
         )
-        for build in sorted(builds, key=lambda b: b.full_name)
+        for have in sorted(newest.values(), key=lambda have: have.name)
+        if not have.is_merge  # a local merge is not published
     ]
 
 
-def _is_named(build: Installed, spec: AdapterSpec) -> bool:
-    return build.manifest.name == spec.name and spec.namespace in (None, build.namespace)
+@dataclass(frozen=True, slots=True)
+class _Have:
+    """The facts about a build that an upgrade needs: a tenth of its manifest."""
+
+    name: str
+    version: str
+    digest: Digest
+    rank: int | None
+    base: BaseRef
+    is_merge: bool
 
 
-def _base_of(library: Library, build: Installed) -> RequestedBase | None:
-    fingerprint = build.base.fingerprint
+def _installed(library: Library, specs: Sequence[AdapterSpec]) -> Iterator[_Have]:
+    """Yield the installed builds, or those that `specs` name.
+
+    Raises:
+        AdapterNotFound: nothing of that name is installed.
+    """
+    bases: dict[str, BaseRef] = {}  # a hundred thousand builds have a few
+    every = [library.installed()] if not specs else []
+    for spec in specs:
+        named = library.builds_named(spec.name, spec.namespace)
+        if not named:
+            raise library.not_installed(spec.full_name)
+        every.append(iter(named))
+    for build in chain.from_iterable(every):
+        manifest, fingerprint = build.manifest, build.base.fingerprint
+        base = bases.setdefault(fingerprint.weights, build.base) if fingerprint else BaseRef()
+        yield _Have(
+            build.full_name, manifest.version, manifest.digest, manifest.rank, base, is_merge=bool(manifest.recipe)
+        )
+
+
+def _base_of(library: Library, fingerprint: BaseFingerprint | None) -> RequestedBase | None:
     if fingerprint is None:
         return None
     record = library.bases.by_fingerprint(fingerprint)
     if record is not None:
-        return RequestedBase(text=record.alias, record=record)
+        return RequestedBase(text=record.alias, record=record, bases=library.bases)
     return RequestedBase(text=fingerprint.weights, digest_prefix=fingerprint.weights)
 
 
 def _sources(
     session: Session,
     library: Library,
-    build: Installed,
+    have: _Have,
     disk: Sequence[Source],
     where: Where,
 ) -> Callable[[], Sequence[Source]]:
-    """Where a build came from, else the places where its name is looked up."""
+    """Return a function that finds the sources of a build: its origin, or the places where its name is looked up."""
 
     def find() -> Sequence[Source]:
-        origin = library.origins.of(build.manifest.digest)
+        origin = library.origins.of(have.digest)
         found: list[Source] = list(disk)
         if where.remote is None and origin is not None and not origin.is_server:
-            try:
-                place = open_source(Path(origin.place))
-            except AdapterHubError:
-                place = None
-            if isinstance(place, PublishedDirectory | Library):
-                found.append(place)
+            with contextlib.suppress(AdapterHubError):
+                found.append(open_source(Path(origin.place), plain=False))
         elif not where.offline:
             if where.remote is None and origin is not None:
                 found.append(session.place_source(origin.place, token=where.token))
             else:
-                found += session.sources_of(AdapterSpec.parse(build.full_name), where.remote, token=where.token)
+                found += session.sources_of(AdapterSpec.parse(have.name), where.remote, token=where.token)
         return list({(source.place, source.label): source for source in found}.values())
 
     return find

@@ -6,10 +6,10 @@ adapters.lock   the exact builds that meet them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from adapterhub.core.arguments import TestsPolicy
 from adapterhub.core.digests import Digest, canonical_json, digest_of
@@ -17,8 +17,12 @@ from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec, BaseSpec
 from adapterhub.formats.contract.standards import Standards, parse_bound
 from adapterhub.formats.documented import Documented
+from adapterhub.formats.manifest import Manifest
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.weights.recipes.toml import MergeStep
+
+SHOWN_DIGEST: Final = 19
+"""`sha256:` and 12 hex digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +107,7 @@ class Policy:
     Licences are SPDX ids, compared without case; an adapter without a licence fails every `allow`. Methods are those
     of a manifest (`lora`, `dora`, `rslora`). `exclude_newer` is text as written: a date or `7d`.
 
-    `tests` says what becomes of a build whose contract did not pass on the base. `tests_by` names whose results count:
+    `tests` is the policy for a build whose contract did not pass on the base. `tests_by` names whose results count:
     `local`, or trusted keys; without any, all of them. `tests_max_age` bounds the age of signed results, as `90d`.
     `tests_bounds` are the loosest bounds of any test, as `same=0.95`. `tests_never` is the path, from the project, of
     the rules that every adapter must meet.
@@ -135,7 +139,7 @@ class Policy:
 
     @property
     def standards(self) -> Standards:
-        """What becomes of a build without a PASS, and which PASS counts."""
+        """The policy for a build without a PASS, and for which PASS counts."""
         tests, by = self.tests or "off", self.tests_by
         return Standards(policy=tests, by=by, max_age=self.tests_max_age, bounds=self.bounds)
 
@@ -170,10 +174,16 @@ class LockedFile(Documented):
     sha256: Digest
     size_bytes: int
 
+    @classmethod
+    def all_of(cls, manifest: Manifest) -> tuple[LockedFile, ...]:
+        """Return the files of a build, by path."""
+        files = sorted(manifest.files, key=lambda file: file.path)
+        return tuple(cls(path=file.path, sha256=file.sha256, size_bytes=file.size_bytes) for file in files)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedSource(Documented, keys="remote=name url repo commit path kind?=written_kind image?", title="Place"):
-    """Where a locked build was found; all null: only in the library that locked it. There it has no kind.
+    """The place where a locked build was found; all null: only in the library that locked it. There it has no kind.
 
     `remote` is the name of the place in the project, "" if it has none. `address` is written as the project file
     writes it. `pin` is what its kind needs to find this one build there, such as a repository and a commit.
@@ -238,16 +248,10 @@ class LockedSource(Documented, keys="remote=name url repo commit path kind?=writ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedAdapter(Documented, keys="wanted key name version digest base rank group source files"):
-    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 rank=-16`.
-
-    `base` is the weights digest that the build declares; None if it declares none. `contract` is the digest of its
-    behaviour contract, looked up only where the policy `tests` of the project wants one.
-    """
+class LockedBuild(Documented):
+    """Fields of every entry of a lock. `base` is the weights digest that the build declares; None without one."""
 
     key: Annotated[AdapterName, "its name in the project"]
-    wanted: Annotated[str, "the requirement that it meets"]
-    name: Annotated[str, "its own name, with its namespace"]
     version: str
     digest: Digest
     base: Annotated[Digest | None, "weights digest of its base"]
@@ -255,28 +259,37 @@ class LockedAdapter(Documented, keys="wanted key name version digest base rank g
     source: LockedSource
     files: tuple[LockedFile, ...]
     group: Annotated[str | None, "its optional group"] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedAdapter(LockedBuild, keys="wanted key name version digest base rank group source files"):
+    """Exactly one build. `wanted` is its requirement as text: `acme/legal-qa>=1.2,<2 rank=-16`.
+
+    `contract` is the digest of its behaviour contract, looked up only where the policy `tests` of the project wants
+    one.
+    """
+
+    wanted: Annotated[str, "the requirement that it meets"]
+    name: Annotated[str, "its own name, with its namespace"]
     contract: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LockedMerge(Documented, keys="key name=key version digest base rank group source files"):
+class LockedMerge(LockedBuild, keys="key name=key version digest base rank group source files"):
     """A merge: its recipe and its result. The leaves of `step` are exact specs with the digests of the inputs.
 
     `source` is where its bytes are without running it; for a merge that was never published, the library.
     """
 
-    key: Annotated[AdapterName, "its name in the project"]
-    version: str
-    digest: Digest
-    base: Annotated[Digest | None, "weights digest of its base"]
-    rank: int | None
     step: MergeStep
     task: str | None
     description: str
     license: str | None
-    source: LockedSource
-    files: tuple[LockedFile, ...]
-    group: Annotated[str | None, "its optional group"] = None
+
+    @property
+    def name(self) -> str:
+        """The name that the project gives it."""
+        return self.key
 
 
 Locked = LockedAdapter | LockedMerge
@@ -303,6 +316,17 @@ class Lock:
     adapters: tuple[LockedAdapter, ...] = ()
     merges: tuple[LockedMerge, ...] = ()
 
+    @classmethod
+    def of(cls, entries: Iterable[Locked], base: LockedBase | None = None, policy: Policy | None = None) -> Lock:
+        """Return the lock with these entries."""
+        ordered = sorted(entries, key=lambda entry: entry.key)
+        return cls(
+            base=base,
+            policy=policy or Policy(),
+            adapters=tuple(entry for entry in ordered if isinstance(entry, LockedAdapter)),
+            merges=tuple(entry for entry in ordered if isinstance(entry, LockedMerge)),
+        )
+
     @property
     def entries(self) -> Mapping[AdapterName, Locked]:
         """Everything locked, by its name in the project."""
@@ -311,7 +335,7 @@ class Lock:
 
 
 def digests_of(lock: Lock) -> set[Digest]:
-    """The digest of every object that a lock names: manifests and files."""
+    """Return the digest of every object that a lock names: manifests and files."""
     found: set[Digest] = set()
     for entry in lock.entries.values():
         found |= {entry.digest, *(file.sha256 for file in entry.files)}

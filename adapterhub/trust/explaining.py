@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 from adapterhub.core import errors
-from adapterhub.core.arguments import parsed
 from adapterhub.core.errors import NotFound, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import near_name, toml_of
@@ -47,19 +46,18 @@ def _exits(rows: Mapping[str, Mapping[str, str]]) -> Iterator[Explanation]:
 
 
 def error_classes() -> list[type[errors.AdapterHubError]]:
-    """The classes of refusals, in the order of the error tree."""
+    """Return the classes of refusals, in the order of the error tree."""
     root = errors.AdapterHubError
     return [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, root) and c is not root]
 
 
 def first_line(thing: type[Exception]) -> str:
-    """The first line of a class's docstring."""
+    """Return the first line of a class's docstring."""
     return (thing.__doc__ or "").strip().split("\n")[0]
 
 
-@parsed
 def explain(code: str | int) -> Explanation:
-    """What a code of a finding (in any case), an exit code or an error class means, and what to do.
+    """Explain a code of a finding (in any case), an exit code or an error class, and how to go on.
 
     Raises:
         NotFound: no finding, exit code or error class has that name.

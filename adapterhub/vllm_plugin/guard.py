@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from adapterhub.core.errors import AdapterHubError, UsageProblem
 from adapterhub.inference.serving import ServeSettings
 from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.aliases import MovingNames
 from adapterhub.inference.serving.chain.asgi import App, Message, Receive, Send, answer, header_of, refuse
 from adapterhub.inference.serving.chain.entrance import Access, Draining
 from adapterhub.inference.serving.control import ALIASES_PATH, CONTROL_HEADER, CONTROL_KEY, is_key
 from adapterhub.inference.serving.vllm import engine_room, ensure_room
 from adapterhub.vllm_plugin.model_names import ModelNames
 from adapterhub.vllm_plugin.names import LOGGER
-from adapterhub.vllm_plugin.residency import Lifetime, VllmResidency
-from adapterhub.vllm_plugin.resolver import MovingNames, registered_resolver
+from adapterhub.vllm_plugin.residency import VllmResidency, living
+from adapterhub.vllm_plugin.resolver import registered_resolver
 
 _log = logging.getLogger(LOGGER)
 
@@ -38,7 +41,7 @@ class Guard:
     """ASGI middleware before vLLM's routes; inside it stand `Access`, `Draining` and `ModelNames`."""
 
     def __init__(self, app: App) -> None:
-        self._lifetime: Lifetime | None = None
+        self._life: Callable[[object], AbstractAsyncContextManager[None]] | None = None
         self._app = self._inner = app
         self._admin_key = os.environ.get("ADAPTERHUB_SERVE_ADMIN_KEY", "")
         self._control_key = os.environ.get(CONTROL_KEY, "")
@@ -55,7 +58,10 @@ class Guard:
         self._aliases = resolver.aliases if resolver else None
         if resolver is None:
             if ServeSettings.from_environ(os.environ).tenants is not None:
-                raise UsageProblem("the plug-in could not be set up, and nothing else keeps tenants apart")
+                raise UsageProblem(
+                    "the plug-in could not be set up, and nothing else keeps tenants apart",
+                    hint="start vLLM with `adapt serve --tenants FILE`",
+                )
             self._app = self._inner = Draining(app, self._control_key)
             return
         settings = resolver.settings
@@ -66,7 +72,7 @@ class Guard:
         if room is not None:
             gate.accept(lambda tenants: ensure_room(room, tenants.loaded, len(settings.pins)))
         residency = VllmResidency(resolver, gate, room)
-        self._lifetime = Lifetime(resolver, residency, gate)
+        self._life = lambda app: living(app, resolver, residency, gate)
         self._inner = Draining(ModelNames(app, resolver, residency, gate), self._control_key)
         self._app = Access(self._inner, gate, resolver.metrics.refused)
 
@@ -82,13 +88,13 @@ class Guard:
             await self._app(scope, receive, send)
 
     async def _live(self, scope: Message, receive: Receive, send: Send) -> None:
-        if self._lifetime is None and not self._broken:
+        if self._life is None and not self._broken:
             await self._app(scope, receive, send)
             return
         failure = self._broken
-        if self._lifetime is not None:
+        if self._life is not None:
             try:
-                async with self._lifetime.of(scope["app"]):
+                async with self._life(scope["app"]):
                     await self._app(scope, receive, send)
             except AdapterHubError as error:
                 failure = _told(error)
@@ -121,6 +127,6 @@ class Guard:
 
 
 def _told(error: AdapterHubError) -> str:
-    """The reason why the server does not start, which goes to its log, too."""
+    """Return the reason why the server does not start, which is also written to its log."""
     _log.error("the server does not start: %s", f"{error.message} ({error.hint})" if error.hint else error.message)
     return error.message

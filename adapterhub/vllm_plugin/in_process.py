@@ -43,11 +43,11 @@ def lora_request(
     library: Library | str | os.PathLike[str] | None = None,
     offline: bool = False,
 ) -> LoRARequest:
-    """The request for `LLM.generate(..., lora_request=…)`: an adapter that is checked, and leased until `release`.
+    """Return the request for `LLM.generate(..., lora_request=…)`: a checked adapter, leased until `release`.
 
     Finds the adapter as `adapt serve` does: in the library, in the folders of ADAPTERHUB_SOURCES, then on the remotes
     that have its namespace. Before vLLM gets a path, the bytes, shapes and numbers are checked, the adapter's base is
-    compared with the model's files, and vLLM's own limits are applied. The lease ends with the process, too.
+    compared with the model's files, and vLLM's own limits are applied. The lease also ends with the process.
 
     All specs of one build give equal requests. The id is made from the digest, so it is the same in every process.
 
@@ -100,7 +100,7 @@ def _root_of(library: Library | str | os.PathLike[str] | None) -> Path:
 
 
 def _served(llm: Any) -> tuple[BaseSpec, int]:
-    """The folder of the model in memory, and the largest rank that it takes."""
+    """Return the folder of the model in memory, and the largest rank that it takes."""
     from adapterhub.core.specs import BaseSpec
     from adapterhub.vllm_plugin.resolver import folder_of_model
 
@@ -146,7 +146,10 @@ def _provider(root: Path, base: BaseSpec, max_rank: int | None, *, offline: bool
 
 
 def _id_of(digest: Digest) -> int:
-    """A number from 1 to LARGEST_ID for the digest; the next free one if this process has it for another digest."""
+    """Return a number from 1 to LARGEST_ID for the digest.
+
+    The next free one if this process has it for another digest.
+    """
     from adapterhub.core.digests import hex_of
 
     number = int(hex_of(digest)[:8], 16) % LARGEST_ID + 1

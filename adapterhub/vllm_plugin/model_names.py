@@ -4,7 +4,7 @@ vLLM keeps an adapter for each spelling: `legal-qa` and `legal-qa>=1` would have
 `model` of each request becomes `LeasedAdapter.model` before vLLM reads it. The answer names the adapter in `model`, in
 the headers `x-adapter-name`, `x-adapter-digest` and `x-base-digest`, and in the first event of a stream.
 
-An alias, too, becomes the name of one build here, so that a request ends under the build with which it began.
+An alias also becomes the name of one build here, so that a request ends under the build with which it began.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import contextlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
+from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterDenied, AdapterHubError, AmbiguousSpec, shown
 from adapterhub.formats.route import AUTO
 from adapterhub.inference.serving.access.gate import AskedName
-from adapterhub.inference.serving.aliases import KEY_HEADER, request_key
-from adapterhub.inference.serving.answers import asking_for_usage, described, says_only_usage, with_field
+from adapterhub.inference.serving.aliases import KEY_HEADER, LOOKS, request_key
+from adapterhub.inference.serving.answers import asking_for_usage, described, refusal_body, says_only_usage, with_field
 from adapterhub.inference.serving.chain.asgi import (
     App,
     Message,
@@ -36,8 +37,9 @@ from adapterhub.inference.serving.chain.asgi import (
 from adapterhub.inference.serving.chain.bodies import demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
 from adapterhub.inference.serving.chain.slots import Slots
+from adapterhub.inference.serving.effects import COMPLETION, POOLING, Effects, Told, told_in
 from adapterhub.inference.serving.metrics import MeasuredRequest
-from adapterhub.inference.serving.refusal import RequestRefused
+from adapterhub.inference.serving.refusal import RequestRefused, refusal_of
 from adapterhub.inference.serving.vllm import option_in, sequences_in
 from adapterhub.vllm_plugin.residency import Models, VllmResidency
 from adapterhub.vllm_plugin.resolver import FAULT, note_fault, note_refusal
@@ -60,6 +62,13 @@ HEADERS: Final = frozenset({
 MOST_LOOK_UPS: Final = 16
 """How many names of one client are looked up at once."""
 
+QUESTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "/v1/completions": COMPLETION,
+    "/v1/embeddings": POOLING,
+    "/classify": POOLING,
+}
+"""What shows the effect of an adapter, by route; the first that the base answers is asked."""
+
 _GONE: Final[Message] = {"type": "http.disconnect"}
 
 
@@ -74,6 +83,8 @@ class ModelNames:
         self.places = Slots(count, lambda: count // 2 if gate.tenants and len(gate.tenants.by_name) > 1 else None)
         self.resolver = resolver
         self.residency = residency
+        self._effects = Effects(resolver.metrics)
+        self._questions = QUESTIONS
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on under the adapter's one name."""
@@ -102,7 +113,7 @@ class ModelNames:
             if exchange.refusal is None:
                 raise
         finally:
-            await exchange.places.aclose()
+            await exchange.close()
             if exchange.leased is not None:
                 await self.residency.leave(exchange.leased, exchange.tenant, exchange.models)
             exchange.measured.end()
@@ -153,43 +164,30 @@ class ModelNames:
         return json.dumps({exchange.key: named or name}).encode()
 
     async def _routed(self, exchange: _NamedExchange, value: dict[str, Any]) -> dict[str, Any]:
-        """The name of the adapter that the text of a request is for, or of the base, as a field.
+        """Return the name of the adapter that the text of a request is for, or of the base, as a field.
 
         Raises:
             AdapterDenied, RequestRefused: as `rewritten`; 424 where the routing file cannot be used.
         """
-        tenant, asked, model = exchange.tenant, exchange.asked, exchange.models.model_config.model
-        asked.is_routed, asked.model = True, AUTO
+        resolver = self.resolver
         try:
-            auto = await self.resolver.auto(model)
+            auto = await resolver.auto()
             assert auto is not None  # the settings name a file
             chosen = await asyncio.get_running_loop().run_in_executor(
-                self.resolver.local,
-                auto.model_for,
-                exchange.route,
-                value,
-                lambda one: (
-                    (tenant is None or tenant.allows(one.name))
-                    and self.resolver.denied.reason(one.label, one.digest) is None
-                ),
+                resolver.local, auto.adapter_for, exchange.route, value, exchange.asked, resolver.denied
             )
         except AdapterHubError as error:
             note_refusal(AUTO, error)
             raise RequestRefused(424, FAULT.format(name=AUTO)) from None
         if chosen is not None:
             return {exchange.key: await self._named(chosen.model, value, exchange) or chosen.model}
-        if tenant is not None:
-            tenant.ensure_may_use_base()
-        return {exchange.key: option_in(self.resolver.argv, "--served-model-name") or model}
+        if exchange.tenant is not None:
+            exchange.tenant.ensure_may_use_base()
+        return {exchange.key: option_in(resolver.argv, "--served-model-name") or resolver.base_model}
 
     async def _named(self, name: str, value: dict[str, Any], exchange: _NamedExchange) -> str | None:
-        """The adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
-        exact = name
-        if not exchange.is_unload:
-            with contextlib.suppress(Exception):  # the look-up below, or vLLM's, refuses with the reason
-                key = request_key(exchange.key_header, value)
-                exact = await self.resolver.aliases.exact(exchange.models.model_config.model, name, key)
-        leased = await self._found(exact, exchange)
+        """Return the adapter's one name, and its lease for `exchange`; None leaves the refusal to vLLM."""
+        exact, leased = await self._exact(name, request_key(exchange.key_header, value), exchange)
         if leased is None:
             return None if exact == name else exact
         if exchange.tenant is not None:
@@ -197,10 +195,42 @@ class ModelNames:
         exchange.measured.adapter = leased.label
         await self.residency.enter(leased, exchange.tenant, exchange.models)
         exchange.leased = leased
+        if not self.resolver.leases(leased):  # it was let go while this request waited for room
+            await self._found(exact, exchange)
         return leased.model
 
+    async def _exact(self, name: str, key: str | None, exchange: _NamedExchange) -> tuple[str, LeasedAdapter | None]:
+        """Look up the meaning of `name`, and its adapter as `_found`; again where an alias left its old meaning."""
+        for left in reversed(range(LOOKS)):
+            exact, refusal, leased = await self._meaning(name, key, exchange), None, None
+            try:
+                leased = await self._found(exact, exchange)
+            except RequestRefused as error:
+                refusal = error
+            if leased or exact == name or not left or not await self.resolver.aliases.left(name, exact):
+                break
+        if refusal is not None:
+            raise refusal
+        return exact, leased
+
+    async def _meaning(self, name: str, key: str | None, exchange: _NamedExchange) -> str:
+        """Return the exact spec of an alias, whose build stays until the exchange ends.
+
+        Of any other name, that name.
+        """
+        if exchange.is_unload:
+            return name
+        exact = name
+        with contextlib.suppress(Exception):  # the look-up below, or vLLM's, refuses with the reason
+            exact = await self.resolver.aliases.exact(name, key)
+        if exact != name:
+            digest = Digest(exact.rpartition("#")[2])
+            self.residency.claim(digest)
+            exchange.places.push_async_callback(self.residency.disclaim, digest, exchange.models)
+        return exact
+
     async def _found(self, name: str, exchange: _NamedExchange) -> LeasedAdapter | None:
-        """The adapter of that name; None leaves the refusal to vLLM. For a tenant, it is ours.
+        """Return the adapter of that name; None leaves the refusal to vLLM. For a tenant, it is ours.
 
         A tenant must not learn from the form of a refusal whether others have an adapter of that name.
         """
@@ -209,7 +239,7 @@ class ModelNames:
         measured = exchange.measured
         try:
             with self._counted(exchange.client, name):
-                leased, measured.found = await self.resolver.found(exchange.models.model_config.model, name)
+                leased, measured.found = await self.resolver.found(name)
         except (AdapterDenied, RequestRefused):
             raise
         except AdapterHubError as error:
@@ -219,7 +249,7 @@ class ModelNames:
                     raise RequestRefused(
                         400, f"`{shown(name, 200)}` means several adapters; name its namespace"
                     ) from None
-                raise RequestRefused.of(error, name) from None
+                raise refusal_of(error, name) from None
             return None
         except Exception:  # noqa: BLE001 - vLLM asks the resolver next, which refuses with the reason and logs a fault
             if exchange.tenant is not None:
@@ -243,12 +273,61 @@ class ModelNames:
                 del self._looking[client]
 
     def _is_of_others(self, name: str, models: Models) -> bool:
-        """Whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
+        """Return whether vLLM has an adapter of that name which is not ours, such as one of `--lora-modules`."""
         return name in models.lora_requests and self.residency.find(name) is None
+
+    # ------------------------------------------------------------ effects
+    def knows_effect(self, leased: LeasedAdapter) -> bool:
+        """Return whether the adapter was asked about, so that its answers need not wait."""
+        return self._effects.knows(leased.digest)
+
+    async def ensure_effect(self, exchange: _NamedExchange, leased: LeasedAdapter) -> None:
+        """Refuse an adapter with which vLLM answers like the base. The question shares the place of the request.
+
+        Raises:
+            RequestRefused: 424.
+        """
+        base = option_in(self.resolver.argv, "--served-model-name") or self.resolver.base_model
+
+        async def ask(is_adapted: bool) -> Told | None:  # noqa: FBT001 - see `Ask`
+            for path, question in self._questions.items():
+                answer = await self._answer(exchange, path, {**question, "model": leased.model if is_adapted else base})
+                if answer is not None:
+                    self._questions = {path: question}
+                    return told_in(answer)
+            return None
+
+        tenant = exchange.tenant.name if exchange.tenant else None
+        await self._effects.ensure(leased.label, leased.digest, tenant, leased.asleep, ask)
+
+    async def _answer(self, exchange: _NamedExchange, path: str, value: Mapping[str, Any]) -> Any:
+        """Send a request of ours to vLLM's own route, within that of a client; None for a refusal.
+
+        Raises:
+            RequestRefused: the client has left, and vLLM ended its work.
+        """
+        parts = [{"type": "http.request", "body": json.dumps(value).encode(), "more_body": False}]
+        status, body = 0, b""
+
+        async def receive() -> Message:
+            return parts.pop() if parts else await exchange.left()
+
+        async def keep(message: Message) -> None:
+            nonlocal status, body
+            status = message.get("status", status)
+            body += message.get("body", b"")
+
+        await self._app(exchange.inner(path), receive, keep)
+        if not status or exchange.has_left:
+            raise RequestRefused(424, "the client has left")
+        try:
+            return json.loads(body) if status == 200 else None
+        except ValueError:
+            return None
 
     # ------------------------------------------------------------ the list of models
     async def _list(self, scope: Message, receive: Receive, send: Send, name: str) -> None:
-        """Send the list of models with names in place of paths; with `name`, that model alone."""
+        """Send the list of models with names instead of paths; with `name`, only that model."""
         start: Message = {}
         body = b""
 
@@ -282,13 +361,7 @@ class ModelNames:
         for card in cards:
             if card["id"] in {name, known.model if known else name}:
                 return 200, card
-        error = {
-            "message": f"the model `{shown(name, 200)}` is not loaded",
-            "type": "NotFoundError",
-            "param": "model",
-            "code": 404,
-        }
-        return 404, {"error": error}
+        return 404, refusal_body(404, f"the model `{shown(name, 200)}` is not loaded", "NotFoundError", "model")
 
     def _may_see(self, tenant: Tenant, card: dict[str, Any]) -> bool:
         leased = self.residency.find(card["id"])
@@ -301,7 +374,8 @@ class _NamedExchange:
     """One request and its answer, between vLLM and the client. `leased` is the adapter, once the body is read."""
 
     def __init__(self, names: ModelNames, scope: Message, receive: Receive, send: Send, *, is_unload: bool) -> None:
-        self.models = _models(scope)
+        self.models: Models = scope["app"].state.openai_serving_models
+        names.resolver.base_model = self.models.model_config.model
         self.route = str(scope["path"]).removeprefix(scope.get("root_path", "")).rstrip("/")
         self.is_unload = is_unload
         self.key = "lora_name" if is_unload else "model"
@@ -318,19 +392,23 @@ class _NamedExchange:
         self._names = names
         self._scope, self._receive, self._send = scope, receive, send
         self._was_read = False
+        self.has_left = False
+        self._leaving: asyncio.Future[Message] | None = None
+        self._proof: asyncio.Future[None] | None = None
+        """Finds out whether the adapter has an effect while vLLM computes the answer, in one batch with it."""
         self._is_answer = False
         self._field = b""
         """Of the first event of a stream, until that was sent."""
 
     async def receive(self) -> Message:
-        """The body under the adapter's one name. vLLM reads it after it has checked the client's key."""
+        """Return the body under the adapter's one name. vLLM reads it after it has checked the client's key."""
         if self._was_read:
-            return await self._receive()
+            return await self._gone()
         self._was_read = True
         try:
             body = await self._names.rewritten(self, await read_body(self._scope, self._receive))
         except AdapterDenied as error:
-            self.refusal = RequestRefused.of(error)
+            self.refusal = refusal_of(error)
         except RequestRefused as refusal:
             self.refusal = refusal
         if self.refusal is not None:
@@ -341,10 +419,65 @@ class _NamedExchange:
             self.asked.is_for(self.leased.label, self.leased.digest, self._names.resolver.base_digest())
         if self.tenant is not None:
             await self.places.enter_async_context(self._names.places.taken((self.tenant.name, None)))
-        return {"type": "http.request", "body": body, "more_body": False}
+        if self.leased is not None and self.route in SALTED:
+            self._proof = asyncio.ensure_future(self._names.ensure_effect(self, self.leased))
+            if self._names.knows_effect(self.leased):
+                await self._proved()
+        return _GONE if self.refusal else {"type": "http.request", "body": body, "more_body": False}
+
+    def inner(self, path: str) -> Message:
+        """Return the scope of a request of ours to another route, with the client's key."""
+        kept = [pair for pair in _with_known_headers(self._scope)["headers"] if pair[0].lower() != b"content-length"]
+        root = self._scope.get("root_path", "")
+        return {**self._scope, "path": root + path, "raw_path": (root + path).encode(), "headers": kept}
+
+    async def left(self) -> Message:
+        """Wait until the client leaves, for each of those who wait for that."""
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._receive())
+        message = await asyncio.shield(self._leaving)
+        self.has_left = message["type"] == "http.disconnect"
+        return message
+
+    async def _proved(self) -> None:
+        """Wait until it is known whether the adapter has an effect; without one, the request is refused."""
+        if self._proof is None:
+            return
+        try:
+            await asyncio.shield(self._proof)
+        except RequestRefused as refusal:
+            if self.refusal is None:
+                self._names.resolver.metrics.looked_up("refused")
+            self.refusal = refusal
+        else:
+            self._proof = None
+
+    async def _gone(self) -> Message:
+        """Wait until the client leaves, or until its request is refused, whose answer vLLM need not compute."""
+        if self._proof is None:
+            return await self.left()
+        waits = [asyncio.ensure_future(one) for one in (self.left(), self._proved())]
+        try:
+            for one in asyncio.as_completed(waits):
+                if await one is not None or self.refusal is not None:
+                    break
+        finally:
+            for wait in waits:
+                wait.cancel()
+        return _GONE
+
+    async def close(self) -> None:
+        """End what still runs for the request."""
+        running = [one for one in (self._proof, self._leaving) if one is not None]
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self.places.aclose()
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer on; the headers and the first event of a stream say who answers."""
+        """Send a part of the answer on; the headers and the first event of a stream name the adapter that answers."""
+        if self.refusal is None:
+            await self._proved()
         if self.refusal is not None:
             return
         if message["type"] == "http.response.start":
@@ -365,9 +498,5 @@ class _NamedExchange:
 
 
 def _with_known_headers(scope: Message) -> Message:
-    """The scope without headers that could steer the engine, such as those that choose a replica or a session."""
+    """Return the scope without headers that could steer the engine, such as the choice of a replica or session."""
     return {**scope, "headers": [(name, text) for name, text in scope["headers"] if name.lower() in HEADERS]}
-
-
-def _models(scope: Message) -> Models:
-    return scope["app"].state.openai_serving_models

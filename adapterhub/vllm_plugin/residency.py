@@ -1,28 +1,27 @@
 """Which adapters vLLM has loaded, under our names, and which one is unloaded so that another can take its place.
 
-vLLM keeps `--max-cpu-loras` adapters in memory and evicts the least recently used one, of any tenant. Where tenants
-or pinned adapters are, the choice is made here, before vLLM has to make it: each tenant has a share of that memory, and
-a new adapter of a tenant takes the place of one of its own. An adapter is unloaded, and its lease ends, when no request
-runs on it.
+vLLM keeps `--max-cpu-loras` adapters in memory and evicts the least recently used one, of any tenant. With tenants or
+pinned adapters, the choice is made here, before vLLM has to make it: each tenant has a share of that memory, and a new
+adapter of a tenant takes the place of one of its own. An adapter is unloaded, and its lease ends, when no request runs
+on it.
 
-vLLM's own `pin_lora` is of no use: it pins the slot of a batch, too, and its scheduler goes on filling all slots.
+vLLM's own `pin_lora` is of no use: it also pins the slot of a batch, and its scheduler goes on filling all slots.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import EngineFailed
-from adapterhub.inference.serving.access.denied import YANKS_S
-from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
 from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
+    from adapterhub.core.digests import Digest
     from adapterhub.inference.serving import LeasedAdapter
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.access.tenants import Tenant
@@ -52,7 +51,7 @@ class Resident:
 class VllmResidency:
     """The adapters of one server. All methods run on its event loop.
 
-    `room` is the number of adapters that vLLM keeps in memory; None where vLLM may choose what it evicts, since there
+    `room` is the number of adapters that vLLM keeps in memory; None if vLLM may choose what it evicts, since there
     are neither tenants nor pinned adapters.
     """
 
@@ -64,9 +63,12 @@ class VllmResidency:
         """By model name, the least recently used first."""
         self._edition = 0
         self._making_room = asyncio.Lock()
+        self._claims: Counter[Digest] = Counter()
+        self._passed: set[Digest] = set()
+        """What an alias meant before it moved, and vLLM may still have."""
 
     def find(self, name: str) -> LeasedAdapter | None:
-        """The adapter of that model name."""
+        """Return the adapter of that model name."""
         resident = self._residents.get(name)
         return resident.leased if resident else None
 
@@ -119,11 +121,43 @@ class VllmResidency:
             resident.lora_id = request.lora_int_id
         if not resident.running and (request is None or self._resolver.denied.reason(leased.label, leased.digest)):
             await self.unload(resident, models)
+        await self._retire(leased.digest, models)
         while len(self._residents) > MOST_LOADED:
             idle = next((one for one in self._residents.values() if not one.running), None)
             if idle is None:
                 return
             await self.unload(idle, models)
+
+    # ------------------------------------------------------------ aliases that move
+    def claim(self, digest: Digest) -> None:
+        """Count a request that got a build by an alias, so that the build stays until the request has ended."""
+        self._claims[digest] += 1
+
+    async def disclaim(self, digest: Digest, models: Models) -> None:
+        """Count the end of such a request."""
+        self._claims[digest] -= 1
+        if not self._claims[digest]:
+            del self._claims[digest]
+        await self._retire(digest, models)
+
+    async def pass_over(self, digests: Collection[Digest], models: Models) -> None:
+        """Unload what no alias means any more, each with its last request; a later request for it loads it again."""
+        self._passed.update(digests)
+        for digest in digests:
+            await self._retire(digest, models)
+
+    async def _retire(self, digest: Digest, models: Models) -> None:
+        found = [one for one in self._residents.values() if one.leased.digest == digest]
+        is_used = digest in self._claims or any(one.running or one.is_pinned for one in found)
+        if digest not in self._passed or is_used:
+            return
+        self._passed.discard(digest)
+        if self._resolver.is_meant(digest):  # the alias has moved back
+            return
+        for one in found:
+            await self.unload(one, models)
+        if not found:
+            self._resolver.release_digest(digest)
 
     # ------------------------------------------------------------ room
     async def _make_room(self, name: str, models: Models) -> None:
@@ -197,58 +231,30 @@ async def _ended(models: Models, name: str) -> None:
         await asyncio.sleep(SETTLE_S)
 
 
-ALIASES_S: Final = 30.0
-"""How long a thread that follows events waits for the look-up of aliases."""
+@contextlib.asynccontextmanager
+async def living(app: Any, resolver: AdapterHubResolver, residency: VllmResidency, gate: Gate) -> AsyncIterator[None]:
+    """Do the work of one server beside its requests while the block, the life of `app`, lasts, on their event loop.
 
+    Raises:
+        AdapterHubError: an adapter that the settings name cannot be loaded, before the block begins.
+    """
+    models, loop, tasks = app.state.openai_serving_models, asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    resolver.base_model = models.model_config.model
+    pins = resolver.settings.pins
+    for name in (*pins, *resolver.settings.preload):
+        for spec in await resolver.aliases.targets(name):
+            await residency.load(await resolver.leased(spec), models, pin=name in pins)
 
-class Lifetime:
-    """The work of one server beside its requests."""
+    def begin(work: Coroutine[Any, Any, None]) -> None:
+        task = loop.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
-    def __init__(self, resolver: AdapterHubResolver, residency: VllmResidency, gate: Gate) -> None:
-        self._gate = gate
-        self._resolver = resolver
-        self._residency = residency
-        self._tasks: set[asyncio.Task[None]] = set()
+    def changed() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: begin(residency.drop_denied(models)))
 
-    @contextlib.asynccontextmanager
-    async def of(self, app: Any) -> AsyncIterator[None]:
-        """Do it while the block, the life of `app`, lasts. Runs on the event loop of its requests.
-
-        Raises:
-            AdapterHubError: an adapter that the settings name cannot be loaded, before the block begins.
-        """
-        await self._load(app.state.openai_serving_models)
-        loop = asyncio.get_running_loop()
-        denied = self._resolver.denied
-
-        def drop_denied() -> None:
-            task = loop.create_task(self._residency.drop_denied(app.state.openai_serving_models))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        def changed() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(drop_denied)
-
-        def refresh_aliases() -> None:
-            refreshed = asyncio.run_coroutine_threadsafe(self._resolver.aliases.refresh(), loop)
-            with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):  # two names before Python 3.11
-                refreshed.result(ALIASES_S)
-
-        denied.on_change(changed)
-        look = self._resolver.look_for_yanks
-        with contextlib.ExitStack() as running:
-            running.enter_context(self._gate.open())
-            tasks = [(LOOK_S, denied.refresh), (LOOK_S, self._gate.refresh), (YANKS_S, look)]
-            running.enter_context(Upkeep(tasks))
-            if self._resolver.settings.follow:
-                running.enter_context(self._resolver.followers(refresh_aliases))
-            yield
-
-    async def _load(self, models: Any) -> None:
-        pins = self._resolver.settings.pins
-        base = models.model_config.model
-        for name in (*pins, *self._resolver.settings.preload):
-            for spec in await self._resolver.aliases.targets(base, name):
-                leased = await self._resolver.leased(base, spec)
-                await self._residency.load(leased, models, pin=name in pins)
+    resolver.denied.on_change(changed)
+    resolver.passed = lambda digests: begin(residency.pass_over(digests, models))
+    with gate.open(), resolver.upkeep(gate).running():
+        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from adapterhub.inference.serving.chain.bodies import (
     MOST_CHOICES,
@@ -21,16 +21,15 @@ from adapterhub.inference.serving.chain.bodies import (
     Number,
     Rerank,
     Schema,
+    Strict,
     Text,
     Tokens,
     Word,
 )
 
 
-class StructuredOutputs(BaseModel):
-    """vLLM's own form of what an answer must match."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+class StructuredOutputs(Strict):
+    """vLLM's own form of a constraint that an answer must match."""
 
     json_form: Schema | None = Field(default=None, alias="json")
     regex: Word | None = None
@@ -60,13 +59,22 @@ class Sampling(BaseModel):
     truncation_side: Literal["left", "right"] | None = None
 
 
-class VllmCompletion(Completion, Sampling):
+class Routed(BaseModel):
+    """Fields of another engine that vllm-router adds to each body, at their usual values. vLLM does not get them."""
+
+    no_stop_trim: Literal[False] | None = Field(default=None, exclude=True)
+    return_hidden_states: Literal[False] | None = Field(default=None, exclude=True)
+    separate_reasoning: Literal[True] | None = Field(default=None, exclude=True)
+    stream_reasoning: Literal[True] | None = Field(default=None, exclude=True)
+
+
+class VllmCompletion(Completion, Sampling, Routed):
     """POST /v1/completions."""
 
     echo: bool | None = None
 
 
-class VllmChat(Chat, Sampling):
+class VllmChat(Chat, Sampling, Routed):
     """POST /v1/chat/completions."""
 
     echo: bool | None = None
@@ -107,6 +115,14 @@ class Score(Body):
     documents: Text | Annotated[list[Text], Field(max_length=MOST_CHOICES)] | None = None
 
 
+class VllmRerank(Rerank):
+    """POST /rerank, with what vllm-router writes into the body beside."""
+
+    rid: None = Field(default=None, exclude=True)
+    top_k: None = Field(default=None, exclude=True)
+    return_documents: Literal[True] | None = Field(default=None, exclude=True)
+
+
 class Tokenize(Body):
     """POST /tokenize."""
 
@@ -128,9 +144,9 @@ ROUTES: Final[Mapping[str, type[Body]]] = {
     "/classify": Pooling,
     "/score": Score,
     "/v1/score": Score,
-    "/rerank": Rerank,
-    "/v1/rerank": Rerank,
-    "/v2/rerank": Rerank,
+    "/rerank": VllmRerank,
+    "/v1/rerank": VllmRerank,
+    "/v2/rerank": VllmRerank,
     "/tokenize": Tokenize,
     "/detokenize": Detokenize,
 }

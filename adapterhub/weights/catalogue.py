@@ -83,7 +83,7 @@ class Method(Documented, keys="name summary options is_random chooses_rank"):
     chooses_rank: Annotated[bool, "whether it cuts to a rank itself; others are cut afterwards"]
 
     def converted(self, options: Mapping[str, object]) -> dict[str, object]:
-        """The options, each converted to its type.
+        """Return the options, each converted to its type.
 
         Raises:
             UsageProblem: the method has no such option, or a value cannot be converted.
@@ -99,13 +99,13 @@ class Method(Documented, keys="name summary options is_random chooses_rank"):
 
 @cache
 def names() -> tuple[str, ...]:
-    """The names of all merge methods, sorted."""
+    """Return the names of all merge methods, sorted."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("[!_]*.py")))
 
 
 @cache
 def describe(name: str) -> Method:
-    """The method of that name.
+    """Return the method of that name.
 
     Raises:
         UsageProblem: no method has that name.
@@ -151,7 +151,7 @@ def _option(argument: ast.arg, default: ast.expr | None) -> Option:
 
 
 def _constant(node: ast.expr) -> object:
-    """The value of a literal."""
+    """Return the value of a literal."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
         return -node.operand.value  # type: ignore[operator]  # a number, or Python rejects the file
     if not isinstance(node, ast.Constant):

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from adapterhub.formats.safetensors.header import CHOICES, DTYPES, FACTOR_DTYPES
+from adapterhub.formats.safetensors.header import CHOICES, DTYPES, FACTOR_DTYPES, READ_DTYPES
 
 TENSOR_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {name: getattr(torch, dtype.torch) for name, dtype in DTYPES.items() if dtype.torch}
@@ -19,6 +19,9 @@ FORMAT_DTYPES: Final[Mapping[torch.dtype, str]] = MappingProxyType({it: name for
 """The format's names, by torch's dtype."""
 
 TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType({name: TENSOR_DTYPES[name] for name in FACTOR_DTYPES})
+"""What a factor is written in, and what a base may be stored in whose weights change."""
+
+READABLE: Final[Mapping[str, torch.dtype]] = MappingProxyType({name: TENSOR_DTYPES[name] for name in READ_DTYPES})
 """What a factor may be stored in."""
 
 CHOSEN_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(

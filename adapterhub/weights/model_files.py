@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.base.weight_files import weight_files
@@ -12,9 +13,16 @@ from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorFacts
 from adapterhub.library.bases.records import BaseRecord
 
+TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
+"""Last names of the token embedding, whose weight an output head may share."""
+
+CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
+"""Model types in which layers of those names are transformers' Conv1D, a linear layer stored as [in, out]."""
+
 
 def model_files(record: BaseRecord) -> tuple[Path, tuple[TensorFile, ...], Mapping[str, TensorFacts]]:
-    """The folder of a model, its weight files in order, and the facts of every tensor by name.
+    """Return the folder of a model, its weight files in order, and the facts of every tensor by name.
 
     Raises:
         BaseNotFound: the record names no folder.

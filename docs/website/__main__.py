@@ -1,7 +1,8 @@
 """Build the documentation site, without a warning, into `build/site`: `nox -s site` makes its environment, too.
 
 The build fails for a page that the start page does not link to, a link or anchor that leads nowhere, and a font,
-script, style or picture of another host. The search needs no server: open `build/site/index.html`.
+script, style or picture of another host, more than 10 MB, and a search that finds another page first than the one on
+its word (if `node` is there to run it). The search needs no server: open `build/site/index.html`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     pages.stage(source)
     command = ["-m", "sphinx", "-q", "-W", "--keep-going", "-c", str(pages.DOCS / "website"), "-b", "html"]
+    command += ["-d", str(BUILD / "site-trees")]
     done = subprocess.run([sys.executable, *command, str(source), str(site)], check=False, cwd=pages.ROOT)  # noqa: S603
     if done.returncode:
         return done.returncode
@@ -32,7 +34,7 @@ def main() -> int:
     schemas = shutil.copytree(source / "reference" / "schemas", site / "reference" / "schemas")
     (schemas / "registry.json").write_text(json.dumps(registry_api.openapi(), indent=1), encoding="utf-8")
     (site / "llms.txt").write_text(pages.llms_text(), encoding="utf-8")
-    found = built.problems(site)
+    found = [*built.problems(site), *built.too_large(site), *built.wrong_answers(site)]
     sys.stderr.write("".join(f"{problem}\n" for problem in found))
     return 1 if found else 0
 

@@ -1,6 +1,7 @@
 """What the site shows and in which order: `docs/index.md` is its map, and every page stays plain CommonMark.
 
-The headings of the start page are the parts of the navigation, the pages below each in the order of their links.
+The headings of the start page are the parts of the navigation, the pages below each in the order of their links. Each
+part but the first is a page of the site, so that the sidebar shows its pages only when it is opened.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ _LINK: Final = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
 def without_code(text: str) -> str:
-    """A page's text without its fenced blocks, whose links are not links."""
+    """Return a page's text without its fenced blocks, whose links are not links."""
     return _FENCE.sub("", text)
 
 
 def every_page() -> list[Path]:
-    """The pages that the site shows."""
+    """Return the pages that the site shows."""
     return [*sorted(DOCS.rglob("*.md")), *BESIDE]
 
 
 def linked(page: Path, text: str) -> list[Path]:
-    """The pages of the site that a `text` of this page links to, each once, in the order of the first link."""
+    """Return the pages of the site that a `text` of this page links to, each once, in the order of the first link."""
     targets = [(page.parent / target).resolve() for target in _LINK.findall(without_code(text))]
     known = set(every_page())
     return [target for target in dict.fromkeys(targets) if target in known]
 
 
 def parts() -> dict[str, list[Path]]:
-    """The navigation: each heading of the start page with the pages that it is the first to link to."""
+    """Return the navigation: each heading of the start page with the pages that it is the first to link to."""
     seen = {START}
     found: dict[str, list[Path]] = {}
     for section in re.split(r"^#{2,3} ", START.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
@@ -60,12 +61,12 @@ def place(page: Path) -> Path:
 
 
 def title_of(page: Path) -> str:
-    """The first heading, without its mark."""
+    """Return the first heading, without its mark."""
     return page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def first_sentence(page: Path) -> str:
-    """The first sentence of a page's first paragraph, without links."""
+    """Return the first sentence of a page's first paragraph, without links."""
     for paragraph in page.read_text(encoding="utf-8").split("\n\n")[1:]:
         plain = " ".join(re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", paragraph).split())
         if re.match(r"[\w*`(]", plain):
@@ -83,11 +84,13 @@ def stage(folder: Path) -> None:
             copy.write_text(_moved(path), encoding="utf-8")
         else:
             shutil.copyfile(path, copy)
-    (folder / f"{API}.rst").write_text(api_text(), encoding="utf-8")
+    for name, text in {f"{API}.rst": api_text(), **part_pages()}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _moved(page: Path) -> str:
-    """The text of a page with its links from its place on the site."""
+    """Return the text of a page with its links from its place on the site."""
 
     def from_there(match: re.Match[str]) -> str:
         target = (page.parent / match[1]).resolve()
@@ -99,22 +102,44 @@ def _moved(page: Path) -> str:
 
 
 def navigation() -> str:
-    """The table of contents, as Sphinx wants it at the end of the start page."""
-    groups = []
-    for title, pages in parts().items():
-        names = [place(page).with_suffix("").as_posix() for page in pages]
+    """Return the table of contents, as Sphinx wants it at the end of the start page: a collapsed entry per part."""
+    first, *others = parts().items()
+    names = [_name(page) for page in first[1]]
+    return "\n".join(["```{toctree}", ":hidden:", "", *names, *(f"parts/{_slug(title)}" for title, _ in others), "```"])
+
+
+def part_pages() -> dict[str, str]:
+    """Return the page of each part but the first, which lists its pages: name to text."""
+    found = {}
+    for title, pages in list(parts().items())[1:]:
+        names = [_name(page) for page in pages]
+        rows = [f"- [{title_of(page)}](../{place(page).as_posix()}): {first_sentence(page)}" for page in pages]
         at = names.index("reference/python") + 1 if "reference/python" in names else 0
         names[at:at] = [API] * bool(at)
-        groups.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *names, "```"]))
-    return "\n\n".join(groups)
+        entries = [f"../{name}" for name in names]
+        found[f"parts/{_slug(title)}.md"] = "\n".join(
+            [f"# {title}", "", *rows, "", "```{toctree}", ":hidden:", "", *entries, "```", ""]
+        )
+    return found
+
+
+def _name(page: Path) -> str:
+    return place(page).with_suffix("").as_posix()
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
 
 
 def api_text() -> str:
-    """The page that prints the docstrings of every public name, for Sphinx's autodoc; nothing heavy is imported."""
+    """Return the page that prints the docstrings of every public name, for Sphinx's autodoc.
+
+    Nothing heavy is imported.
+    """
     text = (
         "Every name in ``adapterhub.__all__`` with its docstring. `The Python interface <python.html>`_ has examples."
     )
-    blocks = ["Docstrings\n==========", text]
+    blocks = ["Python docstrings\n=================", text]
     for name in adapterhub.__all__:
         if whole := adapterhub._MODULES_WHOLE.get(name):  # noqa: SLF001 - where the package keeps a module's place
             directive = [f".. automodule:: adapterhub.{whole}", "   :members:"]

@@ -15,31 +15,41 @@ import anyio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from adapterhub.core.errors import AdapterHubError, DiskFull, shown
-from adapterhub.core.extras import extra_named
-from adapterhub_registry import vectors, worker
+from adapterhub_registry import kin, vectors, worker
+from adapterhub_registry.access import audit
+from adapterhub_registry.access.accounts import Accounts
+from adapterhub_registry.access.devices import Devices
+from adapterhub_registry.access.issuers import Issuers, is_here
+from adapterhub_registry.access.members import Members
+from adapterhub_registry.access.oidc import MOST_DAYS, SignIn, read_rules
 from adapterhub_registry.access.telemetry import FLUSH_EVERY_S, Downloads, Rates, Telemetry, record_refusal
 from adapterhub_registry.access.tokens import FIRST_USER, Tokens
-from adapterhub_registry.api import adapt_api
+from adapterhub_registry.access.trusted import Publishers
+from adapterhub_registry.api import adapt_api, trusted_api
 from adapterhub_registry.api.bodies import MOST, PARSED_AT_ONCE, FairSlots, Threads, UploadSlots
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.edge import Edge
-from adapterhub_registry.api.hub import files, info, missing, repositories, upload, xet
+from adapterhub_registry.api.hub import files, git, info, missing, repositories, upload, xet
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import HttpRefusal, busy, conflict, refusal_of
+from adapterhub_registry.database.schema import bring_up_to_date
+from adapterhub_registry.errors import HttpRefusal, away, conflict, refusal_of
+from adapterhub_registry.nearest import Nearest
 from adapterhub_registry.outbox import Deliverer, EventWatch, Webhooks, prune
 from adapterhub_registry.pages.home import add_pages
+from adapterhub_registry.repos import retention
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
-from adapterhub_registry.storage.blobs import BlobStore, DiskBlobs, StoreUnreachable, raising_disk_full
-from adapterhub_registry.storage.xet import DiskXorbs, XorbStore
-from adapterhub_registry.upkeep import sweep_xorbs
-from adapterhub_registry.vectors import Nearest
+from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable, raising_disk_full
+from adapterhub_registry.storage.stores import stores_of
+from adapterhub_registry.treelog import TreeLog, complete
+from adapterhub_registry.upkeep.space import sweep_xorbs
 
 log = logging.getLogger("adapterhub_registry")
 
@@ -49,18 +59,24 @@ DERIVE_EVERY_S = 2.0
 VECTORS_EVERY_S = 5.0
 END_S = 5.0
 _POSTGRESQL_FULL = "53100"
+_OF_LIBRARIES = frozenset({"library", "projects", "outdated", "playground", "playground-stream"})
+"""What the paths of pages that only `adapt ui` has begin with."""
 _CODE_OF = {404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
-def open_registry(settings: Settings) -> Registry:
+def open_registry(settings: Settings, *, schema: Callable[[Connection], None] = bring_up_to_date) -> Registry:
     """Open the registry that `settings` describe; create its folders and tables when they are absent.
+
+    `schema` decides how a database of an earlier version is treated, see `database.schema`.
 
     Raises:
         MissingExtra: the extra `scale` is not installed.
-        UsageProblem: a newer version made the database.
+        UsageProblem: a newer version made the database, or the file of `--sign-in` has something else than expected.
     """
-    database = Database(settings.database, connections=settings.limits.database_connections)
-    blobs, xorbs = _stores(settings)
+    file, url = settings.sign_in_file, settings.public_url
+    rules = None if file is None else read_rules(file, public_url=url)
+    database = Database(settings.database, connections=settings.limits.database_connections, schema=schema)
+    blobs, xorbs = stores_of(settings)
     return Registry(
         settings=settings,
         db=database,
@@ -68,26 +84,23 @@ def open_registry(settings: Settings) -> Registry:
         xorbs=xorbs,
         repos=Repos(blobs, anonymous_read=settings.anonymous_read, limits=settings.limits),
         tokens=Tokens(database),
+        members=Members(database),
+        publishers=Publishers(database, Issuers(allows_loopback=is_here(settings.public_url or ""))),
+        accounts=Accounts(database),
+        devices=Devices(database, own_days=MOST_DAYS if rules is None else rules.token_days),
+        sign_in=None if rules is None else SignIn(rules, database, public_url=url or "", secret=settings.secret),
         downloads=Downloads(database),
         rates=Rates(),
         telemetry=Telemetry(sys.stderr if settings.log_requests else None),
         webhooks=Webhooks(database, networks=settings.webhook_networks, limits=settings.limits),
         watch=EventWatch(database),
         nearest=Nearest(settings.root),
+        log=TreeLog(database, settings.witnesses),
     )
 
 
-def _stores(settings: Settings) -> tuple[BlobStore, XorbStore]:
-    if settings.s3 is None:
-        return DiskBlobs(settings.root), DiskXorbs(settings.root / "xorbs")
-    with extra_named("keeping blobs in S3"):
-        from adapterhub_registry.storage import s3
-    bucket = s3.Bucket(settings.s3)
-    return s3.S3Blobs(bucket), s3.S3Xorbs(bucket)
-
-
 def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
-    """The server as an ASGI application. Pass `registry` when it is open already."""
+    """Return the server as an ASGI application. Pass `registry` when it is open already."""
     registry = registry or open_registry(settings)
     app = FastAPI(
         title="adapterhub registry",
@@ -100,6 +113,9 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     )
     app.state.registry = registry
     app.state.upload_slots = UploadSlots(settings.limits.uploads_at_once)
+    app.state.git_slots = git.GitSlots(settings.limits.git_at_once)
+    app.state.exchange_slots = trusted_api.ExchangeSlots()
+    app.state.health = anyio.CapacityLimiter(adapt_api.LOOKS_AT_ONCE)
     app.state.parsing = anyio.CapacityLimiter(PARSED_AT_ONCE)
     app.state.follower_slots = FairSlots(settings.limits.followers_at_once, "followers")
     app.add_middleware(Edge, limits=settings.limits, telemetry=registry.telemetry)
@@ -113,20 +129,19 @@ def create_app(settings: Settings, registry: Registry | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     ours = (adapt_api.router, adapt_api.operations_router)
-    hub = (xet.router, repositories.router, files.router, upload.router, missing.router)
+    hub = (xet.router, repositories.router, files.router, git.router, upload.router, missing.router)
     for router in (info.router, *ours, *hub):  # `include_router` would build each route again
         app.router.routes += router.routes
     app.state.threads = Threads(MOST)
     app.router.routes.insert(0, files.SOONEST)
     app.state.pages = add_pages(app, registry)
-    registry.repos.reserved |= _first_words(app) - {
-        FIRST_USER
-    }  # who keeps a namespace; only its page is that of administration
+    # the first user keeps a namespace; only its page is that of administration
+    registry.repos.reserved |= (_first_words(app) | _OF_LIBRARIES) - {FIRST_USER}
     return app
 
 
 def _first_words(app: FastAPI) -> frozenset[str]:
-    """What the paths of the routes begin with, which no namespace may be called."""
+    """Return the first parts of the routes' paths, which no namespace may have as its name."""
     paths = [str(getattr(route, "path", "")) for route in app.router.routes]
     return frozenset(word for path in paths if "{" not in (word := path.split("/")[1].lower()))
 
@@ -147,15 +162,31 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     stopped = Event()
     tasks = [
         asyncio.create_task(repeat(registry.downloads.flush, FLUSH_EVERY_S)),
+        asyncio.create_task(repeat(registry.tokens.flush, FLUSH_EVERY_S)),
+        asyncio.create_task(repeat(partial(audit.prune, registry.db, settings.limits.log_days), SWEEP_EVERY_S)),
         asyncio.create_task(repeat(registry.blobs.sweep, SWEEP_EVERY_S)),
         asyncio.create_task(repeat(partial(sweep_xorbs, registry), SWEEP_EVERY_S)),
         asyncio.create_task(repeat(partial(prune, registry.db), SWEEP_EVERY_S)),
+        asyncio.create_task(repeat(partial(retention.apply, registry.db), SWEEP_EVERY_S)),
+        asyncio.create_task(repeat(partial(complete, registry.db), SWEEP_EVERY_S)),
         asyncio.create_task(Deliverer(registry.db, allowed=settings.webhook_networks, retry_s=retry_s).run()),
     ]
+    keep_near = partial(worker.keep_near, registry.db, registry.sketches)
+    tasks.append(asyncio.create_task(repeat(keep_near, VECTORS_EVERY_S)))
+    tasks.append(asyncio.create_task(repeat(partial(registry.nearest.keep, registry.db), VECTORS_EVERY_S)))
     if settings.derives:
         derive = partial(worker.work, registry.db, registry.blobs, stopped=stopped)
         tasks.append(asyncio.create_task(repeat(derive, DERIVE_EVERY_S)))
-        make_vectors = partial(vectors.make, registry.db, settings.root, stopped=stopped)
+        bases, texts = worker.Lookout(), worker.Lookout()
+
+        def compare_bases() -> None:
+            kin.make(registry.db, registry.blobs, stopped=stopped, since_ms=bases.since_ms())
+
+        def make_vectors() -> None:
+            if vectors.has_model(settings.root):  # it may come at any time
+                vectors.make(registry.db, settings.root, stopped=stopped, since_ms=texts.since_ms())
+
+        tasks.append(asyncio.create_task(repeat(compare_bases, DERIVE_EVERY_S)))
         tasks.append(asyncio.create_task(repeat(make_vectors, VECTORS_EVERY_S)))
     try:
         yield
@@ -166,6 +197,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.wait(tasks, timeout=END_S)  # their threads give their connections back
         with contextlib.suppress(SQLAlchemyError):  # the database may stop at the same time
             registry.downloads.flush()
+            registry.tokens.flush()
         app.state.threads.close()
         registry.db.close()
 
@@ -188,15 +220,15 @@ def _on_race(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_busy(request: Request, error: Exception) -> JSONResponse:
-    """The database is unreachable, locked for too long, or aborted a transaction: clients retry 503 by themselves.
+    """Answer 503, which clients retry: the database is unreachable, locked for too long, or aborted a transaction.
 
-    A full disk gets another answer: a retry two seconds later would fail, too.
+    A full disk gets another answer, because a retry two seconds later would also fail.
     """
     if _is_full(error, request.app.state.registry.blobs):
         log.error("the disk of the database is full")
         return refusal_of(DiskFull("the server's disk is full; nothing was changed")).response()
     log.error("the database did not answer", exc_info=error)
-    return busy("the database does not answer; try again").response()
+    return away("database").response()
 
 
 def _is_full(error: Exception, blobs: BlobStore) -> bool:
@@ -207,7 +239,7 @@ def _is_full(error: Exception, blobs: BlobStore) -> bool:
 
 
 def _on_os_error(_request: Request, error: Exception) -> JSONResponse:
-    """A full disk, wherever the error arose; any other error is a bug of this program."""
+    """Return a full disk, wherever the error arose; any other error is a bug of this program."""
     try:
         with raising_disk_full():
             raise error
@@ -216,9 +248,9 @@ def _on_os_error(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _on_unreachable(_request: Request, error: Exception) -> JSONResponse:
-    """The bucket does not answer: clients retry 503 by themselves."""
+    """Return the bucket does not answer: clients retry 503 by themselves."""
     log.error("the blob store does not answer", exc_info=error)
-    return busy("the blob store does not answer; try again").response()
+    return away("blob store").response()
 
 
 def _on_invalid(request: Request, error: Exception) -> JSONResponse:
@@ -230,7 +262,7 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """A refusal by the framework: no such route, or no such method."""
+    """Return a refusal by the framework: no such route, or no such method."""
     assert isinstance(error, HTTPException)
     page = await request.app.state.pages.nothing_here(request, error)
     if page is not None:

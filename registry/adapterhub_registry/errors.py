@@ -26,6 +26,8 @@ from adapterhub.core.errors import (
 
 MESSAGE_CHARACTERS = 400
 BUSY_RETRY_S = 2
+AWAY_RETRY_S = 4
+"""The hub client adds a second and tries six times, so it outlives 25 seconds without a part of the server."""
 
 
 class HttpRefusal(HTTPException):
@@ -49,9 +51,9 @@ class HttpRefusal(HTTPException):
         self.body = dict(body or {})
 
     def response(self) -> JSONResponse:
-        """The HTTP response."""
+        """Return the HTTP response."""
         # a header is Latin-1 on the wire; the body carries the text unchanged
-        plain = self.message.encode("ascii", "replace").decode("ascii")
+        plain = self.message.encode("ascii", "replace").decode("ascii").strip()  # no value begins or ends with a blank
         headers = {"X-Error-Code": self.code, "X-Error-Message": plain, **self.headers}
         return JSONResponse({"error": self.message, **self.body}, status_code=self.status, headers=headers)
 
@@ -78,7 +80,9 @@ def forbidden(message: str) -> HttpRefusal:
 
 def repo_not_found(repo_id: str) -> HttpRefusal:
     """404: no such repository, or one that this caller may not see; the answers are the same."""
-    return HttpRefusal(404, "RepoNotFound", f"repository `{repo_id}` not found")
+    return HttpRefusal(
+        404, "RepoNotFound", f"repository `{repo_id}` not found; check the name, or send a token that may read it"
+    )
 
 
 def gated(repo_id: str) -> HttpRefusal:
@@ -93,7 +97,26 @@ def gated(repo_id: str) -> HttpRefusal:
 
 def revision_not_found(repo_id: str, revision: str) -> HttpRefusal:
     """404: no branch, tag or commit has that name."""
-    return HttpRefusal(404, "RevisionNotFound", f"`{repo_id}` has no revision `{revision}`")
+    return HttpRefusal(
+        404, "RevisionNotFound", f"`{repo_id}` has no revision `{revision}`, expected a branch, a tag or a commit"
+    )
+
+
+def version_not_found(repo_id: str, version: str) -> HttpRefusal:
+    """404: the repository has no release of that version."""
+    message = f"`{repo_id}` has no release {shown(version)}; `adapt info {repo_id}` shows the newest"
+    return HttpRefusal(404, "VersionNotFound", message)
+
+
+def alias_not_found(repo_id: str, alias: str) -> HttpRefusal:
+    """404: no alias of the repository has that name."""
+    message = f"`{repo_id}` has no alias `{shown(alias)}`; `adapt alias list {repo_id}` lists them"
+    return HttpRefusal(404, "AliasNotFound", message)
+
+
+def unknown_cursor(cursor: str) -> HttpRefusal:
+    """400: a cursor of another list, or of another server."""
+    return bad_request(f"cursor `{shown(cursor)}` is not of this list, expected that of the answer before, or none")
 
 
 def entry_not_found(path: str, commit: str | None = None) -> HttpRefusal:
@@ -109,13 +132,18 @@ def conflict(message: str, **body: object) -> HttpRefusal:
 
 def stale_parent(parent: str, head: str) -> HttpRefusal:
     """412: the branch has moved since the caller read it."""
-    return HttpRefusal(412, "StaleParent", f"parent commit {parent} is not the head of the branch, which is {head}")
+    return HttpRefusal(
+        412, "StaleParent", f"parent commit {parent} is not the head of the branch, which is {head}; read it again"
+    )
 
 
 def too_large(limit_bytes: int) -> HttpRefusal:
     """413: the body exceeds the limit. The connection closes, and the server reads no more of it."""
     return HttpRefusal(
-        413, "TooLarge", f"the body exceeds the limit of {limit_bytes} bytes", headers={"Connection": "close"}
+        413,
+        "TooLarge",
+        f"the body exceeds the limit, expected at most {limit_bytes} bytes",
+        headers={"Connection": "close"},
     )
 
 
@@ -135,6 +163,12 @@ def busy(message: str) -> HttpRefusal:
     return HttpRefusal(503, "Busy", message, headers={"Retry-After": str(BUSY_RETRY_S)})
 
 
+def away(part: str) -> HttpRefusal:
+    """503: a part of the server does not answer; the client tries again by itself, for longer than after `busy`."""
+    message = f"the {part} does not answer; try again"
+    return HttpRefusal(503, "Busy", message, headers={"Retry-After": str(AWAY_RETRY_S)})
+
+
 def not_offered(message: str) -> HttpRefusal:
     """501: this server lacks a feature of the Hub."""
     return HttpRefusal(501, "NotImplemented", message)
@@ -152,7 +186,7 @@ _STATUS_OF: tuple[tuple[type[AdapterHubError], int, str], ...] = (
 
 
 def refusal_of(error: AdapterHubError) -> HttpRefusal:
-    """The refusal that stands for an error of the library."""
+    """Return the refusal that stands for an error of the library."""
     for kind, status, code in _STATUS_OF:
         if isinstance(error, kind):
             return HttpRefusal(status, code, error.message)

@@ -13,7 +13,20 @@ RepoId = NewType("RepoId", str)
 """`namespace/name`; only `parse_repo_id` makes one."""
 
 _KINDS = ("models", "datasets", "spaces", "kernels", "buckets")
-_PAGES = ("api", "oauth", "login", "settings", "docs", "static", "metrics", "healthz", "_xet", "_lfs", ".well-known")
+_PAGES = (
+    "api",
+    "oauth",
+    "login",
+    "settings",
+    "docs",
+    "static",
+    "metrics",
+    "healthz",
+    "livez",
+    "_xet",
+    "_lfs",
+    ".well-known",
+)
 RESERVED_NAMESPACES = frozenset({*_KINDS, *_PAGES})
 MAX_PATH_BYTES = 1024
 MAX_SEGMENT_BYTES = 255
@@ -45,18 +58,24 @@ def parse_repo_id(namespace: str, name: str) -> RepoId:
                 "`.`, `_`, `-`, without `--` or `..`"
             )
     if name.endswith(".git") or namespace.endswith(".git"):
-        raise bad_request(f"repository `{shown(text)}`: a name cannot end in `.git`")
+        raise bad_request(f"repository `{shown(text)}`: a name cannot end in `.git`; choose another name")
     if namespace.lower() in RESERVED_NAMESPACES:
         raise bad_request(f"repository `{shown(text)}`: the namespace `{namespace}` is reserved")
     return RepoId(text)
 
 
 def known_repo_id(namespace: str, name: str) -> RepoId:
-    """The id of a repository in a URL; a malformed id is a 404, like any repository that does not exist."""
+    """Return the id of a repository in a URL; a malformed id is a 404, like any repository that does not exist."""
     try:
         return parse_repo_id(namespace, name)
     except HttpRefusal:
         raise repo_not_found(shown(f"{namespace}/{name}")) from None
+
+
+def split(repo: str) -> tuple[str, str]:
+    """Return the namespace and the name in `namespace/name`, neither checked."""
+    namespace, _, name = repo.partition("/")
+    return namespace, name
 
 
 def parse_ref_name(text: str) -> str:
@@ -75,9 +94,11 @@ def parse_ref_name(text: str) -> str:
         or not text.isprintable()
     )
     if wrong:
-        raise bad_request(f"`{shown(text)}` is not a valid name for a branch or tag")
+        raise bad_request(f"`{shown(text)}` is not a valid name for a branch or tag, expected a name as git allows it")
     if COMMIT_PREFIX.fullmatch(text):
-        raise bad_request(f"`{text}` is not a valid name for a branch or tag: it looks like a commit id")
+        raise bad_request(
+            f"`{text}` is not a valid name for a branch or tag: it looks like a commit id; choose another name"
+        )
     return text
 
 
@@ -115,7 +136,10 @@ def parse_sha256(text: str, *, what: str = "oid") -> str:
 
 
 def key_of_version(text: str) -> str:
-    """The key of a version that a caller names, as the column `version_key` has it; of other text one that none has."""
+    """Return the key of a version that a caller names, as the column `version_key` has it.
+
+    Of other text one that none has.
+    """
     try:
         return version_key(text)
     except SpecError:

@@ -2,7 +2,7 @@
 
 An event has a place in the order, its number, only after its commit: the first reader gives it. So a reader of all
 events up to a number never finds a smaller one later, though several servers write at once. A number is the time in
-microseconds, moved on where two would be equal. Gaps in the numbers thus do not tell how many events of private
+microseconds, moved on where two would be equal. Gaps in the numbers thus do not reveal how many events of private
 repositories lie between.
 
 To deliver, the server resolves the host name once, refuses every address that is not public, and connects to the
@@ -15,7 +15,7 @@ receiver knows a repeat by its id. A receiver that does not answer rests as a wh
 time, however many events wait for it.
 
 A webhook belongs to the user who added it. It gets an event only while one of this user's tokens may change the
-repository: revoking the tokens of someone who leaves silences the webhooks, too.
+repository: revoking the tokens of someone who leaves also silences the webhooks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ from adapterhub.core.dates import Moment, moment_or_none
 from adapterhub.core.errors import Conflict, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.webhooks import new_secret, signed_headers
 from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
-from adapterhub_registry.access.tokens import OPERATOR, Caller, callers_of, reached_names
+from adapterhub_registry import treelog
+from adapterhub_registry.access.audit import log_change
+from adapterhub_registry.access.callers import LOCAL, OPERATOR, Caller, reached_names
+from adapterhub_registry.access.tokens import callers_of
 from adapterhub_registry.database.db import (
     Database,
     deliveries,
@@ -70,6 +73,7 @@ Change = Literal[
     "version.unyanked",
     "version.deleted",
     "alias.moved",
+    "alias.retention",
     "repository.deleted",
     "repository.moved",
 ]
@@ -93,7 +97,11 @@ class EventPart:
 
 
 def record(connection: Connection, repo: Row[Any], kind: EventType, **data: object) -> None:
-    """Record an event of a repository, and a delivery for each webhook that listens; in the change's transaction."""
+    """Record an event of a repository, also in the log, and a delivery for each webhook that listens.
+
+    It is part of the change's transaction.
+    """
+    treelog.note(connection, repo, kind, data)
     event_id = _insert(connection, repo.full_name, kind, data, private=repo.private)
     namespace = repo.full_name.partition("/")[0]
     hooks = select(webhooks.c.id, webhooks.c.types).where(webhooks.c.scope.in_([namespace, repo.full_name]))
@@ -134,7 +142,7 @@ def number_events(connection: Connection) -> None:
 
 
 def latest(database: Database) -> int:
-    """A number that grows with each event, for a look whether there is a new one."""
+    """Return a number that grows with each event, for a look whether there is a new one."""
     with database.read() as connection:
         return connection.scalar(select(func.max(events.c.id))) or 0
 
@@ -142,7 +150,7 @@ def latest(database: Database) -> int:
 def read_page(
     database: Database, caller: Caller, readable: ColumnElement[bool], *, since: int | None, limit: int
 ) -> EventPart:
-    """The events after `since` of repositories that the caller sees; with None, no event, but where to begin.
+    """Return the events after `since` of repositories that the caller sees; with None, no event, but where to begin.
 
     `readable` is the condition on `repos` for the public ones that the caller may see.
     """
@@ -165,7 +173,7 @@ def read_page(
 
 
 def document(row: Row[Any]) -> dict[str, Any]:
-    """An event as receivers and followers read it."""
+    """Return an event as receivers and followers read it."""
     at = datetime.fromtimestamp(row.created_at / 1000, tz=timezone.utc)
     return {
         "id": row.public_id,
@@ -187,10 +195,10 @@ def _now_us() -> int:
 
 
 def _visible(caller: Caller, readable: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Whether the caller may learn of an event: by who could read its repository then, and who can now."""
+    """Return whether the caller may learn of an event: by who could read its repository then, and who can now."""
     hidden_now = exists().where(repos.c.full_name == events.c.repo, ~readable)
     public = events.c.private.is_(False) & ~hidden_now
-    mine = reached_names(caller.namespaces, events.c.repo)
+    mine = reached_names(caller, events.c.repo)
     return (events.c.type != TEST) & or_(public, mine)
 
 
@@ -220,7 +228,7 @@ class EventWatch:
         self._asking = asyncio.Lock()
 
     async def latest(self) -> int:
-        """A number that grows with each event."""
+        """Return a number that grows with each event."""
         async with self._asking:
             if time.monotonic() - self._asked_at > FRESH_S:
                 self._latest = await run_in_threadpool(latest, self._db)
@@ -250,7 +258,7 @@ class DeliveryOutcome:
 
 
 class _NotSent(Exception):
-    """The message cannot be sent; the text says why, and never more than its sender may know."""
+    """The message cannot be sent; the text holds the reason, and never more than its sender may know."""
 
 
 def check_url(url: str, allowed: tuple[Network, ...]) -> None:
@@ -343,7 +351,7 @@ def _problem(status: int) -> str | None:
 
 
 async def _resolved(host: str, port: int, allowed: tuple[Network, ...], *, scheme: str) -> Address:
-    """The address to connect to, checked.
+    """Return the address to connect to, checked.
 
     Raises:
         _NotSent: the name has no address, or one that is refused.
@@ -367,7 +375,7 @@ def _may_reach(address: Address, allowed: tuple[Network, ...], *, scheme: str) -
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the public internet, also one that is written inside another."""
+    """Return whether an address is on the public internet, also one that is written inside another."""
     address = _inside(address)
     if isinstance(address, ipaddress.IPv6Address) and (address.teredo or address.is_site_local):
         return False
@@ -376,7 +384,7 @@ def is_public(address: Address) -> bool:
 
 
 def _inside(address: Address) -> Address:
-    """The IPv4 address that an IPv6 address stands for, where it stands for one."""
+    """Return the IPv4 address that an IPv6 address stands for, where it stands for one."""
     if not isinstance(address, ipaddress.IPv6Address):
         return address
     if address in _NAT64 or 1 < int(address) < 1 << 32:
@@ -616,7 +624,8 @@ class Webhooks:
                 "secret": secret,
                 "types": json.dumps(sorted(set(types))),
             }
-            row |= {"owner": self._caller.user if self._caller is not OPERATOR else None, "created_at": now_ms()}
+            row |= {"owner": self._caller.user if self._caller.user != LOCAL else None, "created_at": now_ms()}
+            log_change(connection, self._caller.by, "webhook", f"to {urlsplit(url).hostname}", repo=scope)
             number = inserted_id(connection.execute(insert(webhooks).values(row)))
             return NewWebhook(webhook=_record(connection, self._row(connection, number)), secret=secret)
 
@@ -631,10 +640,13 @@ class Webhooks:
         with self._db.begin() as connection:
             record = _record(connection, self._row(connection, number))
             connection.execute(delete(webhooks).where(webhooks.c.id == number))
+            log_change(
+                connection, self._caller.by, "webhook", f"no more to {urlsplit(record.url).hostname}", repo=record.scope
+            )
         return record
 
     def deliveries(self, number: int, *, limit: int = 50) -> list[Delivery]:
-        """The last deliveries of a webhook, newest first; raises NotFound."""
+        """Return the last deliveries of a webhook, newest first; raises NotFound."""
         with self._db.begin() as connection:
             self._row(connection, number)
             number_events(connection)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.limits import parse_amount
+from adapterhub.formats.treelog import LogKey
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MEBIBYTE = 1 << 20
@@ -32,7 +33,7 @@ class ServerLimits:
     part_bytes: int = 64 * MEBIBYTE
     operations: int = 20_000  # of one commit
     files: int = 20_000  # of one repository at one commit
-    refs: int = 5_000  # branches and tags of one repository; clients read all of them in one answer
+    refs: int = 5_000  # branches and tags of one repository beside the tags of versions
     href_ttl_s: int = 3600
     uploads_at_once: int = 64  # of one server; a token gets another slot while more are free than it holds
     head_s: float = 10  # from a request's first byte, or the connection's start, to the end of the head
@@ -51,10 +52,15 @@ class ServerLimits:
     namespace_repos: int = 0
     namespace_webhooks: int = 20  # of a namespace and its repositories
     webhook_retry_s: int = 5  # before the first repeat of a failed delivery; each further wait is four times as long
+    git_at_once: int = 8  # clones and fetches by git of one server, shared as uploads are
+    git_commits: int = 20_000  # of a repository that git may clone
+    git_entries: int = 2_000_000  # of the folders that change in such a repository, over all commits
+    git_pack_bytes: int = 1024 * MEBIBYTE  # of what one clone or fetch gets beside files in LFS
+    log_days: int = 0  # of the log of changes; older entries go, 0 keeps all
     followers_at_once: int = 512  # requests of one server that wait for the next event
 
     def with_values(self, assignments: tuple[str, ...]) -> ServerLimits:
-        """These limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
+        """Return these limits with `NAME=VALUE` applied; a number of bytes may have a unit (`10GB`, `512MiB`).
 
         Raises:
             UsageProblem: an unknown limit, a value that is not a whole number, or 0 for a limit that needs a bound.
@@ -99,8 +105,9 @@ class Settings:
     `public_url` is the address that clients use when the server is behind a proxy; None takes the address of each
     request. `secret` signs short-lived links, and its holder can upload; servers that share a database share it. `s3`
     is None when blobs lie under `root`. The server believes X-Forwarded-For only from `trusted_proxies`. Webhooks reach
-    public addresses by https, and those in `webhook_networks` by http, too. With
-    `derives`, the server itself makes the records of weights that its pages show.
+    public addresses by https, and those in `webhook_networks` also by http. With `derives`, the server itself makes the
+    records of weights that its pages show. `sign_in_file` names the issuer at which people sign in; None leaves tokens
+    as the only way. The registry keeps what `witnesses` co-sign of its log.
     """
 
     root: Path
@@ -114,6 +121,8 @@ class Settings:
     webhook_networks: tuple[Network, ...] = ()
     log_requests: bool = False
     derives: bool = True
+    sign_in_file: Path | None = None
+    witnesses: tuple[LogKey, ...] = ()
 
     @property
     def database(self) -> str:
@@ -130,7 +139,7 @@ def load_settings(
     limits: ServerLimits | None = None,
     **more: Any,
 ) -> Settings:
-    """The settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
+    """Return the settings of a server over `root`, which is created when absent; `secret_file` holds its secret.
 
     Without `secret_file`, the secret lies in `root`; the first start creates it. What does not serve needs no secret
     and creates nothing.
@@ -152,7 +161,7 @@ def load_settings(
 def close_to_others(root: Path) -> None:
     """Take from other users of the machine what earlier versions, or `mkdir`, left them in the folder of a registry.
 
-    What belongs to somebody else stays: a volume that its platform mounts has the rights that it was given.
+    Folders of another owner stay: a volume that its platform mounts has the rights that it was given.
     """
     for path in (root, *root.iterdir()):
         is_link, mode = path.is_symlink(), path.lstat().st_mode & 0o777

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, get_args
 
-from sqlalchemy import Row, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
@@ -23,16 +24,19 @@ from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract, parse
 from adapterhub.formats.contract.results import CLOCKS_DIFFER_S, RESULT_LIMIT_BYTES, Attested
 from adapterhub.formats.manifest import CONTRACT_FILE, MANIFEST_FILE, MEDIA_TYPES, WEIGHTS_FILE
 from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES, Bundle, PublicKey, pre_authentication, read_statement
+from adapterhub_registry.access.audit import By, log_change
 from adapterhub_registry.database.db import (
     adapters,
     lock_name,
     now_ms,
-    records,
     releases,
+    repos,
     results,
     test_keys,
     test_rules,
 )
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.steps import Leftover
 from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, forbidden, out_of_bounds, too_large
 from adapterhub_registry.names import KEY_NAME, PART, key_of_version
 from adapterhub_registry.storage.blobs import BlobStore
@@ -42,36 +46,44 @@ MOST_KEYS: Final = 20
 
 
 def digest_in(hex_digits: str) -> Digest:
-    """The digest of which a row has the digits."""
+    """Return the digest of which a row has the digits."""
     return Digest(f"sha256:{hex_digits}")
 
 
 def rule_of(connection: Connection, namespace: str) -> NamespaceRule:
-    """The rule of a namespace; one without a rule asks nothing and knows no key."""
-    row = connection.execute(select(test_rules).where(test_rules.c.namespace == namespace)).one_or_none()
-    mine = select(test_keys).where(test_keys.c.namespace == namespace).order_by(test_keys.c.name)
+    """Return the rule of a namespace; one without a rule asks nothing and knows no key."""
+    row = _RULE.first(connection, namespace=namespace)
     return NamespaceRule(
         namespace=namespace,
         asks=row.asks if row else "off",
         keys_only=bool(row and row.keys_only),
         keys=tuple(
             TesterKey(name=key.name, fingerprint=digest_in(key.fingerprint), pem=key.pem)
-            for key in connection.execute(mine).all()
+            for key in _KEYS.rows(connection, namespace=namespace)
         ),
     )
+
+
+_RULE: Final = PreparedSql(select(test_rules).where(test_rules.c.namespace == bindparam("namespace")))
+_KEYS: Final = PreparedSql(
+    select(test_keys).where(test_keys.c.namespace == bindparam("namespace")).order_by(test_keys.c.name)
+)
 
 
 def change_rule(
     connection: Connection,
     namespace: str,
     *,
-    by: str,
+    by: By,
     asks: str | None = None,
     keys_only: bool | None = None,
     trust: Sequence[tuple[str, str]] = (),
     distrust: Sequence[str] = (),
+    owners: Mapping[str, str] | None = None,
 ) -> NamespaceRule:
     """Change the rule of a namespace and return it; None keeps a setting. `trust` has names and PEM texts of keys.
+
+    `owners` has the users of keys by their names: a key ends with the removal of its user.
 
     Versions that are published already stay, whatever the rule says.
 
@@ -113,11 +125,11 @@ def change_rule(
             hint="name one as well: `--trust ben=ben.pub`",
         )
     if wanted != rule:
-        _write(connection, wanted, by)
+        _write(connection, wanted, by, owners or {})
     return wanted
 
 
-def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
+def _write(connection: Connection, rule: NamespaceRule, by: By, owners: Mapping[str, str]) -> None:
     before = {hex_of(key.fingerprint) for key in rule_of(connection, rule.namespace).keys}
     mine = test_keys.c.namespace == rule.namespace
     connection.execute(delete(test_rules).where(test_rules.c.namespace == rule.namespace))
@@ -128,11 +140,12 @@ def _write(connection: Connection, rule: NamespaceRule, by: str) -> None:
     for key in rule.keys:
         if hex_of(key.fingerprint) not in before:
             one = {"fingerprint": hex_of(key.fingerprint), "name": key.name, "pem": key.pem, "created_at": now_ms()}
+            one["owner"] = owners.get(key.name)
             connection.execute(insert(test_keys).values(namespace=rule.namespace, **one))
             _prove(connection, key)
     keys = ", ".join(key.name for key in rule.keys) or "no key"
     subject = f"{rule.namespace}: {rule.asks}{', known keys only' if rule.keys_only else ''}; {keys}"
-    connection.execute(insert(records).values(created_at=now_ms(), actor=by, action="tests", subject=subject))
+    log_change(connection, by, "tests", subject, repo=rule.namespace)
 
 
 def _prove(connection: Connection, key: TesterKey) -> None:
@@ -165,7 +178,7 @@ MOST_CLAIMS: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResult:
-    """A result, and the file that states it. `signer` is the name of the namespace's key that made it, else None."""
+    """A result, and the file that states it. `signer` is the name of the namespace's key that made it, or None."""
 
     said: Attested
     sha256: str
@@ -177,14 +190,13 @@ class StoredResult:
 
 
 def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> str:
-    """The digest, 64 hex digits, of the build with this version: a release, or the head of `main` before its tag.
+    """Return the digest (64 hex digits) of the build with this version: a release, or untagged, `main`'s head.
 
     Raises:
         HttpRefusal: 404.
     """
     key = key_of_version(version)
-    mine = (releases.c.repo_id == repo.id) & (releases.c.version_key == key)
-    found = connection.scalar(select(releases.c.digest).where(mine))
+    found = next((digest for (digest,) in _RELEASED.tuples(connection, repo=repo.id, key=key)), None)
     if found is None:
         head = (adapters.c.repo_id == repo.id) & adapters.c.version.is_not(None) & adapters.c.is_head
         row = connection.execute(select(adapters.c.version, adapters.c.digest).where(head)).one_or_none()
@@ -194,11 +206,16 @@ def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> s
     return str(found)
 
 
+_RELEASED: Final = PreparedSql(
+    select(releases.c.digest).where(releases.c.repo_id == bindparam("repo"), releases.c.version_key == bindparam("key"))
+)
+
+
 def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by: str, may_write: bool) -> StoredResult:
     """Store a result on a version; the same one twice is one.
 
     Raises:
-        HttpRefusal: 400 for what is no result, 403 for a forged one or a sender without the right, 404 for an unknown
+        HttpRefusal: 400 if it is not a result, 403 for a forged one or a sender without the right, 404 for an unknown
             version, 409 when a later one is here, 413 for too many or too large, 422 for one about another build or
             from the future.
     """
@@ -217,9 +234,14 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
     if known is not None and not _is_by(bundle, known):
         raise forbidden(f"the result was not made with the key `{known.name}` that it names: it is forged")
     if known is None and rule.keys_only:
-        raise forbidden(f"`{repo.namespace}` stores only results by its own keys, and {hint[:12]}… is none of them")
+        raise forbidden(
+            f"`{repo.namespace}` stores only results by its own keys, and key {hint[:12]}… is not one of them; "
+            f"an owner of `{repo.namespace}` can add it"
+        )
     if known is None and not may_write:
-        raise forbidden(f"{hint[:12]}… is no key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`")
+        raise forbidden(
+            f"{hint[:12]}… is not a key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`"
+        )
     lock_name(connection, f"results of {repo.id}")
     mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
     question = _question(said)
@@ -255,16 +277,56 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
 
 
 def results_on(connection: Connection, repo: Row[Any], digest: str, rule: NamespaceRule) -> list[StoredResult]:
-    """The results on a build, the newest first; `rule` names the keys that count."""
-    mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
-    found = [_stored(row, rule) for row in connection.execute(select(results).where(mine)).all()]
+    """Return the results on a build, the newest first; `rule` names the keys that count."""
+    found = [_stored(row, rule) for row in _ON_BUILD.rows(connection, repo=repo.id, manifest=digest)]
     return sorted(found, key=lambda one: (one.said.time, one.sha256), reverse=True)
 
 
-def passes(found: Sequence[StoredResult], *, contract: str, base: str) -> bool:
-    """Whether one of the results is a PASS by a key of the namespace, by this contract and on this base.
+_ON_BUILD: Final = PreparedSql(
+    select(results).where(results.c.repo_id == bindparam("repo"), results.c.manifest == bindparam("manifest"))
+)
+MOST_SHOWN: Final = 400
+_MOST_BUILDS: Final = 1000
 
-    One that did not measure the base alone does not count where one that did says CHANGED.
+
+class ProvenResult(NamedTuple):
+    """A result by a key that the namespace of the repository knows, on the listed build of the repository."""
+
+    full_name: str
+    version: str
+    said: Attested
+    signer: str
+
+
+def results_for_base(connection: Connection, sha256: str, readable: ColumnElement[bool]) -> list[ProvenResult]:
+    """Return the newest 400 proven results on those of the newest 1,000 builds for a base that `readable` admits."""
+    return [
+        ProvenResult(row.full_name, row.version or "", _parsed_result(row.body)[1], row.name)
+        for row in _proven(readable).rows(connection, base=sha256)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _proven(readable: ColumnElement[bool]) -> PreparedSql:
+    mine = adapters.c.is_listed & (adapters.c.base_sha256 == bindparam("base")) & readable
+    # without the version, an index has all of it
+    columns = (repos.c.id, repos.c.full_name, repos.c.namespace, adapters.c.digest)
+    newest = select(*columns).join_from(adapters, repos, repos.c.id == adapters.c.repo_id).where(mine)
+    builds = newest.order_by(adapters.c.created_at.desc()).limit(_MOST_BUILDS).subquery()
+    is_on = (results.c.repo_id == builds.c.id) & (results.c.manifest == builds.c.digest)
+    is_known = (test_keys.c.namespace == builds.c.namespace) & (test_keys.c.fingerprint == results.c.key)
+    proven = select(results.c.id, builds.c.full_name, adapters.c.version, test_keys.c.name)
+    is_listed = (adapters.c.repo_id == builds.c.id) & adapters.c.is_listed
+    proven = proven.join_from(builds, results, is_on).join(test_keys, is_known).join(adapters, is_listed)
+    proven = proven.where(results.c.verdict.is_not(None))
+    shown_now = proven.order_by(results.c.id.desc()).limit(MOST_SHOWN).subquery()
+    return PreparedSql(select(shown_now, results.c.body).join_from(shown_now, results, results.c.id == shown_now.c.id))
+
+
+def passes(found: Sequence[StoredResult], *, contract: str, base: str) -> bool:
+    """Return whether one of the results is a PASS by a key of the namespace, by this contract and on this base.
+
+    One that did not measure the plain base does not count if one that did is CHANGED.
     """
     counted = [one.said for one in found if one.signer is not None]
     return any(
@@ -275,11 +337,11 @@ def passes(found: Sequence[StoredResult], *, contract: str, base: str) -> bool:
     )
 
 
-def forget(connection: Connection, before_ms: int) -> None:
-    """Remove the results on builds that were never released and that no commit shows any more."""
+def unneeded(before_ms: int) -> Leftover:
+    """Return the results from before a time on builds that were never released and that no commit shows any more."""
     shown_now = exists().where(adapters.c.repo_id == results.c.repo_id, adapters.c.digest == results.c.manifest)
     released = exists().where(releases.c.repo_id == results.c.repo_id, releases.c.digest == results.c.manifest)
-    connection.execute(delete(results).where(results.c.created_at < before_ms, ~shown_now, ~released))
+    return Leftover(results, (results.c.created_at < before_ms) & ~shown_now & ~released)
 
 
 def _parsed_result(raw: bytes) -> tuple[Bundle, Attested]:
@@ -396,7 +458,7 @@ def _problem(
 
 
 def _contract(blobs: BlobStore, evals: str | None) -> Contract | None:
-    """The contract in a file of the store; None where it is none that this version can read."""
+    """Return the contract in a file of the store; None if this version cannot read one there."""
     if evals is None or blobs.size(evals) > MAX_BYTES:
         return None
     raw = b"".join(blobs.open(evals, 0, MAX_BYTES))
@@ -411,7 +473,7 @@ COVERED = (*MEDIA_TYPES, MANIFEST_FILE)
 
 
 def signer_of(raw: bytes, files: Mapping[str, str], rule: NamespaceRule) -> str | None:
-    """The name of the key of the namespace that signed these files (path to sha256), in the bytes of a `model.sig`.
+    """Return the name of the namespace's key that signed these files (path to sha256), in the bytes of a `model.sig`.
 
     None for a signature that does not hold, does not cover the build, was made for another namespace, or is by a key
     that the namespace does not know.

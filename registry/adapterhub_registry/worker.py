@@ -20,14 +20,14 @@ import secrets
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from threading import Event
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, select, true, update
+from sqlalchemy import bindparam, delete, exists, func, insert, select, tuple_, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import parse_digest
@@ -37,22 +37,32 @@ from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, MEDIA_TYPES,
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub_registry.access import rights
-from adapterhub_registry.database.db import Database, adapters, derived, facts, insert_new, now_ms, parents, sketches
+from adapterhub_registry.database.db import (
+    Database,
+    adapters,
+    derived,
+    facts,
+    insert_new,
+    lock_name,
+    now_ms,
+    parents,
+    sketches,
+    slices,
+)
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import among
+from adapterhub_registry.database.steps import Leftover
 from adapterhub_registry.errors import busy
 from adapterhub_registry.repos.adapter_facts import CONFIG_LIMIT_BYTES, header_of, manifest_of
 from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.storage.blobs import BlobStore, StoreUnreachable
-
-if TYPE_CHECKING:
-    from adapterhub.formats.derived.likeness import Sketches
-
 
 _NAME: Final = "sketch_secret"
 _BYTES: Final = 32
 
 
 def sketch_key(database: Database) -> str:
-    """The key, made when it is first asked for; of all who ask at once, one decides."""
+    """Return the key, made when it is first asked for; of all who ask at once, one decides."""
     wanted = select(facts.c.value).where(facts.c.name == _NAME)
     with database.read() as connection:
         found = connection.scalar(wanted)
@@ -64,7 +74,7 @@ def sketch_key(database: Database) -> str:
 
 
 def id_of(key: str) -> str:
-    """What tells one key from another and says nothing of it."""
+    """Return a stamp that tells one key from another and reveals nothing of it."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -87,7 +97,7 @@ class Once:
         self._running: set[Hashable] = set()
 
     def result(self, subject: Hashable, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The result kept under `(subject, key)`, or a new one of `make`.
+        """Return the result kept under `(subject, key)`, or a new one of `make`.
 
         Raises:
             HttpRefusal: 503 with Retry-After while another computation about the subject runs, or many others.
@@ -114,81 +124,115 @@ class Once:
 FLOOR: Final = 0.9
 """The least cosine in an answer. Below, sketches err too much, and each answer would tell more of their key."""
 DIGITS: Final = 2
+EXACT: Final = 100_000
+"""Up to so many sketches are compared one by one; of more, `Signs` choose."""
 _COUNTED_S: Final = 60.0
-"""Sketches are counted when there is a later one, and this often: some go, and one may be of the same millisecond."""
+"""So often the sketches in memory are counted: those that are gone stay there until they are half of all."""
+_READ_AT_ONCE: Final = 2000
+_NEXT: Final = PreparedSql(
+    select(sketches.c.made_at, sketches.c.digest, sketches.c.key_id, sketches.c.sketch)
+    .where(tuple_(sketches.c.made_at, sketches.c.digest) > tuple_(bindparam("made_at"), bindparam("digest")))
+    .order_by(sketches.c.made_at, sketches.c.digest)
+    .limit(_READ_AT_ONCE)
+)
+_OF_DIGEST: Final = PreparedSql(
+    select(sketches.c.key_id, sketches.c.sketch).where(sketches.c.digest == bindparam("digest"))
+)
+_OF_DIGESTS: Final = PreparedSql(
+    select(sketches.c.digest, sketches.c.sketch).where(
+        sketches.c.key_id == bindparam("key_id"), among(sketches.c.digest, "digests")
+    )
+)
 
 
-@dataclass(frozen=True, slots=True)
 class _KnownSketches:
-    digests: list[str]
-    packed: Sketches
+    """The sketches of one key: 48 bytes of each, and up to `EXACT` of them whole."""
+
+    def __init__(self) -> None:
+        from adapterhub.formats.derived.likeness import Signs, Sketches
+
+        self.digests: list[bytes] = []
+        self._signs, self._packed = Signs(), Sketches(b"")
+
+    def add(self, digests: Sequence[str], packed: Sequence[bytes]) -> None:
+        """Take in some more; a search that runs meanwhile sees them or not."""
+        from adapterhub.formats.derived.likeness import Sketches
+
+        self.digests += map(bytes.fromhex, digests)
+        self._signs = self._signs.with_more(packed)
+        self._packed = self._packed.with_more(packed) if len(self.digests) <= EXACT else Sketches(b"")
+
+    def near(self, sketch: bytes, least: float) -> list[str]:
+        """Return the digests of those that may be so near, or as much negated: some are gone, and some are not near."""
+        signs, packed = self._signs, self._packed
+        places = (abs(packed.cosines(sketch)) >= least).nonzero()[0] if len(packed) else signs.near(sketch)
+        return [self.digests[at].hex() for at in places.tolist()]
 
 
 @dataclass(slots=True)
 class KnownSketches:
-    """The sketches of a database: new ones are added to those in memory; all are read again when one is gone."""
+    """What finds the near sketches of a database. What is new is added; the rows of the table give the answer."""
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _count: int = 0
-    _last_ms: int = 0
-    _counted_at: float = -_COUNTED_S
-    _at_last: set[str] = field(default_factory=set)
+    _last: tuple[int, str] = (-1, "")
+    _counted_at: float = 0.0
     _of_key: dict[str, _KnownSketches] = field(default_factory=dict)
 
     def near(self, connection: Connection, digest: str, above: float) -> dict[str, float] | None:
-        """The cosine with each build, by digest, that is `above` or more or as much negated; None without a sketch.
+        """Return the cosine with each build, by digest, that is `above` or more or as much negated.
+
+        None without a sketch.
 
         The cosines are rounded to `DIGITS`, and `above` is at least `FLOOR`.
         """
-        wanted = select(sketches.c.key_id, sketches.c.sketch).where(sketches.c.digest == digest)
-        mine = connection.execute(wanted).one_or_none()
+        mine = _OF_DIGEST.first(connection, digest=digest)
         if mine is None:
             return None
-        known = self._read(connection).get(mine.key_id)
+        self.read(connection)
+        known = self._of_key.get(mine.key_id)
         if known is None:
             return {}
-        found = known.packed.cosines(mine.sketch).round(DIGITS)
+        from adapterhub.formats.derived.likeness import Sketches
+
         least = max(above, FLOOR) - 10.0 ** -(DIGITS + 3)  # float32 has no 0.9
-        near = (abs(found) >= least).nonzero()[0].tolist()
-        return {known.digests[at]: round(float(found[at]), DIGITS) for at in near if known.digests[at] != digest}
+        others = set(known.near(mine.sketch, least - 10.0**-DIGITS)) - {digest}
+        found: dict[str, float] = {}
+        for some in slices(sorted(others)):
+            rows = _OF_DIGESTS.tuples(connection, key_id=mine.key_id, digests=json.dumps(some))
+            cosines = Sketches([sketch for _, sketch in rows]).cosines(mine.sketch).round(DIGITS).tolist()
+            near = zip((digest for digest, _ in rows), cosines, strict=True)
+            found |= {one: round(cosine, DIGITS) for one, cosine in near if abs(cosine) >= least}
+        return found
 
-    def _read(self, connection: Connection) -> dict[str, _KnownSketches]:
-        last_ms = connection.scalar(select(func.max(sketches.c.made_at))) or 0
+    def read(self, connection: Connection) -> None:
+        """Take in what is new since the last time: the first time everything, 3 s for a million."""
         with self._lock:
-            if last_ms == self._last_ms and monotonic() < self._counted_at + _COUNTED_S:
-                return self._of_key
-            count = connection.scalar(select(func.count()).select_from(sketches)) or 0
-            self._counted_at = monotonic()
-            if (count, last_ms) == (self._count, self._last_ms):
-                return self._of_key
-            since = _rows(connection, sketches.c.made_at >= self._last_ms)
-            new = [row for row in since if row.digest not in self._at_last]
-            if self._count + len(new) != count:  # some are gone, or were made again
-                self._of_key, new = {}, _rows(connection, true())
-            self._of_key = _with(self._of_key, new)
-            self._count, self._last_ms = count, last_ms
-            self._at_last = {row.digest for row in (*since, *new) if row.made_at == self._last_ms}
-            return self._of_key
+            self._forget_if_gone(connection)
+            while True:
+                rows = _NEXT.tuples(connection, made_at=self._last[0], digest=self._last[1])
+                for key in {row[2] for row in rows}:
+                    mine = [row for row in rows if row[2] == key]
+                    known = self._of_key.get(key) or _KnownSketches()
+                    known.add([row[1] for row in mine], [row[3] for row in mine])
+                    self._of_key[key] = known
+                if rows:
+                    self._last = rows[-1][0], rows[-1][1]
+                if len(rows) < _READ_AT_ONCE:
+                    return
+
+    def _forget_if_gone(self, connection: Connection) -> None:
+        if monotonic() < self._counted_at + _COUNTED_S:
+            return
+        self._counted_at = monotonic()
+        held = sum(len(known.digests) for known in self._of_key.values())
+        if held > _READ_AT_ONCE and held > 2 * (connection.scalar(select(func.count()).select_from(sketches)) or 0):
+            self._of_key, self._last = {}, (-1, "")
 
 
-def _rows(connection: Connection, which: ColumnElement[bool]) -> list[Row[Any]]:
-    return list(connection.execute(select(sketches).where(which)).all())
-
-
-def _with(before: Mapping[str, _KnownSketches], rows: Sequence[Row[Any]]) -> dict[str, _KnownSketches]:
-    from adapterhub.formats.derived.likeness import Sketches
-
-    after = dict(before)
-    for key in {row.key_id for row in rows}:
-        mine = [row for row in rows if row.key_id == key]
-        found, packed = after.get(key), [row.sketch for row in mine]
-        digests = [row.digest for row in mine]
-        after[key] = (
-            _KnownSketches(digests, Sketches(packed))
-            if found is None
-            else _KnownSketches([*found.digests, *digests], found.packed.with_more(packed))
-        )
-    return after
+def keep_near(database: Database, known: KnownSketches) -> None:
+    """Take in new sketches ahead of the requests for them."""
+    with database.read() as connection:
+        known.read(connection)
 
 
 log = logging.getLogger("adapterhub_registry")
@@ -213,6 +257,25 @@ class Opened:
     weights_sha256: str
 
 
+class Lookout:
+    """The time since which a worker looks for waiting builds: at first and each `EVERY_S` all, otherwise new ones.
+
+    So it finds a push at once, what became listed again within `EVERY_S`, and does not read all builds each time.
+    """
+
+    EVERY_S: Final = 600.0
+
+    def __init__(self) -> None:
+        self._looked_at = -self.EVERY_S
+
+    def since_ms(self) -> int:
+        """Return the time of the oldest push to look at; clocks of other machines may be a little behind."""
+        if monotonic() >= self._looked_at + self.EVERY_S:
+            self._looked_at = monotonic()
+            return 0
+        return now_ms() - 2 * int(self.EVERY_S * 1000)
+
+
 class _Claim(NamedTuple):
     """A build, the number of the attempt, and when it was due."""
 
@@ -225,10 +288,10 @@ class _Stopped(Exception):
     """The worker ends."""
 
 
-def forget_unnamed(connection: Connection) -> None:
-    """Remove the records of the builds that no commit has any more."""
+def unneeded() -> Iterator[Leftover]:
+    """Yield the records of the builds that no commit has any more."""
     for table in (derived, parents, sketches):
-        connection.execute(delete(table).where(~exists().where(adapters.c.digest == table.c.digest)))
+        yield Leftover(table, ~exists().where(adapters.c.digest == table.c.digest))
 
 
 def rebuild(database: Database) -> int:
@@ -264,7 +327,7 @@ def _note(database: Database, until_ms: int) -> None:
 
 
 def _claim(database: Database) -> _Claim | None:
-    """The next build that waits, which is now the caller's for `CLAIM_MS`."""
+    """Return the next build that waits, which is now the caller's for `CLAIM_MS`."""
     due = (derived.c.state == "waiting") & (derived.c.due_at <= now_ms())
     wanted = select(derived.c.digest, derived.c.attempts, derived.c.due_at).where(due).order_by(derived.c.due_at)
     while True:
@@ -304,13 +367,15 @@ def _make(database: Database, blob_store: BlobStore, claim: _Claim, stopped: Eve
             rights.note(connection, claim.due_at)
             connection.execute(delete(sketches).where(sketches.c.digest == digest))
         if sketch:
-            made = {"digest": digest, "key_id": id_of(key), "made_at": now_ms(), "sketch": sketch}
+            lock_name(connection, "sketches")  # they appear in the order of their times, which all differ
+            last = connection.scalar(select(func.max(sketches.c.made_at))) or 0
+            made = {"digest": digest, "key_id": id_of(key), "made_at": max(now_ms(), last + 1), "sketch": sketch}
             connection.execute(insert(sketches).values(**made))
         connection.execute(update(derived).where(derived.c.digest == digest).values(**values))
 
 
 def _figures(files: Mapping[str, str], blob_store: BlobStore, stopped: Event, key: str) -> tuple[dict[str, Any], bytes]:
-    """The values of the row in `derived`, and the sketch; empty without one."""
+    """Return the values of the row in `derived`, and the sketch; empty without one."""
     try:
         record, sketch = _record(files, blob_store, stopped, key)
     except AdapterHubError as error:
@@ -370,7 +435,7 @@ def _parents(files: Mapping[str, str], blob_store: BlobStore) -> list[dict[str, 
 
 
 def files_of(connection: Connection, digest: str) -> dict[str, str]:
-    """The files of a build, path to sha256, from a commit that has it; empty when none has it any more."""
+    """Return the files of a build, path to sha256, from a commit that has it; empty when none has it any more."""
     row = connection.execute(select(adapters).where(adapters.c.digest == digest).limit(1)).one_or_none()
     if row is None:
         return {}
@@ -380,7 +445,7 @@ def files_of(connection: Connection, digest: str) -> dict[str, str]:
 
 
 def open_build(files: Mapping[str, str], blob_store: BlobStore) -> Opened:
-    """The config and the checked header of a build.
+    """Return the config and the checked header of a build.
 
     Raises:
         MalformedConfig, MalformedTensorFile: they are missing or cannot be read; names the file and the reason.
@@ -394,7 +459,7 @@ def open_build(files: Mapping[str, str], blob_store: BlobStore) -> Opened:
     parsed = AdapterConfig.parse(b"".join(blob_store.open(config)), CONFIG_FILE)
     header = header_of(files, blob_store)
     if header is None:
-        raise MalformedTensorFile(WEIGHTS_FILE, "cannot be read", hint="`adapt verify` says why")
+        raise MalformedTensorFile(WEIGHTS_FILE, "cannot be read", hint="`adapt verify` names the fault")
     whole = b"".join(blob_store.open(weights)) if header.size_bytes <= AT_ONCE_BYTES else None
 
     def read(start: int, end: int) -> bytes:

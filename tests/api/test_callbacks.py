@@ -200,3 +200,62 @@ def test_the_last_version_that_was_best_so_far_is_the_best(tmp_path: Path) -> No
 
     assert [metrics[version].get("best_so_far") for version in sorted(metrics)] == [True, True, None]
     assert not [one for one in metrics.values() if "best" in one]
+
+
+# ---------------------------------------------------------------- every step
+def test_each_step_is_a_version_of_the_stream(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import PublishOnStep
+
+    library = Library(tmp_path / "home")
+    stream = library.live(f"agent@{base_in(tmp_path, library)}", keep=None)
+    callback = PublishOnStep(stream, every=4)
+
+    trained(tmp_path, callback)
+    trained(tmp_path, callback, steps=STEPS + 2, resume=True)
+
+    builds = {build.manifest.version: build.manifest for build in library}
+    assert [builds[f"0.0.{n}"].metrics["step"] for n in range(1, 4)] == [4, 6, 8]  # the last step of a training, too
+    assert [builds[f"0.0.{n}"].annotations["live"]["step"] for n in range(1, 4)] == [4, 6, 8]
+    assert callback.published is not None
+    assert callback.published.version == "0.0.3" == library["agent@live"].manifest.version
+    assert callback.published.is_durable
+    assert "loss" in builds["0.0.3"].metrics
+    from safetensors.torch import load_file
+
+    saved = load_file(tmp_path / "out" / "checkpoint-8" / "adapter_model.safetensors")
+    kept = load_file(library["agent@live"].folder / "adapter_model.safetensors")
+    assert all(saved[name].equal(kept[name]) for name in saved.keys() | kept.keys())
+
+
+def test_what_goes_wrong_while_publishing_is_a_warning(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import PublishOnStep
+
+    library = Library(tmp_path / "home")
+    base_in(tmp_path, library)
+
+    def gate(candidate: Any) -> str | bool:
+        if candidate.step == 2:
+            raise ZeroDivisionError("no samples")
+        return candidate.step != 3 or "reward fell"
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(tmp_path, PublishOnStep(library.live("agent@tiny", gate=gate)), steps=4)
+
+    said = [str(one.message) for one in caught if "adapterhub" in str(one.message)]
+    assert said == [
+        "adapterhub published step 2 as 0.0.2, which is not current: the gate could not tell: ZeroDivisionError('no samples')",
+        "adapterhub published step 3 as 0.0.3, which is not current: reward fell",
+    ]
+    assert library["agent@live"].manifest.version == "0.0.4"
+
+
+def test_a_stream_is_wanted_and_a_number_of_steps(tmp_path: Path) -> None:
+    from adapterhub.api.callbacks import PublishOnStep
+    from adapterhub.errors import UsageProblem
+
+    library = Library(tmp_path / "home")
+    base_in(tmp_path, library)
+    for wrong in ({"stream": "agent"}, {"stream": library.live("agent@tiny"), "every": 0}):
+        with pytest.raises(UsageProblem):
+            PublishOnStep(**wrong)  # type: ignore[arg-type]

@@ -44,6 +44,17 @@ def test_what_is_required_of_a_library_installs_the_same_builds_in_another(libra
     assert [build.manifest.digest for build in other] == [build.manifest.digest for build in library]
 
 
+def test_an_alias_means_its_build_until_it_is_removed_and_again_after_a_rollback(library):
+    library.set_alias("prod", "legal-qa")
+    meant = library.alias("legal-qa@prod").main.digest
+    library.remove_alias("legal-qa@prod")
+
+    with pytest.raises(ah.AdapterHubError, match="`legal-qa@prod` was removed"):
+        library.alias("legal-qa@prod")
+    assert library["legal-qa"].manifest.digest == meant == library.roll_back_alias("legal-qa@prod").main.digest
+    assert [move.action for move in library.alias_history("legal-qa@prod")] == ["set", "remove", "rollback"]
+
+
 # ---------------------------------------------------------------- a collection of values
 def test_a_library_is_a_collection_and_one_for_the_functions_below(library):
     assert isinstance(library, LocalLibrary)
@@ -119,7 +130,7 @@ def test_every_repr_is_one_line(library):
     values = [
         library, library["legal-qa"], library.list(), library.verify("both"), library.verify(), merged, base,
         library.tree("both"), library.audit("both", offline=True), library.push("both", to="./shared"),
-        library.outdated("legal-qa"), library.fuse("legal-qa", output="fused"),
+        library.upgrade("legal-qa", check=True), library.fuse("legal-qa", output="fused"),
     ]  # fmt: skip
 
     assert repr(library["legal-qa"]) == "<Adapter legal-qa 1.0.0 rank 4 for base-7b, 5.3 kB>"
@@ -274,7 +285,7 @@ def test_opening_and_listing_import_nothing_heavy(folder):
     code = (
         "import sys, json, adapterhub\n"
         "library = adapterhub.Library('home')\n"
-        "repr(library), list(library), library.search('legal'), 'legal-qa' in library, library.path('legal-qa')\n"
+        "repr(library), list(library), library.search('legal'), 'legal-qa' in library, library.info('legal-qa', only='path')\n"
         "adapterhub.Project.create('p', base='base-7b').lock()\n"
         "heavy = ('torch', 'numpy', 'huggingface_hub', 'peft', 'transformers', 'click', 'rich')\n"
         "print(json.dumps([name for name in heavy if name in sys.modules]))"
@@ -302,13 +313,13 @@ def test_a_server_that_is_opened_to_install_shows_no_bars_of_its_client(library)
 
 def test_what_looks_at_a_library_returns_values_that_are_documents(library):
     added = library.add("out/tables", name="tables", base="base-7b")
-    shown, [folder] = library.info("legal-qa"), library.folders("legal-*")
+    shown, [folder] = library.info("legal-qa"), library.list("legal-*").folders()
 
     assert (shown.manifest.name, shown.to_json()["signature"]["standing"]) == ("legal-qa", "unsigned")
     assert folder.to_json() | {"path": ""} == {
         "name": "legal-qa", "path": "", "version": "1.0.0", "digest": shown.manifest.digest, "rank": 4,
     }  # fmt: skip
-    assert [one.ok for one in library.check("legal-qa", "tables", engines="peft")] == [True, True]
+    assert [one.ok for one in library.verify("legal-qa", "tables", engines="peft")] == [True, True]
     assert added.build in library.unused()
-    assert len(library.identify_files("out/tables", "out/legal-qa").files) == 2
-    assert (library.repair().mended, library.rebuild_index()) == (True, len(library))
+    assert len(library.identify("out/tables", "out/legal-qa").files) == 2
+    assert library.doctor(repair=True).mended

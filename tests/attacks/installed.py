@@ -11,6 +11,7 @@ from typing import Any
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
+from tests.support.moved_bases import moved_copy
 from tests.support.run_library import make_library
 from tests.support.tiny_models import llama
 
@@ -18,6 +19,7 @@ from tests.support.tiny_models import llama
 def make_world(folder: Path) -> Adapt:
     """The command line in a folder with a library, a key, a recipe and examples."""
     adapt = Adapt(make_library(folder))
+    adapt.ok("base", "add", moved_copy(folder / "base", folder / "next", 0.01), "--as", "next")
     adapt.ok("key", "new", "ana", "--unencrypted")
     digests = {one["name"]: one["digest"] for one in adapt.json("list")}
     inputs = "".join(

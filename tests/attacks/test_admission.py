@@ -73,7 +73,7 @@ def test_the_policy_of_a_namespace_refuses_what_is_installed_there_alone(homes):
     homes.ben.ok(*homes.install("acme/legal-qa@base-7b"))
     homes.ben.ok("key", "policy", "require", "--namespace", "acme")
 
-    told = homes.ben.fails(14, "path", "acme/legal-qa")
+    told = homes.ben.fails(14, "info", "acme/legal-qa", "--path")
 
     assert "the policy of the namespace `acme`" in told
     assert "is already installed" in homes.ben.ok(*homes.install("tables@base-7b"))
@@ -91,13 +91,14 @@ def test_a_remote_of_the_project_refuses_what_is_installed(homes):
 # ---------------------------------------------------------------- commands
 USES: tuple[tuple[str, ...], ...] = (
     ("install", "legal-qa@base-7b"),
-    ("path", "legal-qa"),
+    ("info", "legal-qa", "--path"),
     ("pull", "legal-qa@base-7b", "./given"),
     ("push", "legal-qa", "--to", "./given"),
     ("push", "legal-qa", "--to", "./given", "--dry-run"),
     ("merge", "legal-qa", "tables", "-o", "both", "--method", "linear"),
     ("compare", "legal-qa", "tables"),
     ("resize", "legal-qa", "--rank", "1", "-o", "small"),
+    ("port", "legal-qa", "--to", "base-7b"),
     ("export", "legal-qa", "--format", "peft", "-o", "./given"),
     ("fuse", "legal-qa", "-o", "./given"),
     ("list", "--format", "vllm"),
@@ -141,7 +142,7 @@ def test_verify_and_audit_still_say_what_is_wrong_with_it(strict):
 
 @pytest.mark.parametrize(
     "command",
-    [("path", "tables"), ("pull", "tables@base-7b", "./given"), ("push", "tables", "--to", "./given")],
+    [("info", "tables", "--path"), ("pull", "tables@base-7b", "./given"), ("push", "tables", "--to", "./given")],
     ids=" ".join,
 )
 def test_a_build_signed_by_a_trusted_key_is_used_under_the_same_policy(strict, command):
@@ -149,17 +150,17 @@ def test_a_build_signed_by_a_trusted_key_is_used_under_the_same_policy(strict, c
 
 
 def test_what_was_signed_by_a_key_that_is_trusted_no_more_is_refused(strict):
-    strict.ben.ok("path", "tables")
+    strict.ben.ok("info", "tables", "--path")
     strict.ben.ok("key", "untrust", "ann")
 
-    assert "unknown key" in strict.ben.fails(14, "path", "tables")
+    assert "unknown key" in strict.ben.fails(14, "info", "tables", "--path")
 
 
 def test_a_signature_over_other_files_is_refused(strict):
     [build] = strict.ben.library.builds_named("tables")
     replace_file(build.folder / SIGNATURE, b"{}")
 
-    assert "stays installed" in strict.ben.fails(14, "path", "tables")
+    assert "stays installed" in strict.ben.fails(14, "info", "tables", "--path")
 
 
 def test_the_owner_of_a_build_signs_it_and_uses_it(strict):
@@ -168,7 +169,7 @@ def test_the_owner_of_a_build_signs_it_and_uses_it(strict):
 
     strict.ben.ok("push", "legal-qa", "--to", "./given", "--sign", "--key", "ben")
 
-    strict.ben.ok("path", "legal-qa")
+    strict.ben.ok("info", "legal-qa", "--path")
 
 
 # ---------------------------------------------------------------- projects
@@ -205,7 +206,7 @@ def test_a_bare_name_of_a_project_is_no_way_around_the_policy(homes):
     work.ok("lock")
     homes.ben.ok("key", "policy", "require")
 
-    work.fails(14, "path", "legal-qa")
+    work.fails(14, "info", "legal-qa", "--path")
 
 
 def test_lock_takes_nothing_out_of_the_library_that_the_policy_refuses(strict):
@@ -227,7 +228,7 @@ def test_a_removed_build_gets_its_signature_back_from_the_place_that_has_it(home
 
     work.ok("sync")
 
-    homes.ben.ok("path", "tables")
+    homes.ben.ok("info", "tables", "--path")
 
 
 def test_sync_reads_no_signature_that_nothing_asks_for(homes):
@@ -293,7 +294,8 @@ def with_counter(library: Library) -> None:
 
 def with_vllm(library: Library) -> None:
     resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
-    asyncio.run(resolver.leased(str(library.root.parent / "models" / "base-7b"), "legal-qa"))
+    resolver.base_model = str(library.root.parent / "models" / "base-7b")
+    asyncio.run(resolver.leased("legal-qa"))
 
 
 @pytest.mark.parametrize(

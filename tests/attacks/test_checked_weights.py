@@ -25,13 +25,13 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import ComparedSide, differ
 from adapterhub.weights.compare.similarity import compare_adapters
-from adapterhub.weights.fuse import fuse
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
 from adapterhub.weights.recipes.toml import MergeStep
 from tests.attacks.installed import FLIPS, base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
+from tests.support.fuse_models import fuse
 
 OUT = "OUT"
 """In arguments: a folder that does not exist."""
@@ -40,7 +40,7 @@ REFUSES: Mapping[str, list[str]] = {
     "merge": ["a", "b", "-o", OUT],
     "compare": ["b", "a"],
     "resize": ["a", "--rank", "2", "-o", "small"],
-    "similar": ["a"],
+    "port": ["a", "--to", "next", "--unproved", "-o", "moved"],
     "fuse": ["a", "-o", OUT],
     "run": ["a", "Where is the boat?", "--max-new-tokens", "1"],
     "export": ["a", "--format", "peft", "-o", OUT],
@@ -51,6 +51,7 @@ REFUSES: Mapping[str, list[str]] = {
 
 MORE: Mapping[str, list[str]] = {
     "key sign": ["key", "sign", "a", "--key", "ana"],
+    "compare, one": ["compare", "a"],
     "compare, exactly": ["compare", "--diff", "b", "a"],
     "merge into the library": ["merge", "a", "b", "-o", "sum"],
     "merge, a copy": ["merge", "a", "--weights", "1", "-o", OUT],
@@ -72,19 +73,20 @@ SAYS_SO: Mapping[str, str] = {
 }
 USES_NO_WEIGHTS: Mapping[str, str] = {
     **dict.fromkeys(("demo", "init", "base", "add", "extract"), "takes nothing that is installed"),
-    **dict.fromkeys(("remove", "alias", "list", "search", "path", "cache", "tree"), "names and sizes"),
-    **dict.fromkeys(("lock", "outdated", "upgrade", "rollback", "sbom"), "manifests; merges of a project are `merge`"),
+    **dict.fromkeys(("remove", "alias", "list", "search", "cache", "tree"), "names and sizes"),
+    **dict.fromkeys(("lock", "upgrade"), "manifests; merges of a project are `merge`"),
     **dict.fromkeys(("install", "mirror"), "hashes every byte that it copies (tests/distribution/test_install.py)"),
     "sync": "links the objects of the store by their digests (tests/projects/test_sync.py)",
     "serve": "hands out what `AdapterProvider` checked, below",
     **dict.fromkeys(("key", "remote"), "no adapters"),
-    **dict.fromkeys(("yank", "unyank", "delete"), "what a server has"),
+    **dict.fromkeys(("yank", "delete"), "what a server has"),
     **dict.fromkeys(
         ("test", "contract"),
         "these builds have no contract; one that has is refused in tests/inference/contracts/test_verdicts.py",
     ),
     "registry": "no library",
     "route": "compares texts of manifests and contracts",
+    "mcp": "types the commands above",
     "ui": "answers by `attach` and the bank, below, and merges as `merge` does",
 }
 
@@ -148,7 +150,7 @@ def test_a_changed_manifest_is_no_parent(adapt: Adapt, tmp_path: Path) -> None:
     try:
         path.write_bytes(before.replace(b'"alpha":16', b'"alpha":17', 1))
         assert path.read_bytes() != before
-        for command in ("merge", "compare", "resize", "fuse", "run", "export"):
+        for command in ("merge", "compare", "resize", "port", "fuse", "run", "export"):
             done = adapt(*typed(command, tmp_path / "out"))
             assert (done.exit_code, done.stdout) == (12, ""), done.stderr
             assert MANIFEST_FILE in done.stderr
@@ -206,8 +208,8 @@ def _tune(use: Uses) -> object:
 
 
 def _hand_out(use: Uses) -> object:
-    (base,) = use.library.bases.list()
-    provider = AdapterProvider(use.library, base, engine="vllm@0.32")
+    record = use.library.bases.find(str(use.adapt.folder / "base"))
+    provider = AdapterProvider(use.library, record, engine="vllm@0.32")
     try:
         return provider.find("a")
     finally:
@@ -263,12 +265,19 @@ def test_the_bank_refuses_a_flipped_bit_when_it_loads_an_adapter_again(adapt: Ad
 HEADERS_BY_PATH: Mapping[str, str] = {
     "formats/safetensors/file.py": "defines it",
     **dict.fromkeys(
-        ("formats/base/folders.py", "formats/base/weight_files.py", "weights/model_files.py"),
+        (
+            "formats/base/folders.py",
+            "formats/base/quantised/opening.py",
+            "formats/base/weight_files.py",
+            "weights/model_files.py",
+            "weights/extract/linear.py",
+        ),
         "models, which have fingerprints",
     ),
     "formats/meaning/encoder.py": "the model of search by meaning, which has a digest",
     "trust/verify/report.py": "says what other files are",
     "formats/engines/__init__.py": "in its example",
+    "formats/safetensors/parts.py": "in the command of its hint",
     **dict.fromkeys(
         (
             "library/identify/matching.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
-from tests.attacks.test_released_names import server
+from tests.attacks.test_released_names import server_on
 from tests.registry.running import Running
 
-__all__ = ["server"]
-
 Push = Callable[..., Any]
+ON_A_HUB = pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+"""For what the client decides: the database does not matter."""
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
+    """Run a registry; the rules are one code over both databases, so PostgreSQL takes part in an exhaustive run."""
+    yield from server_on(request, tmp_path)
 
 
 def token(server: Running, *namespaces: str) -> str:
@@ -60,7 +66,7 @@ def chosen(server: Running, library: Library, text: str) -> str:
 
 def names(server: Running, namespace: str = "acme") -> list[tuple[str, str]]:
     told = httpx.get(f"{server.url}/api/adapt/v1/namespaces/{namespace}/names").raise_for_status().json()["names"]
-    return [(one["name"], one["repo"]) for one in told]
+    return sorted((one["name"], one["repo"]) for one in told)
 
 
 def move(server: Running, by: str, repo: str, name: str = "legal") -> int:
@@ -176,6 +182,10 @@ def test_the_owner_of_a_name_releases_it_in_several_repositories(server: Running
     assert names(server) == [("legal", "acme/legal-13b"), ("legal", "acme/legal-7b")]
     push("legal", "acme/legal-13b", version="2.1", by=token(server, "acme/legal-13b"))
 
+    page = httpx.get(f"{server.url}/api/adapt/v1/namespaces/acme/names?limit=1").raise_for_status().json()
+    assert sorted(one["repo"] for one in page["names"]) == ["acme/legal-13b", "acme/legal-7b"]
+    assert page["next_after"] == "legal"
+
 
 def test_an_owner_of_the_namespace_moves_a_name(server: Running, push: Push, tmp_path: Path) -> None:
     sandbox, owner = token(server, "acme/sandbox"), token(server, "acme/*")
@@ -250,6 +260,7 @@ def got(server: Running, library: Library, text: str, *, accepted: tuple[str, ..
     return plan.release.digest
 
 
+@ON_A_HUB
 @pytest.mark.usefixtures("no_names")
 def test_on_a_hub_a_name_stays_with_the_repository_that_it_came_from(
     server: Running, push: Push, tmp_path: Path
@@ -273,6 +284,7 @@ def test_on_a_hub_a_name_stays_with_the_repository_that_it_came_from(
     assert got(server, library, "acme/legal") == strange
 
 
+@ON_A_HUB
 @pytest.mark.usefixtures("no_names")
 def test_on_a_hub_the_repository_of_the_name_comes_before_those_that_claim_it(
     server: Running, push: Push, tmp_path: Path
@@ -285,6 +297,7 @@ def test_on_a_hub_the_repository_of_the_name_comes_before_those_that_claim_it(
     assert got(server, Library(tmp_path / "exact"), f"acme/legal#{strange}") == strange
 
 
+@ON_A_HUB
 @pytest.mark.usefixtures("no_names")
 def test_on_a_hub_the_repository_for_a_base_that_you_know_needs_no_consent(
     server: Running, push: Push, library: Library
@@ -297,6 +310,7 @@ def test_on_a_hub_the_repository_for_a_base_that_you_know_needs_no_consent(
     assert got(server, library, "acme/legal@base-7b", accepted=("acme/legal-other",)) == strange
 
 
+@ON_A_HUB
 @pytest.mark.usefixtures("no_names")
 def test_on_a_hub_a_repository_comes_before_a_name_though_its_adapter_is_called_otherwise(
     server: Running, push: Push, tmp_path: Path

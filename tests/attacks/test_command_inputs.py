@@ -44,7 +44,7 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("compare", "adapters"): ("adapter", "compare {} ./good"),
     ("compare", "--base"): ("base", "compare kept ./good --base {}"),
     ("doctor", "--project"): ("project", "doctor --project {}"),
-    ("export", "adapter"): ("adapter", "export {} --format vllm --base corpus-base -o ./out-NEW"),
+    ("export", "adapters"): ("adapter", "export {} --format vllm --base corpus-base -o ./out-NEW"),
     ("export", "--base"): ("base", "export ./good --format merged --base {} -o ./out-NEW"),
     ("export", "--project"): ("project", "export --project {}"),
     ("extract", "--base"): ("base", "extract corpus-base --base {} -o ./out-NEW"),
@@ -70,13 +70,11 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("merge", "--recipe"): ("file", "merge --recipe {} --offline -o NEW"),
     ("merge", "--tune"): ("file", "merge ./good kept --base corpus-base --tune {} -o ./out-NEW"),
     ("merge", "adapters"): ("adapter", "merge {} ./good -o ./out-NEW"),
-    ("outdated", "--from"): ("adapter", "outdated --offline --project ./project --from {}"),
-    ("outdated", "--project"): ("project", "outdated --offline --project {}"),
+    ("port", "adapter"): ("adapter", "port {} --to corpus-base --unproved -o NEW"),
     ("pull", "--base"): ("base", "pull kept ./out-NEW --offline --base {}"),
     ("registry tests", "--trust"): ("file", "registry tests acme --root ./nowhere --trust ann={}"),
     ("resize", "--base"): ("base", "resize kept --rank 2 --base {} -o ./out-NEW"),
     ("resize", "adapter"): ("adapter", "resize {} --rank 2 -o ./out-NEW"),
-    ("rollback", "--project"): ("project", "rollback kept --offline --project {}"),
     ("route", "--base"): ("base", "route hello --base {}"),
     ("route", "--file"): ("file", "route hello --file {}"),
     ("run", "--batch"): ("file", "run kept --base corpus-base --batch {} --out ./out-NEW"),
@@ -84,8 +82,8 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("search", "--try"): ("file", "search --base corpus-base --try {}"),
     ("serve", "--deny-file"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --deny-file {}"),
     ("serve", "--route"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --route {}"),
+    ("serve", "--sync"): ("file", "serve --engine vllm --base corpus-base --dry-run --sync {}"),
     ("serve", "--tenants"): ("file", "serve --base corpus-base --python ./nowhere --dry-run --tenants {}"),
-    ("similar", "adapter"): ("adapter", "similar {}"),
     ("sync", "--project"): ("project", "sync --project {}"),
     ("contract export", "--tests"): ("file", "contract export kept ./task-NEW --tests {}"),
     ("contract export", "adapter"): ("adapter", "contract export {} ./task-NEW"),
@@ -95,7 +93,6 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("test", "--tests"): ("file", "test kept --tests {}"),
     ("test", "adapters"): ("adapter", "test {} --base corpus-base"),
     ("tree", "--project"): ("project", "tree --project {}"),
-    ("sbom", "--project"): ("project", "sbom --locked --project {}"),
     ("remote trust", "folder"): ("project", "remote trust {}"),
     ("remove", "--project"): ("project", "remove kept --save --yes --project {}"),
     ("upgrade", "--from"): ("adapter", "upgrade --offline --project ./project --from {}"),
@@ -104,7 +101,6 @@ CALLS: dict[Parameter, tuple[Kind, str]] = {
     ("verify", "adapters"): ("adapter", "verify {}"),
 }
 ELSEWHERE: dict[Parameter, str] = {
-    ("base export-record", "which"): "names a registered base: its record is read, not its folder",
     ("base family", "members"): "names registered bases: a folder that is none is refused",
     ("base pin", "which"): "names a registered base: its record is read, not its folder",
     ("base remove", "alias"): "names a registered base: its record is removed, its folder is not read",
@@ -112,16 +108,22 @@ ELSEWHERE: dict[Parameter, str] = {
     ("contract record", "--base"): "as `run --base`",
     ("demo", "--wheels"): "a folder of wheels by their pinned digests; test_demo_base.py",
     ("doctor", "--from"): "a place to mend from; test_repair.py",
-    ("export", "--gguf"): "an engine loads it; the base is trusted",
+    ("export", "--gguf"): "as `serve --gguf`",
     ("export", "--llama-server"): "a program of the user's, which is run",
     ("mirror", "--base"): "a filter; both ends are servers",
+    ("registry backup", "folder"): "a folder that it writes; tests/registry/test_backup.py",
+    ("registry import", "folder"): "every plain file below it comes in; tests/registry/test_filling.py",
     ("registry meaning", "folder"): "a model by its pinned digests; test_meaning_encoder.py",
+    ("registry restore", "--head"): "read before a backup is; the test below",
+    ("registry restore", "folder"): "a backup; tests/registry/test_restore.py",
+    ("registry serve", "--sign-in"): "what is no refusal starts a server; tests/registry/test_sign_in.py",
     ("registry serve", "--secret-file"): "what is no refusal starts a server; the test below",
     ("run", "--base"): "transformers loads it; the base is trusted",
     ("test", "--base"): "as `run --base`",
+    ("test", "--on"): "as `run --base`",
     ("test", "--task"): "a program of the user's reads it; test_runners.py",
     ("serve", "--base"): "an engine loads it; the base is trusted",
-    ("serve", "--gguf"): "an engine loads it; the base is trusted",
+    ("serve", "--gguf"): "read as `base compare` reads it, before an engine loads it; test_serve_copies.py",
     ("serve", "--llama-server"): "a program of the user's, which is run",
     ("serve", "--python"): "a program of the user's, which is run",
     ("ui", "--project"): "as `list --project`; what is no refusal starts a server",
@@ -348,7 +350,7 @@ def faults(told: dict[str, Any]) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def told(world: World, amount: Callable[[int, int], int]) -> dict[str, dict[str, Any]]:
     """What each command did, by its id. One process types all: to import what they need takes it seconds."""
-    runs = [one for kind in world.things for one in typed(world, kind, step=amount(8, 1))]
+    runs = [one for kind in world.things for one in typed(world, kind, step=amount(16, 1))]
     found = run(world, runs)
     assert [one["id"] for one in found] == [one["id"] for one in runs]
     assert list((world.folder / "tmp").iterdir()) == []
@@ -359,10 +361,20 @@ def told(world: World, amount: Callable[[int, int], int]) -> dict[str, dict[str,
 def test_every_command_ends_with_a_verdict_on_hostile_input(
     kind: Kind, world: World, told: dict[str, dict[str, Any]], amount: Callable[[int, int], int]
 ) -> None:
-    runs = list(typed(world, kind, step=amount(8, 1)))
+    runs = list(typed(world, kind, step=amount(16, 1)))
 
     assert [f"{one['id']}: {fault}" for one in runs for fault in faults(told[one["id"]])] == []
     assert runs
+
+
+@pytest.mark.parametrize("make", [fifo, endless, sparse, folder, looping])
+def test_a_head_of_a_log_is_a_plain_file(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "head")
+
+    done = Adapt(tmp_path)("registry", "restore", "nothing", "--root", "registry", "--head", "head")
+
+    assert done.exit_code in {2, 10}
+    assert not (tmp_path / "registry").exists()
 
 
 @pytest.mark.parametrize("make", [fifo, endless, sparse, folder, looping])

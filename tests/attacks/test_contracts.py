@@ -24,7 +24,7 @@ from adapterhub.api.steps.contracts.testing import TestQuestion
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.errors import CouldNotTell
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.contract.contract import Contract, Demand, Expect, Golden
+from adapterhub.formats.contract.contract import Contract, Demand, Expect, Golden, packed_odds
 from adapterhub.formats.contract.reader import contract_in, parse_contract
 from adapterhub.formats.contract.results import Tested, TestedCase, junit
 from adapterhub.formats.manifest import CONTRACT_FILE
@@ -63,6 +63,11 @@ def latent(raw: bytes) -> bytes:
 
 def drawn(**changed: object) -> bytes:
     return changed_line(IMAGES, 1, image=json.loads(IMAGES.split(b"\n")[0])["image"] | changed)
+
+
+def odds(raw: bytes, version: int = 3, **changed: Any) -> bytes:
+    held = {"odds": base64.b64encode(raw).decode(), "base_odds": base64.b64encode(bytes(6)).decode()}
+    return changed_line(line(2, **held | changed), 1, schema=f"adapterhub/tests/{version}")
 
 
 CASES: dict[str, tuple[bytes, str]] = {
@@ -134,6 +139,15 @@ CASES: dict[str, tuple[bytes, str]] = {
     "35 an image in the first version": (
         changed_line(IMAGES, 1, schema="adapterhub/tests/1"), "line 1.kind: expected one of causal"),
     "35 a text in the second version": (line(1, schema="adapterhub/tests/2"), "line 1.kind: expected one of image"),
+    "36 odds of another count": (odds(b"\0\0" * 2), "line 2.odds: expected 3 numbers"),
+    "36 odds of NaN": (odds(b"\0\x7e" * 3), "line 2.odds: expected numbers from -1000 to 1000"),
+    "36 odds without end": (odds(b"\0\x7c" * 3), "line 2.odds: expected numbers from -1000 to 1000"),
+    "36 odds of a megabyte": (odds(bytes(6 << 10)), "line 2.odds: 8192 characters"),
+    "36 odds of the adapter alone": (odds(bytes(6), base_odds=...), "line 2.base_odds: missing; odds and base_odds"),
+    "36 odds in the first version": (odds(bytes(6), version=1), "written otherwise"),
+    "36 a sensitivity below 0.1": (line(1, sensitivity=0.05), "line 1.sensitivity: expected 0.1 or more"),
+    "36 a sensitivity of a million": (line(1, sensitivity=10**6), "line 1.sensitivity: expected 0 to 100"),
+    "36 odds of an image": (changed_line(IMAGES, 2, odds="AAA="), "line 2.odds: does not belong here"),
     "35 33 images": (
         IMAGES.split(b"\n")[0] + b"\n" + b"".join(
             canonical_json(json.loads(IMAGES.split(b"\n")[1]) | {"id": f"i-{n}", "seed": n}) + b"\n" for n in range(33)
@@ -307,6 +321,16 @@ def test_losses_of_the_base_that_are_not_so_are_found(recorded: Adapt, tmp_path:
     assert "base-loss-is-not-so" in str(verdict(recorded, "a", forged, tmp_path, "--base-alone")["broken"])
 
 
+def test_odds_of_the_base_that_make_a_drift_small_are_found(recorded: Adapt, tmp_path: Path) -> None:
+    own = contract_of(recorded)
+    goldens = [replace(one, base_odds=packed_odds([-900] * len(one.tokens))) for one in own.goldens]
+    forged = replace(own, goldens=tuple(goldens))
+    blind, seen = (verdict(recorded, "a", forged, tmp_path, *options) for options in ((), ("--base-alone",)))
+
+    assert (blind["verdict"], blind["noise"] > 0.9) == ("PASS", True)
+    assert (seen["verdict"], "base-odds-are-not-so" in str(seen["broken"])) == ("CHANGED", True)
+
+
 def test_a_text_that_is_not_that_of_its_tokens_is_never_hidden(recorded: Adapt, tmp_path: Path) -> None:
     first, *others = contract_of(recorded).goldens
     forged = replace(contract_of(recorded), goldens=(replace(first, answer=" ok"), *others))
@@ -319,7 +343,8 @@ def test_a_text_that_is_not_that_of_its_tokens_is_never_hidden(recorded: Adapt, 
 def test_tokens_that_the_base_does_not_have_are_those_of_another_tokenizer(recorded: Adapt, tmp_path: Path) -> None:
     own = contract_of(recorded)
     forged = replace(own, recorded=replace(own.recorded, vocabulary=1000))
-    forged = replace(forged, goldens=(replace(own.goldens[0], tokens=(999,)), *own.goldens[1:]))
+    first = replace(own.goldens[0], tokens=(999,), odds=None, base_odds=None)
+    forged = replace(forged, goldens=(first, *own.goldens[1:]))
     found = verdict(recorded, "a", forged, tmp_path)
 
     assert (found["verdict"], found["reason"]) == ("UNKNOWN", "other-tokenizer")
@@ -338,9 +363,13 @@ def test_answers_that_the_base_gives_prove_nothing(recorded: Adapt, tmp_path: Pa
     own = parse_contract((tmp_path / "a-1.0.1.tests.jsonl").read_bytes())
     goldens = [as_golden(golden, own) for golden in contract_of(recorded).goldens]
     forged = replace(contract_of(recorded), goldens=tuple(goldens))
-    found = verdict(recorded, zeroed, forged, tmp_path, "--base-alone")
+    plain, found = (
+        verdict(recorded, zeroed, forged, tmp_path),
+        verdict(recorded, zeroed, forged, tmp_path, "--base-alone"),
+    )
 
-    assert (verdict(recorded, zeroed, forged, tmp_path)["verdict"], found["verdict"]) == ("PASS", "CHANGED")
+    assert (plain["verdict"], found["verdict"]) == ("CHANGED", "CHANGED")
+    assert [one.partition(":")[0] for one in plain["broken"]] == ["no-effect"]  # every line of the contract holds
     assert "proves-nothing: the base alone gives 100% of the recorded answers" in str(found["broken"])
 
 
@@ -367,9 +396,9 @@ def test_all_parents_of_a_merge_share_one_budget(recorded: Adapt, tmp_path: Path
     parents = [Ingredient(folder=tmp_path, label=f"p{n}", weight=1.0) for n in range(32)]
     library = adapterhub.Library(recorded.library.root)
     question = TestQuestion(on=BaseSpec.parse("base-7b"), budget_s=0.2)
-    test = MergeTest(library, parents, question, library.reports)
+    test = MergeTest(library, library.session, parents, question)
 
     with pytest.raises(CouldNotTell, match="Nothing was written"):
         test(folder_of(recorded))
     assert [result.reason for result in test.results] == ["budget"] * 32
-    assert "others spent the CPU seconds of this test" in test.results[-1].detail
+    assert "the CPU budget ran out before this test" in test.results[-1].detail

@@ -51,14 +51,14 @@ COMMANDS = [
     ("info", "acme/x", "--remote", "ours"),
     ("push", "legal-qa", "--to", "acme/legal-qa", "--remote", "ours"),
     ("yank", "acme/x==1.0.0", "--remote", "ours", "--reason", "bad"),
-    ("unyank", "acme/x==1.0.0", "--remote", "ours"),
+    ("yank", "acme/x==1.0.0", "--remote", "ours", "--undo"),
     ("alias", "set", "prod", "acme/x==1.0.0", "--remote", "ours"),
     ("alias", "list", "acme/x", "--remote", "ours"),
     ("delete", "acme/x==1.0.0", "--remote", "ours", "--yes"),
     ("pull", "acme/x", "pulled", "--remote", "ours"),
-    ("similar", "acme/x", "--remote", "ours"),
+    ("compare", "acme/x", "--remote", "ours"),
     ("doctor", "--remote", "ours"),
-    ("registry", "token", "list", "--url", "URL", "--token", TOKEN),
+    ("registry", "token", "list", "--url", "URL"),
 ]
 ANSWERS = ["401", "403", "404", "409", "500", "location", "no JSON", "JSON"]
 
@@ -266,11 +266,14 @@ def test_text_without_secrets_stays(text: str) -> None:
     st.integers(0, 400),
 )
 @example("abcdef", "base64", 0)
+@example("000za00", "base64", 0)  # the middle of its base64, `em`, is in `[removed]`
+@example("0000D0000", "as it is", 290)  # and here in `[removed…`
 def test_no_cut_and_no_place_lets_a_secret_through(secret: str, form: str, before: int) -> None:
     keep_secret(secret)
     told = FORMS[form](secret)
+    middle = told.rstrip("=")[4:-4].lower()
 
     left = shown("é" * before + " " + told + " " + "é" * 300, 300)
 
     assert re.search(r"\[removed\]|…$", left)
-    assert told.rstrip("=")[4:-4].lower() not in left.lower() or len(told) < 12
+    assert not middle or middle not in re.sub(r"\[removed\]|\[r?e?m?o?v?e?d?…$", "", left).lower()

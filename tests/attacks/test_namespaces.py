@@ -142,12 +142,14 @@ def names_its_remote(world: World) -> None:
 
 
 @pytest.mark.parametrize("attack", [claims_the_namespace, takes_the_name, names_its_remote], ids=lambda a: a.__name__)
-@pytest.mark.parametrize("command", [("sync",), ("lock",), ("sync", "--trust-project")], ids=" ".join)
-def test_a_project_that_claims_what_is_a_remotes_is_refused(world, attack, command):
+@pytest.mark.parametrize("command", ["sync", "lock", "trusted sync"])
+def test_a_project_that_claims_what_is_a_remotes_is_refused(world, attack, command, monkeypatch):
     attack(world)
     world.bind()
+    if command == "trusted sync":
+        monkeypatch.setenv("ADAPTERHUB_TRUST_PROJECT", "1")
 
-    told = world.refused(*command)
+    told = world.refused(command.split()[-1])
 
     assert "`adapt remote" in told
 
@@ -244,7 +246,7 @@ def late(world: World) -> World:
     """Eve's build was installed as `acme/legal-qa`, and only then Ben gave `acme` to `ours`."""
     world.ben.ok("install", f"{SPEC}@base-7b", "--remote", world.servers.eve.url)
     world.bind()
-    world.ben.ok("remote", "set", "ours", "--signatures", "default")
+    world.ben.ok("key", "policy", "default", "--remote", "ours")
     world.servers.eve.seen.clear()
     return world
 
@@ -252,8 +254,8 @@ def late(world: World) -> World:
 @pytest.mark.parametrize(
     "command",
     [
-        ("path", SPEC),
-        ("path", "legal-qa"),
+        ("info", SPEC, "--path"),
+        ("info", "legal-qa", "--path"),
         ("install", SPEC),
         ("install", f"{SPEC}@base-7b", "--remote", "EVE"),
         ("pull", f"{SPEC}@base-7b", "./given", "--remote", "EVE"),
@@ -294,7 +296,9 @@ def with_counter(library: Library) -> None:
 
 def with_vllm(library: Library) -> None:
     environ = {"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}
-    asyncio.run(AdapterHubResolver(environ, ["vllm"]).leased(str(library.bases.list()[0].path), SPEC))
+    resolver = AdapterHubResolver(environ, ["vllm"])
+    resolver.base_model = str(library.bases.list()[0].path)
+    asyncio.run(resolver.leased(SPEC))
 
 
 @pytest.mark.parametrize("use", [with_attach, with_bank, with_counter, with_vllm], ids=lambda use: use.__name__)
@@ -307,22 +311,22 @@ def test_the_owners_build_is_taken_beside_the_strangers(late):
     late.ben.ok("install", f"{SPEC}@base-7b")
 
     assert late.versions() == {"1.0.0", "2.0.0"}
-    assert "1.0.0" in late.ben.ok("path", f"{SPEC}==1.0.0")
-    late.ben.fails(14, "path", f"{SPEC}==2.0.0")
+    assert "1.0.0" in late.ben.ok("info", f"{SPEC}==1.0.0", "--path")
+    late.ben.fails(14, "info", f"{SPEC}==2.0.0", "--path")
     late.ben.ok("remove", f"{SPEC}==2.0.0", "--yes")
-    assert "1.0.0" in late.ben.ok("path", SPEC)
+    assert "1.0.0" in late.ben.ok("info", SPEC, "--path")
 
 
 def test_the_same_build_of_the_owner_makes_it_admissible_with_the_owners_signature(world):
     world.ben.ok("install", f"{SHARED}@base-7b", "--remote", world.servers.eve.url)
     world.bind()
-    told = world.ben.fails(14, "path", SHARED)
+    told = world.ben.fails(14, "info", SHARED, "--path")
     assert "`adapt install 'acme/tables==1.0.0" in told
 
     [installed] = world.ben.json("install", SHARED)
 
     assert (installed["present"], installed["copy_bytes"]) == (True, 0)
-    world.ben.ok("path", SHARED)
+    world.ben.ok("info", SHARED, "--path")
 
 
 def test_a_build_without_a_note_of_origin_is_refused_until_the_owner_has_it(world):
@@ -330,11 +334,11 @@ def test_a_build_without_a_note_of_origin_is_refused_until_the_owner_has_it(worl
     world.ben.ok("install", f"{SPEC}@base-7b")
     shutil.rmtree(world.ben.folder / "ben" / "origins")
 
-    told = world.ben.fails(14, "path", SPEC)
+    told = world.ben.fails(14, "info", SPEC, "--path")
 
     assert "no recorded origin" in told
     world.ben.ok("install", SPEC)
-    world.ben.ok("path", SPEC)
+    world.ben.ok("info", SPEC, "--path")
 
 
 def test_sync_asks_the_owner_for_a_build_that_came_from_elsewhere(world):
@@ -346,7 +350,7 @@ def test_sync_asks_the_owner_for_a_build_that_came_from_elsewhere(world):
 
     world.work.ok("sync", "--frozen")
 
-    world.ben.ok("path", SPEC)
+    world.ben.ok("info", SPEC, "--path")
 
 
 def test_a_note_under_another_name_makes_no_build_admissible(late):
@@ -358,8 +362,8 @@ def test_a_note_under_another_name_makes_no_build_admissible(late):
     eve.ok("push", "legal-qa", "--to", "eves/legal-qa", "--remote", "ours")
     late.ben.ok("install", "eves/legal-qa@base-7b")
 
-    late.ben.ok("path", "eves/legal-qa")
-    late.ben.fails(14, "path", SPEC)
+    late.ben.ok("info", "eves/legal-qa", "--path")
+    late.ben.fails(14, "info", SPEC, "--path")
 
 
 def test_what_only_looks_reaches_a_build_from_elsewhere(late):
@@ -409,13 +413,13 @@ def test_what_the_user_saves_from_a_server_that_he_typed_stays_trusted(world):
     second.ok("base", "add", world.servers.folder / "models" / "base-7b", "--as", "base-7b")
     shutil.rmtree(world.work.folder / "adapters", ignore_errors=True)
     assert "adapt remote trust" in second.fails(14, "sync", "--frozen")
-    second.ok("sync", "--frozen", "--trust-project")
+    second.having(ADAPTERHUB_TRUST_PROJECT="1").ok("sync", "--frozen")
 
 
 def test_the_command_that_a_refusal_names_gives_the_namespace_up(late):
     late.ben.ok("remote", "add", "ours", late.servers.ours.url)
 
-    late.ben.ok("path", SPEC)
+    late.ben.ok("info", SPEC, "--path")
 
 
 def test_mirror_copies_nothing_under_a_namespace_of_another_server(world):

@@ -20,6 +20,7 @@ from tests.support.tiny import make_base
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 TITLE = "org.opencontainers.image.title"
 MANIFEST, TAGS = f"/v2/{REPO}/manifests/1.0.0", f"/v2/{REPO}/tags/list"
+ANA = "ana:s3cret"
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +129,9 @@ HOSTILE: dict[str, tuple[Callable[[OciServer], None], int, str]] = {
     "a negative size": (changed(lambda image: image["layers"][0].update(size=-1)), 16, "expected a number of bytes"),
     "a size of true": (changed(lambda image: image["layers"][0].update(size=True)), 16, "expected a number of bytes"),
     "a huge size": (changed(lambda image: image["layers"][0].update(size=1 << 60)), 16, "expected a number of bytes"),
-    "a name that leads out": (changed(title("../adapter_config.json")), 16, "which is no path inside a folder"),
-    "an absolute name": (changed(title("/etc/passwd")), 16, "which is no path inside a folder"),
-    "a name with a NUL": (changed(title("a\0b")), 16, "which is no path inside a folder"),
+    "a name that leads out": (changed(title("../adapter_config.json")), 16, "which is not a path inside a folder"),
+    "an absolute name": (changed(title("/etc/passwd")), 16, "which is not a path inside a folder"),
+    "a name with a NUL": (changed(title("a\0b")), 16, "which is not a path inside a folder"),
     "a file twice": (changed(title("./README.md")), 16, "names the file `README.md` twice"),
     "an archive": (
         changed(lambda image: image["layers"][0].update(mediaType="application/vnd.cncf.model.weight.v1.tar+gzip")),
@@ -179,9 +180,9 @@ HOSTILE: dict[str, tuple[Callable[[OciServer], None], int, str]] = {
     "a token from a file": (
         says(b"", status=401, www_authenticate='Bearer realm="file:///etc/passwd"'),
         13,
-        "no web address",
+        "not an http(s) URL",
     ),
-    "a token from nowhere": (says(b"", status=401, www_authenticate="Bearer"), 13, "no web address"),
+    "a token from nowhere": (says(b"", status=401, www_authenticate="Bearer"), 13, "not an http(s) URL"),
 }
 
 
@@ -224,7 +225,7 @@ def test_no_token_goes_along_to_another_host(user: Adapt, registry: OciServer, t
         storage.answers["/signed"] = Reply(200, registry.blobs[REPO, path.rpartition("/")[2]])
         registry.answers[f"GET {path}"] = Reply(307, b"", {"location": f"http://{storage.host}/signed"})
 
-        user.ok("pull", REPO, tmp_path / "out", "--remote", registry.address, "--token", "ana:s3cret")
+        user.having(ADAPTERHUB_TOKEN=ANA).ok("pull", REPO, tmp_path / "out", "--remote", registry.address)
 
     assert [(path, token) for _, path, token in storage.came] == [("/signed", "")]
     assert (tmp_path / "out" / WEIGHTS_FILE).is_file()
@@ -236,7 +237,7 @@ def test_a_storage_elsewhere_cannot_ask_for_the_password(user: Adapt, registry: 
         thief.answers["/signed"] = Reply(401, b"", {"www-authenticate": f'Basic realm="{thief.host}"'})
         blob(WEIGHTS_FILE, 307, location=f"http://{thief.host}/signed")(registry)
 
-        user.fails(14, "install", REPO, "--remote", registry.address, "--token", "ana:s3cret")
+        user.having(ADAPTERHUB_TOKEN=ANA).fails(14, "install", REPO, "--remote", registry.address)
 
     assert {token for _, _, token in thief.came} == {""}
 
@@ -263,7 +264,7 @@ def test_an_upload_elsewhere_takes_no_token(published: tuple[Adapt, OciServer], 
             202, b"", {"location": f"http://{storage.host}/put?a=b"}
         )
 
-        maker.ok("push", "legal-qa", "--to", f"{registry.address}/acme/new", "--token", "ana:s3cret")
+        maker.having(ADAPTERHUB_TOKEN=ANA).ok("push", "legal-qa", "--to", f"{registry.address}/acme/new")
 
     assert {(command, token) for command, _, token in storage.came} == {("PUT", "")}
     assert all("a=b&digest=sha256%3A" in path for _, path, _ in storage.came)

@@ -88,7 +88,7 @@ def test_a_server_of_a_project_is_not_asked_before_the_user_agreed(work, strange
 
     assert stranger.url in told
     assert f"`adapt remote trust {work.folder}`" in told
-    assert "`--trust-project`" in told
+    assert "ADAPTERHUB_TRUST_PROJECT=1" in told
     assert stranger.seen == []
 
 
@@ -101,7 +101,7 @@ def test_trust_is_given_once_and_lasts(work, stranger):
 
 
 def test_trust_for_one_run_is_not_remembered(work, stranger):
-    work.fails(13, "lock", "--trust-project")
+    work.having(ADAPTERHUB_TRUST_PROJECT="1").fails(13, "lock")
 
     assert stranger.seen
     assert not is_asked(work, stranger)
@@ -241,7 +241,7 @@ def test_a_server_that_the_lock_file_alone_names_is_not_asked_either(work, stran
 
 def test_saving_what_the_user_typed_keeps_the_trust(work, stranger, tmp_path):
     write(work, remote(stranger, '["other"]'), "")
-    work.ok("lock", "--trust-project")
+    work.having(ADAPTERHUB_TRUST_PROJECT="1").ok("lock")
     made = make_adapter(tmp_path / "out" / "legal-qa")
     work.ok("add", made, "--name", "legal-qa", "--base", "base-7b")
     work.ok("push", "legal-qa", "--to", "./team")

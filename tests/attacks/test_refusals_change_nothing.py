@@ -32,13 +32,13 @@ REFUSED: dict[str, list[Case]] = {
         ("nope",), ("out/legal-qa",), ("models/base-7b", "--as", "bad name"), ("models/base-7b-chat", "--as", "base-7b"),
     ],
     "base compare": [("base-7b", "nope"), ("nope", "base-7b")],
-    "base export-record": [("nope",), ("base-7b", "-o", "home/records")],
     "base family": [("f", "base-7b", "nope"), ("bad name", "base-7b")],
     "base list": [("--nope",)],
     "base pin": [("nope", "base-7b"), ("legal-qa", "nope")],
     "base remove": [("nope",)],
     "base set": [("nope", "--hub-id", "a/b"), ("base-7b", "--hub-id", "../a")],
     "base show": [("nope",)],
+    "mcp": [("--nope",)],
     "ui": [("--port", "99999999"), ("--host", "nowhere.invalid")],
     "contract policy": [("maybe",), ("off", "--max-age", "soon")],
     "add": [
@@ -58,8 +58,7 @@ REFUSED: dict[str, list[Case]] = {
     "remove": [("nope", "--yes"), ("legal-qa",), ("legal-qa==9", "--yes"), ("held", "--yes")],
     "list": [("--base", "nope")],
     "search": [("x", "--base", "nope"), ("x", "--remote", "nope"), ("x", "--limit", "0")],
-    "info": [("nope",), ("legal-qa@nope",), ("acme/nope", "--remote", "ours")],
-    "path": [("nope",), ("legal-qa@nope",)],
+    "info": [("nope",), ("nope", "--path"), ("legal-qa@nope",), ("acme/nope", "--remote", "ours")],
     "verify": [("nope",), ("./nope",), ("legal-qa", "--base", "nope"), ("downloads/diverged",),
         ("nope", "--engine", "vllm"), ("legal-qa", "--engine", "nope")],
     "test": [("nope",), ("legal-qa", "--require")],
@@ -67,31 +66,31 @@ REFUSED: dict[str, list[Case]] = {
     "contract results": [("nope",), ("./out/tables",)],
     "contract export": [("nope", "task"), ("legal-qa", "task"), ("legal-qa", "task", "--tests", "nope")],
     "audit": [("nope", "--offline"), ("legal-qa", "--fail-on", "nope")],
-    "sbom": [("nope",)],
     "identify": [("nope",)],
-    "similar": [("nope",), ("legal-qa", "--above", "7")],
     "alias history": [("legal-qa@nope",), ("nope",)],
-    "alias list": [("--nope",)],
+    "alias keep": [("legal-qa@nope",), ("acme/qa@prod", "5", "--remote", "nope"), ("acme/qa@prod", "0"), ("nope", "5")],
+    "alias list": [("--nope",), ("legal-qa@nope",)],
     "alias remove": [("legal-qa@nope",)],
     "alias rollback": [("legal-qa@nope",), ("held@kept",)],
     "alias set": [
         ("prod", "nope"), ("base-7b", "legal-qa"), ("bad name", "legal-qa"), ("prod", "legal-qa", "held"),
         ("prod", "legal-qa==9"), ("prod", "acme/qa", "--remote", "ours"),
     ],
-    "alias show": [("legal-qa@nope",)],
     "lock": [("--project", "project", "nope"), ("--project", "nope"), ("--project", "project", "--check")],
     "sync": [("--project", "project", "--frozen"), ("--project", "nope")],
-    "outdated": [("nope",), ("--project", "nope")],
-    "upgrade": [("nope",), ("--project", "nope"), ("summarize", "--from", "team", "--signatures", "require")],
-    "rollback": [("nope",), ("nope", "--project", "project")],
+    "upgrade": [("nope",), ("--undo", "nope", "--project", "project"), ("--check", "nope"), ("--project", "nope"), ("summarize", "--from", "team", "--signatures", "require")],
     "tree": [("nope",), ("--invert", "nope"), ("--invert", "nope", "--project", "project")],
     "merge": [
         ("legal-qa", "nope", "-o", "m"), ("legal-qa", "held", "--weights", "1", "-o", "m"),
         ("legal-qa", "held", "--method", "nope", "-o", "m"), ("legal-qa", "held", "-o", "bad name"),
         ("legal-qa", "held", "-o", "held"), ("legal-qa", "held", "--weights", "nan,1", "-o", "m"),
     ],
-    "compare": [("legal-qa", "nope"), ("legal-qa",), ("legal-qa", "nope", "--diff"), ("legal-qa", "./nope", "--diff")],
+    "compare": [("legal-qa", "nope"), ("nope",), ("legal-qa", "--above", "7"), ("legal-qa", "nope", "--diff"), ("legal-qa", "./nope", "--diff")],
     "resize": [("nope", "--rank", "2"), ("legal-qa", "--rank", "0"), ("legal-qa", "--rank", "2", "-o", "held")],
+    "port": [
+        ("nope", "--to", "base-7b"), ("legal-qa", "--to", "nope"), ("legal-qa", "--to", "base-7b"),
+        ("legal-qa", "--to", "base-7b", "--method", "nope"),
+    ],
     "extract": [
         ("nope", "--base", "base-7b", "--rank", "2", "-o", "m"),
         ("models/other-7b", "--base", "base-7b", "--rank", "2", "-o", "m"),
@@ -104,13 +103,13 @@ REFUSED: dict[str, list[Case]] = {
     "push": [("nope", "--to", "p"), ("legal-qa", "--to", "acme/x", "--remote", "ours"), ("legal-qa", "--to", "home")],
     "pull": [("nope", "p"), ("legal-qa", "out"), ("acme/qa@prod", "p", "--signatures", "require"), ("legal-qa", "home/blobs/p")],
     "mirror": [("acme/qa", "--from", "ours", "--to", "nope"), ("acme/nope", "--from", "ours", "--to", "ours")],
-    "yank": [("acme/qa==1.0.0", "--remote", "ours"), ("acme/nope==1", "--remote", "ours")],
-    "unyank": [("acme/nope==1.0.0", "--remote", "ours")],
+    "yank": [("acme/qa==1.0.0", "--remote", "ours"), ("acme/nope==1", "--remote", "ours"),
+        ("acme/nope==1.0.0", "--remote", "ours", "--undo")],
     "delete": [("acme/qa==1.0.0", "--remote", "ours", "--yes"), ("acme/qa==1.0.0", "--remote", "ours")],
     "key sign": [("nope",), ("legal-qa", "--key", "nope")],
     "key list": [("--nope",)],
     "key new": [("ann", "--unencrypted"), ("bad name", "--unencrypted")],
-    "key policy": [("maybe",), ("require", "--namespace", "../x")],
+    "key policy": [("maybe",), ("warn", "--remote", "nope"), ("require", "--namespace", "../x")],
     "key revoke": [("nope",), ("bad name", "adapters.toml"), ("ann", "--reason", "two\nlines")],
     "key rotate": [
         *(("nope", "new", "--unencrypted"), ("ann", "ann"), ("ann", "bad name", "--unencrypted"), ("ann", "new")),
@@ -126,7 +125,6 @@ REFUSED: dict[str, list[Case]] = {
     "remote logout": [("nope",)],
     "remote remove": [("nope",)],
     "remote trust": [("nope",)],
-    "remote set": [("nope", "--signatures", "warn"), ("ours", "--signatures", "maybe")],
     "cache show": [("--nope",)],
     "doctor": [("--nope",)],
     "cache clean": [("--grace", "-1"), ("--unused",)],
@@ -142,13 +140,12 @@ PREVIEWS: dict[str, list[Case]] = {
         ("summarize", "--from", "published"), ("acme/qa@prod",), ("acme/qa",), ("acme/qa@prod", "--signatures", "require"),
         ("held", "--from", "published"), ("summarize", "--from", "published", "--project", "project", "--save"),
     ],
-    "upgrade": [("summary", "--from", "team"), ("--project", "project"), ()],
-    "rollback": [("legal-qa", "--project", "project")],
+    "upgrade": [("summary", "--from", "team"), ("--project", "project"), (), ("--undo", "legal-qa", "--project", "project")],
+    "port": [("legal-qa", "--to", "./models/base-7b-chat")],
     "serve": [("legal-qa", "--base", "base-7b"), ("acme/qa@prod", "--base", "base-7b")],
     "push": [("legal-qa", "--to", "p"), ("legal-qa", "--to", "acme/x", "--remote", "ours")],
     "mirror": [("acme/qa", "--from", "ours", "--to", "ours")],
     "yank": [("acme/qa==1.0.0", "--remote", "ours")],
-    "unyank": [("acme/qa==1.0.0", "--remote", "ours")],
     "delete": [("acme/qa==1.0.0", "--remote", "ours")],
     "cache clean": [("--grace", "0"), ("--grace", "0", "--unused", "--yes")],
 }  # fmt: skip
@@ -246,11 +243,11 @@ def test_a_refused_or_previewed_install_leaves_the_alias_where_it_was(tmp_path: 
         assert adapt.ok("pull", "acme/qa@prod", "pulled")
         assert adapt.ok("info", "acme/qa@prod", "--remote", "ours")
         assert adapt.json("alias", "history", "acme/qa@prod") == was
-        assert "1.0.0" in adapt.ok("path", "acme/qa@prod")
+        assert "1.0.0" in adapt.ok("info", "acme/qa@prod", "--path")
 
         adapt.ok("install", "acme/qa@prod")
         assert len(adapt.json("alias", "history", "acme/qa@prod")) == len(was) + 1
-        assert "1.1.0" in adapt.ok("path", "acme/qa@prod")
+        assert "1.1.0" in adapt.ok("info", "acme/qa@prod", "--path")
 
 
 def test_an_install_that_its_test_refuses_notes_no_origin(tmp_path: Path, online: None) -> None:

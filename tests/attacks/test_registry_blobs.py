@@ -22,7 +22,7 @@ import pytest
 from adapterhub_registry.api.hub.upload import DIRECT_BYTES, MAX_LINKS
 from adapterhub_registry.app import create_app
 from adapterhub_registry.settings import S3Place, ServerLimits, load_settings
-from adapterhub_registry.upkeep import check_holdings
+from adapterhub_registry.upkeep.holdings import check_holdings
 
 from tests.registry.conftest import MODES
 from tests.registry.pushing import Push

@@ -38,7 +38,7 @@ def mode(path: Path) -> int:
 def test_a_server_closes_a_folder_that_others_could_read(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir(mode=0o755)
-    with started(root):
+    with running(root):
         pass
     for path in (root, *root.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -7,7 +7,7 @@ import pytest
 from tests.registry.matrix.asking import Request
 from tests.registry.matrix.comparing import CALLERS, differences
 from tests.registry.matrix.listed import MEANT
-from tests.registry.matrix.worlds import KINDS
+from tests.registry.matrix.worlds import DEVICE, JOBS, KINDS
 
 ASKED = (
     "/similar",
@@ -20,6 +20,7 @@ ASKED = (
     "/metrics",
     "/adapters",
     "/_lfs",
+    "/info/refs",
 )
 
 
@@ -29,7 +30,8 @@ def _is_quick(request: Request) -> bool:
 
 
 def test_what_is_private_changes_no_answer() -> None:
-    found = differences(("private",), ("nobody", "writer"), _is_quick)
+    callers = ("nobody", DEVICE, "expired member", JOBS[0])
+    found = differences(("private",), callers, _is_quick)
 
     assert [str(one) for one in found if (one.kind, one.request.route) not in MEANT] == []
 

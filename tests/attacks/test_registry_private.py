@@ -58,13 +58,13 @@ def test_counts_for_everybody_leave_out_what_is_private(server: Running) -> None
     }
 
 
-def test_a_token_counts_what_it_reaches_and_one_for_everything_counts_all(server: Running) -> None:
+def test_a_token_counts_what_is_public_and_one_for_everything_counts_all(server: Running) -> None:
     create(server, "acme/open").raise_for_status()
     push_private(server, "hidden/x")
     owner = server.registry.tokens.create("hidden", "read")
     monitor = server.registry.tokens.create("prometheus", "read", namespaces=["*"])
 
-    assert counts(server, owner)["adapterhub_repos"] == counts(server, monitor)["adapterhub_repos"] == 2
+    assert [counts(server, one)["adapterhub_repos"] for one in (owner, monitor)] == [1, 2]
     assert counts(server, monitor)["adapterhub_adapters"] == 1
     assert counts(server, monitor)["adapterhub_blobs"] > 0
     assert counts(server, monitor)["adapterhub_tokens_active"] == 3

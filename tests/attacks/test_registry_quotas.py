@@ -26,7 +26,7 @@ LARGE = 900_000
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
-    more = {"database_url": request.getfixturevalue("pg").new_database()} if request.param == "postgresql" else {}
+    more = {"database_url": request.getfixturevalue("pg").new_registry()} if request.param == "postgresql" else {}
     with running(tmp_path, limits=ServerLimits(namespace_bytes=QUOTA), **more) as server:
         server.post("/api/repos/create", {"organization": "acme", "name": "x"}).raise_for_status()
         yield server

@@ -27,12 +27,16 @@ def homes(tmp_path: Path) -> Homes:
 @pytest.mark.parametrize("policy", ["default", "warn", "off", "require"])
 def test_what_a_revoked_key_signed_is_refused_under_every_policy_with_the_reason(homes, policy):
     homes.ben.ok("key", "policy", policy)
-    homes.ben.ok("path", "legal-qa")
+    homes.ben.ok("info", "legal-qa", "--path")
 
     homes.ben.ok("key", "revoke", "ann", "--reason", "stolen on Monday")
 
     why = "is signed by `ann`, a key that was revoked: stolen on Monday"
-    for command in (("path", "legal-qa"), ("list", "--format", "vllm"), ("push", "legal-qa", "--to", "./other")):
+    for command in (
+        ("info", "legal-qa", "--path"),
+        ("list", "--format", "vllm"),
+        ("push", "legal-qa", "--to", "./other"),
+    ):
         assert why in homes.ben.fails(14, *command)
     for command in (("verify", "legal-qa"), ("audit", "legal-qa")):
         assert why in homes.ben(*command).stdout
@@ -61,7 +65,7 @@ def test_python_refuses_a_revoked_key_as_commands_do(homes):
     library.keys.revoke("ann", reason="stolen")
 
     with pytest.raises(SignatureRefused, match="revoked: stolen"):
-        library.path("legal-qa")
+        library.info("legal-qa", only="path")
     ann = adapterhub.Library(homes.ann.library.root)
     ann.keys.revoke("ann")
     with pytest.raises(NotAllowed, match="was revoked here"):

@@ -17,11 +17,12 @@ from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.transfer import copy
-from tests.attacks.test_claimed_names import chosen, got, move, no_names, token
+from tests.attacks.test_claimed_names import ON_A_HUB, chosen, got, move, no_names, token
 from tests.attacks.test_released_names import server
 from tests.registry.running import Running
 
 __all__ = ["no_names", "server"]
+pytestmark = ON_A_HUB
 
 MINE, STRANGE = "acme/legal-7b", "acme/sandbox"
 

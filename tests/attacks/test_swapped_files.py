@@ -24,11 +24,11 @@ from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.compare.difference import ComparedSide, differ
-from adapterhub.weights.fuse import fuse
 from adapterhub.weights.recipes.combination import Ingredient, merge_into_folder, merge_into_library
 from adapterhub.weights.recipes.toml import MergeStep
 from tests.attacks.installed import base, flipped, folder_of, make_world
 from tests.support.command_line import Adapt
+from tests.support.fuse_models import fuse
 from tests.support.tiny_models import logits
 
 
@@ -155,7 +155,7 @@ def test_what_is_written_has_the_numbers_that_were_checked(
 
     place = {"fuse": (finding, "check_folder"), "export": (_job, "verify"), "diff": (difference, "_config")}
     act: Callable[[], object] = {
-        "fuse": lambda: fuse(swapped.folder, tmp_path / "out", library=adapt.library),
+        "fuse": lambda: fuse(swapped.folder, tmp_path / "out", base=str(adapt.folder / "base"), library=adapt.library),
         "export": lambda: export(swapped.folder, tmp_path / "out", form="peft", library=adapt.library),
         "merge": lambda: merge_into_folder(
             MergeStep(inputs=(Ingredient(folder=swapped.folder, label="./a", weight=0.5),)), tmp_path / "out"
@@ -245,8 +245,8 @@ def test_a_reload_of_a_folder_that_was_written_to_is_refused(adapt: Adapt, swapp
 
 
 def test_the_folder_that_vllm_opens_is_ours_alone(adapt: Adapt) -> None:
-    (base,) = adapt.library.bases.list()
-    provider = AdapterProvider(adapt.library, base, engine="vllm@0.32")
+    record = adapt.library.bases.find(str(adapt.folder / "base"))
+    provider = AdapterProvider(adapt.library, record, engine="vllm@0.32")
     try:
         folder = provider.find("a").folder
         assert [path.stat().st_mode & 0o077 for path in (folder, folder.parent)] == [0, 0]

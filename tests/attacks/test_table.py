@@ -1,4 +1,4 @@
-"""The table of attacks in security.md: each name in it is a test, and each file of attacks has a line."""
+"""The table of attacks in this folder's README: each name in it is a test, and each file of attacks has a line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent.parent
-PAGE = TESTS.parent / "docs" / "explanation" / "security.md"
+PAGE = Path(__file__).with_name("README.md")
 
 
 def named() -> set[str]:

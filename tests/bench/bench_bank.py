@@ -51,6 +51,7 @@ from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader.text import load_base
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from tests.bench.harness import given
 from tests.support.real_base import smollm2_base
 
 COUNT = 8
@@ -363,19 +364,20 @@ def ratio(of: list[float], to: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base")
-    parser.add_argument("--upto", type=int, default=1000, help="adapters for the bank")
-    parser.add_argument("--peft-upto", type=int, default=10, help="adapters for PEFT; 0 leaves it out")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--targets", default="all-linear", help="or modules, with commas between them")
-    parser.add_argument("--rows", type=int, default=8, help="rows of the batch")
-    parser.add_argument("--only", default="load,memory,speed")
-    parser.add_argument("--tokens", type=int, default=16, help="decode steps")
-    parser.add_argument("--prefill", type=int, default=8, help="prompts of eight tokens in a row for the prefill")
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--plot", type=Path, help="draw load times and memory into this file")
-    arguments = parser.parse_args()
+    arguments = given(
+        __doc__,
+        dtype=("float32", "bfloat16"),
+        upto=1000,
+        peft_upto=10,
+        rank=16,
+        targets="all-linear",
+        rows=8,
+        only="load,memory,speed",
+        tokens=16,
+        prefill=8,
+        repeat=2,
+        plot=Path,
+    )
     warnings.simplefilter("ignore")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what is measured is seen, also in a pipe
     root = Path(tempfile.mkdtemp(prefix="bench-bank-"))

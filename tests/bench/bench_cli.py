@@ -11,17 +11,14 @@ system time, the ratios of medians, and exit code 1 if a ratio is above its boun
 
 from __future__ import annotations
 
-import argparse
 import os
-import resource
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
+from tests.bench.harness import given, measured
 from tests.bench.many_builds import fill_index
 from tests.support.tiny import make_adapter
 
@@ -51,18 +48,6 @@ BOUNDS = {
 """Pairs of ours and a peer's, and the ratio of CPU times that is not to be exceeded."""
 
 
-def cpu_seconds(command: list[str], environ: Mapping[str, str], folder: Path) -> float:
-    """User and system seconds of one finished run in `folder`."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        command, env=environ, cwd=folder, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    if done.returncode not in (0, 17):  # 17: `verify` compares with no base
-        raise SystemExit(f"{' '.join(command)}: {done.stderr.decode()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def command_of(what: str) -> list[str]:
     """The command line, with the scripts beside this Python."""
     name, *words = ["adapt"] if what in LINES else shlex.split(what)
@@ -71,9 +56,7 @@ def command_of(what: str) -> list[str]:
 
 def main() -> int:
     """Measure and print; 1 when a ratio is above its bound."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=7)
-    runs = parser.parse_args().runs
+    runs = given(__doc__, runs=7).runs
     with tempfile.TemporaryDirectory() as folder:
         home, hub = Path(folder, "home"), Path(folder, "hub")
         hub.mkdir()
@@ -90,7 +73,8 @@ def main() -> int:
         for turn in range(runs + 1):
             for what in everything:
                 asked = {"_ADAPT_COMPLETE": "zsh_complete", "ADAPT_LINE": LINES[what]} if what in LINES else {}
-                spent = cpu_seconds(command_of(what), environ | asked, Path(folder))
+                # 17: `verify` compares with no base
+                spent = measured(command_of(what), codes=(0, 17), env=environ | asked, cwd=folder).cpu_s
                 if turn:  # the first turn warms the page cache
                     times[what].append(spent)
     medians = {what: statistics.median(seconds) for what, seconds in times.items()}

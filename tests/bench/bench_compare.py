@@ -1,12 +1,12 @@
 """`adapt compare` of two r=16 adapters of Llama-2-7B shapes, the whole process, beside the dense way on one module.
 
-    OMP_NUM_THREADS=1 python -m tests.bench.bench_compare [--dtype bfloat16|float32] [--repeat 3] [--dense [SIZE]]
+    OMP_NUM_THREADS=1 python -m tests.bench.bench_compare [--dtype bfloat16|float32] [--repeat 3] [--dense SIZE]
 
 Measured is the command from argv to the last table (seconds of wall clock and of CPU, peak resident memory), best of
 `--repeat` runs; `import torch` alone is measured in the same way, as is what lies between. The adapters are random and
 in the page cache when they are read.
 
-`--dense` times what one finds in notebooks, on one linear layer of that size (1024 when no size is given, 4096 for the
+`--dense` times what one finds in notebooks, on one linear layer of that size (1024, or 4096 for the
 model's own, which takes minutes): both updates are formed as float32 matrices, flattened for their cosine, and taken
 apart by `torch.linalg.svd` for spectra and spaces. The same figures are then taken our way, and the difference is
 shown. The dense time times the number of modules of that size or larger is a projection, and printed as one.
@@ -14,12 +14,12 @@ shown. The dense time times the number of modules of that size or larger is a pr
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.bench_merge import IMPORT_TORCH, LAYERS, RANK, SHAPES, run, write_adapter
+from tests.bench.bench_merge import IMPORT_TORCH, LAYERS, RANK, SHAPES, write_adapter
+from tests.bench.harness import best, given, python
 
 COMPARE = "import sys; from adapterhub.cli import main; sys.argv = ['adapt', 'compare', *sys.argv[1:]]; main()"
 
@@ -30,9 +30,9 @@ def bench_command(dtype: str, repeat: int) -> None:
         for seed, folder in enumerate(folders):
             write_adapter(folder, seed, dtype)
         size = (folders[0] / "adapter_model.safetensors").stat().st_size
-        bare = min((run(IMPORT_TORCH) for _ in range(repeat)), key=lambda r: r.cpu_s)
-        runs = [run(COMPARE, *map(str, folders), "--quiet") for _ in range(repeat)]
-    compared = min(runs, key=lambda r: r.cpu_s)
+        bare = best([python(IMPORT_TORCH) for _ in range(repeat)])
+        runs = [python(COMPARE, *folders, "--quiet") for _ in range(repeat)]
+    compared = best(runs)
     print(f"two adapters r={RANK}, {LAYERS} x {len(SHAPES)} modules, {dtype}, {size / 1e6:.0f} MB each")
     print(f"{'':24}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
     for label, one in (("import torch", bare), ("adapt compare", compared)):
@@ -92,11 +92,7 @@ def bench_dense(size: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the inputs")
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--dense", type=int, nargs="?", const=1024, metavar="SIZE")
-    arguments = parser.parse_args()
+    arguments = given(__doc__, dtype=("bfloat16", "float32"), repeat=3, dense=0)
     bench_command(arguments.dtype, arguments.repeat)
     if arguments.dense:
         bench_dense(arguments.dense)

@@ -8,11 +8,12 @@ above the limit.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from tests.bench.harness import given
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_MB = 110
@@ -39,10 +40,7 @@ def install(folder: Path, extras: str) -> Path:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--extras", default="")
-    parser.add_argument("--limit", type=float, default=LIMIT_MB, help="in MB, which are MiB as `du -m` has them")
-    options = parser.parse_args()
+    options = given(__doc__, extras="", limit=float(LIMIT_MB))
     with tempfile.TemporaryDirectory() as folder:
         packages = install(Path(folder), options.extras)
         total = megabytes(packages)

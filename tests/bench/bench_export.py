@@ -14,14 +14,13 @@ and the bench says by how much.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from tests.bench.bench_merge import Run, run
+from tests.bench.harness import Run, given, llama_shapes, python
 from tests.support.adapter_folders import write_folder
 from tests.support.real_base import smollm2_base
 
@@ -29,15 +28,7 @@ HIDDEN, INNER, KEYS, LAYERS = 576, 1536, 192, 30
 SHAPES = {
     f"model.layers.{layer}.{module}": shape
     for layer in range(LAYERS)
-    for module, shape in {
-        "self_attn.q_proj": (HIDDEN, HIDDEN),
-        "self_attn.k_proj": (KEYS, HIDDEN),
-        "self_attn.v_proj": (KEYS, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN),
-        "mlp.gate_proj": (INNER, HIDDEN),
-        "mlp.up_proj": (INNER, HIDDEN),
-        "mlp.down_proj": (HIDDEN, INNER),
-    }.items()
+    for module, shape in llama_shapes(HIDDEN, INNER, KEYS).items()
 }
 OURS = """
 import sys, time
@@ -90,15 +81,10 @@ def shown(name: str, done: Run) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--converter", type=Path)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="bench-export-", dir=given.folder))
+    asked = given(__doc__, converter=Path, rank=16, repeat=5, folder=Path)
+    folder = Path(tempfile.mkdtemp(prefix="bench-export-", dir=asked.folder))
     try:
-        measure(folder, given.converter, given.rank, given.repeat)
+        measure(folder, asked.converter, asked.rank, asked.repeat)
     finally:
         shutil.rmtree(folder)
 
@@ -115,9 +101,9 @@ def measure(folder: Path, converter: Path | None, rank: int, repeat: int) -> Non
         best: dict[str, Run] = {}
         for turn in range(repeat):
             out = {side: folder / f"{kind}-{side}-{turn}.gguf" for side in ("ours", "theirs")}
-            runs = {"ours": run(OURS, str(folder / "home"), str(adapter), str(out["ours"]))}
+            runs = {"ours": python(OURS, folder / "home", adapter, out["ours"])}
             if converter is not None:
-                runs["theirs"] = run(THEIRS, str(converter), str(smollm2_base()), str(adapter), str(out["theirs"]))
+                runs["theirs"] = python(THEIRS, converter, smollm2_base(), adapter, out["theirs"])
             for side, done in runs.items():
                 if side not in best or done.cpu_s < best[side].cpu_s:
                     best[side] = done

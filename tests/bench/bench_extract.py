@@ -14,32 +14,20 @@ is measured here in the same way.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench.bench_merge import Run, best, measured
+from tests.bench.harness import Run, best, given, measured, model_shapes, python
 
 if TYPE_CHECKING:
     import torch
 
 HIDDEN, INNER, KEYS, VOCABULARY = 2048, 5632, 256, 32000
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEYS, HIDDEN),
-    "self_attn.v_proj": (KEYS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
-
 HERE = """
 import sys
 from pathlib import Path
@@ -70,15 +58,6 @@ def line(label: str, of: Run) -> str:
     return f"{label:34}{of.wall_s:8.1f}{of.cpu_s:8.1f}{of.peak_bytes / 1e6:9.0f}"
 
 
-def shapes_of(layers: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in SHAPES.items()}
-        norms = ("input_layernorm", "post_attention_layernorm")
-        shapes |= {f"model.layers.{layer}.{name}.weight": (HIDDEN,) for name in norms}
-    return shapes | {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
-
-
 def write_pair(base_folder: Path, tuned_folder: Path, layers: int) -> None:
     """Base and tuned model, written tensor by tensor."""
     import torch
@@ -86,7 +65,7 @@ def write_pair(base_folder: Path, tuned_folder: Path, layers: int) -> None:
     from adapterhub.formats.safetensors.header import TensorSpec
     from adapterhub.weights.lowrank.factors import TensorFileWriter
 
-    shapes = shapes_of(layers)
+    shapes = model_shapes(HIDDEN, INNER, KEYS, VOCABULARY, layers)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "torch_dtype": "bfloat16",
         "intermediate_size": INNER, "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 4,
@@ -157,13 +136,7 @@ def dense_s(_layers: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--dense", action="store_true")
-    parser.add_argument("--mergekit", metavar="COMMAND")
-    arguments = parser.parse_args()
+    arguments = given(__doc__, layers=8, rank=32, repeat=2, dense=False, mergekit=str)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         base, tuned, home = folder / "base", folder / "tuned", str(folder / "home")
@@ -172,10 +145,10 @@ def main() -> None:
         time.sleep(2.5)  # what is younger is not trusted to be settled, and not cached
         print(f"two models of {size / 1e6:.0f} MB, bfloat16, rank {arguments.rank}")
         print(f"{'':34}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}")
-        print(line("import torch", measured([sys.executable, "-c", "import torch"])))
-        print(line("fingerprints of both", measured([sys.executable, "-c", FINGERPRINT, home, str(base), str(tuned)])))
-        command = [sys.executable, "-c", EXTRACT, home, str(base), str(tuned)]
-        runs = [measured([*command, str(folder / f"out{i}"), str(arguments.rank)]) for i in range(arguments.repeat)]
+        print(line("import torch", python("import torch")))
+        print(line("fingerprints of both", python(FINGERPRINT, home, base, tuned)))
+        places = [folder / f"out{i}" for i in range(arguments.repeat)]
+        runs = [python(EXTRACT, home, base, tuned, place, arguments.rank) for place in places]
         print(line("extract", best(runs)))
         say_adapter(folder / "out0", base, tuned)
         if arguments.mergekit:
@@ -196,7 +169,7 @@ def say_adapter(adapter: Path, base: Path, tuned: Path) -> None:
 
 def here(function: str, *places: Path, layers: int) -> str:
     """What a function of this file gives, run in a process of its own."""
-    return measured([sys.executable, "-c", HERE, function, *map(str, places), str(layers)]).said
+    return python(HERE, function, *places, layers).said
 
 
 if __name__ == "__main__":

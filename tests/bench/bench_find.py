@@ -8,7 +8,6 @@ as it was, where every word of the question has to begin a word of the build, or
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import sqlite3
@@ -25,6 +24,7 @@ from adapterhub.library.store.rows import Filters
 from tests.bench.find_meaning import in_registry, meaning, torch_model
 from tests.bench.find_questions import AT, PLAIN, Card, many, questions, recall, row_of
 from tests.bench.find_registry import searching
+from tests.bench.harness import given
 
 Search: TypeAlias = Callable[[str], Sequence[str]]
 OTHER_SUBJECTS: Final = ("find_likeness", "find_route")
@@ -104,10 +104,7 @@ def measure(method: Method, builds: int) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, default=100_000)
-    parser.add_argument("--only", default="", help="measure the methods whose name contains this")
-    arguments = parser.parse_args()
+    arguments = given(__doc__, builds=100_000, only="")
     print(f"{'method':<24}@1     @5     @10    @5 in words   @5 in others   CPU ms at 314   at many")
     for method in METHODS:
         if arguments.only in method.name:

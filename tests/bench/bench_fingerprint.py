@@ -6,18 +6,15 @@ Prints medians of wall and CPU seconds and the ratio of throughputs (more than 1
 
 from __future__ import annotations
 
-import argparse
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
+from tests.bench.harness import Run, given, measured
 
 TARGET = 0.9
 MIB = 1 << 20
@@ -46,19 +43,8 @@ def write_model(path: Path, size_mib: int) -> None:
                 sink.write(os.urandom(min(64 * MIB, spec.size_bytes - begin)))
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of one process."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=1024, help="size of the file")
-    parser.add_argument("--runs", type=int, default=7, help="runs of each, in turn")
-    options = parser.parse_args()
+    options = given(__doc__, mib=1024, runs=7)
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "model", Path(place) / "cache"
         folder.mkdir()
@@ -73,13 +59,13 @@ def main() -> int:
             "fingerprint, cached": [*ours, "0", str(cache)],
         }
         for command in commands.values():  # warms the page cache, and fills ours
-            run(command)
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+            measured(command)
+        times: dict[str, list[Run]] = {name: [] for name in commands}
         for _ in range(options.runs):
             for name, command in commands.items():
-                times[name].append(run(command))
-    walls = {name: statistics.median(wall for wall, _ in runs) for name, runs in times.items()}
-    cpus = {name: statistics.median(cpu for _, cpu in runs) for name, runs in times.items()}
+                times[name].append(measured(command))
+    walls = {name: statistics.median(one.wall_s for one in runs) for name, runs in times.items()}
+    cpus = {name: statistics.median(one.cpu_s for one in runs) for name, runs in times.items()}
     sys.stdout.write(f"{options.mib} MiB, {os.cpu_count()} processors, medians of {options.runs} alternating runs\n")
     for name in commands:
         rate = options.mib / walls[name]

@@ -9,12 +9,10 @@ of the file, of its data, of the weights made of it. `three digests` is what the
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adapterhub.formats.foreign.tables import SD1, SDXL, flux_modules
+from adapterhub.formats.foreign.tables import SD1, SDXL
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
+from tests.bench.harness import given, measured
+from tests.support.foreign_files import flux_modules
 
 WIDTH = 3072
 
@@ -95,11 +95,8 @@ def cold(folder: Path) -> None:
 
 def run(command: list[str]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak memory in MB of one finished process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert status == 0, command
-    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
+    done = measured(command)
+    return done.wall_s, done.cpu_s, done.peak_bytes / 1e6
 
 
 def digests(large: Path, weights: Path) -> tuple[float, float]:
@@ -144,11 +141,7 @@ def compare(what: str, adapt: str, large: Path, small: Path, runs: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=500)
-    parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=3)
-    options = parser.parse_args()
+    options = given(__doc__, files=500, megabytes=200, runs=3)
     adapt = str(Path(sys.executable).parent / "adapt")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "loras")

@@ -11,7 +11,6 @@ dense float64 recomputation of one module.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -20,18 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.bench_merge import Run, run
+from tests.bench.harness import Run, given, llama_shapes, model_shapes, python, write_random_adapter
 
 HIDDEN, INNER, KEYS, VOCABULARY, RANK, LAYERS = 2048, 5632, 256, 32000, 16, 22
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEYS, HIDDEN),
-    "self_attn.v_proj": (KEYS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+SHAPES = llama_shapes(HIDDEN, INNER, KEYS)
 
 COPY = """
 import os, shutil, sys, time
@@ -68,11 +59,7 @@ def write_base(folder: Path, layers: int) -> None:
     from adapterhub.formats.safetensors.header import TensorSpec
     from adapterhub.weights.lowrank.factors import TensorFileWriter
 
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    for layer in range(layers):
-        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in SHAPES.items()}
-        shapes |= {f"model.layers.{layer}.{n}_layernorm.weight": (HIDDEN,) for n in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (VOCABULARY, HIDDEN)}
+    shapes = model_shapes(HIDDEN, INNER, KEYS, VOCABULARY, layers)
     folder.mkdir()
     names = sorted(shapes)
     half = len(names) // 2
@@ -96,29 +83,6 @@ def write_base(folder: Path, layers: int) -> None:
         os.utime(path, (time.time() - 60,) * 2)
 
 
-def write_adapter(folder: Path, layers: int) -> None:
-    """An adapter whose update is about 2 % of the weights."""
-    import torch
-
-    from adapterhub.formats.safetensors.header import TensorSpec
-    from adapterhub.weights.lowrank.factors import TensorFileWriter
-
-    folder.mkdir()
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "task_type": "CAUSAL_LM", "bias": "none"}
-    config |= {"base_model_name_or_path": "bench/tinyllama", "target_modules": [n.split(".")[1] for n in SHAPES]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    shapes = {}
-    for layer in range(layers):
-        for name, (out, width) in SHAPES.items():
-            module = f"base_model.model.model.layers.{layer}.{name}"
-            shapes |= {f"{module}.lora_A.weight": (RANK, width), f"{module}.lora_B.weight": (out, RANK)}
-    generator = torch.Generator().manual_seed(1)
-    planned = [TensorSpec.planned(name, "F32", shape) for name, shape in shapes.items()]
-    with TensorFileWriter(folder / "adapter_model.safetensors", planned) as writer:
-        for name, shape in shapes.items():
-            writer.add(name, 0.007 * torch.randn(shape, generator=generator))
-
-
 def check(base: Path, adapter: Path, out: Path) -> float:
     """Largest difference of one module's numbers from a dense recomputation; 0 where all are rounded alike."""
     import torch
@@ -138,7 +102,8 @@ def prepare(root: Path, layers: int) -> None:
     from adapterhub.library.library import Library
 
     write_base(root / "base", layers)
-    write_adapter(root / "adapter", layers)
+    # its update is about 2 % of the weights
+    write_random_adapter(root / "adapter", SHAPES, layers, rank=RANK, seed=1, size=0.007)
     Library(root / "home").bases.add(root / "base", "base")
 
 
@@ -149,18 +114,18 @@ def here(call: str) -> str:
 
 def bench(root: Path, layers: int, repeat: int, threads: int) -> None:
     base, adapter = root / "base", root / "adapter"
-    run(here("prepare(Path(sys.argv[1]), int(sys.argv[2]))"), str(root), str(layers))
+    python(here("prepare(Path(sys.argv[1]), int(sys.argv[2]))"), root, layers)
     size = sum(path.stat().st_size for path in base.iterdir())
     copies: list[Run] = []
     fusions: list[Run] = []
     for i in range(repeat):
         copy, out = root / f"copy{i}", root / f"fused{i}"
-        copies.append(run(COPY, str(base), str(copy)))
+        copies.append(python(COPY, base, copy))
         shutil.rmtree(copy)
-        fusions.append(run(FUSE, str(root / "home"), str(adapter), str(out), str(threads)))
-        apart = float(run(here("check(*map(Path, sys.argv[1:]))"), str(base), str(adapter), str(out)).said)
+        fusions.append(python(FUSE, root / "home", adapter, out, threads))
+        apart = float(python(here("check(*map(Path, sys.argv[1:]))"), base, adapter, out).said)
         shutil.rmtree(out)
-    torch = min((run("import torch") for _ in range(repeat)), key=lambda one: one.wall_s)
+    torch = min((python("import torch") for _ in range(repeat)), key=lambda one: one.wall_s)
     copied = min(copies, key=lambda one: one.wall_s)
     fused = min(fusions, key=lambda one: one.wall_s)
     write_s, error, unchanged = (float(text) for text in fused.said.split())
@@ -176,12 +141,7 @@ def bench(root: Path, layers: int, repeat: int, threads: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="[default: one per processor]")
-    parser.add_argument("--folder", type=Path, help="where the files are made [default: the system's temporary folder]")
-    arguments = parser.parse_args()
+    arguments = given(__doc__, layers=LAYERS, repeat=3, threads=0, folder=Path)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         bench(Path(temporary), arguments.layers, arguments.repeat, arguments.threads)
 

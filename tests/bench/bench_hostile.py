@@ -8,7 +8,6 @@ connection. Needs Linux, which tells the peak memory of a process.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 import httpx
 
 from tests.attacks.test_registry_trees import Memory
+from tests.bench.harness import given
 from tests.registry.conftest import Served, serving
 from tests.registry.pushing import CONFIG
 
@@ -132,9 +132,7 @@ def measured(attack: Callable[[Served], list[int]]) -> str:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--at-once", type=int, default=40)
-    at_once = parser.parse_args().at_once
+    at_once = given(__doc__, at_once=40).at_once
     print(f"{'':38} {'health after':>12} {'memory over idle':>17}  answers")
     for name, attack in cases(at_once).items():
         print(f"{name:38} {measured(attack)}", flush=True)

@@ -31,8 +31,8 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.errors import Incompatible
 from adapterhub.formats.contract.contract import Contract, Recorded
 from adapterhub.formats.contract.reader import Plan, Wanted, WantedImages
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.contract.standards import DEFAULT_BOUNDS
-from adapterhub.inference.contracts.answers import Judgement
 from adapterhub.inference.contracts.checking import check
 from adapterhub.inference.contracts.images import AdaptedPipeline, record_images
 from adapterhub.inference.loader import attach
@@ -70,11 +70,11 @@ class Bench:
 
     def judged(
         self, contract: Contract, adapter: Path, dtype: torch.dtype = torch.float32, *, base_alone: bool = False
-    ) -> Judgement:
+    ) -> Tested:
         pipeline = self.pipeline if dtype is torch.float32 else ready(copy.deepcopy(self.pipeline)).to(dtype)
         with attach(pipeline, adapter, library=self.folder / "library") as attached:
             model: Any = AdaptedPipeline(pipeline=pipeline, attached=attached)
-            return check(model, None, contract, base_alone=base_alone).judgement  # type: ignore[arg-type] # a pipeline has its own
+            return check(model, None, contract, base_alone=base_alone)  # type: ignore[arg-type] # a pipeline has its own
 
     def recorded(self, adapter: Path) -> Contract:
         plan = Plan(

@@ -10,7 +10,6 @@ in CPU. `--root` keeps the filled registries in a folder, or measures those ther
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -28,6 +27,7 @@ from sqlalchemy import select
 
 from tests.bench.bench_pages import ROOT, measured
 from tests.bench.bench_registry_scale import BASES, TASKS, digest, fill
+from tests.bench.harness import given
 
 LINE = 2000
 ROUNDS = 10
@@ -163,21 +163,16 @@ def measure(root: Path, builds: int, repeats: int, only: str) -> dict[str, float
 
 def main() -> None:
     """Measure registries of each size, and the growth between them."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, nargs="+", default=[100_000])
-    parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--root", type=Path, help="keep the filled registries in this folder")
-    parser.add_argument("--only", default="", help="measure the requests whose name has this text")
-    given = parser.parse_args()
+    asked = given(__doc__, builds=[100_000], repeats=200, root=Path, only="")
     with contextlib.ExitStack() as stack:
-        root = given.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root = asked.root or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         curves: dict[int, dict[str, float]] = {}
-        for builds in given.builds:
+        for builds in asked.builds:
             print(f"{builds:,} builds", flush=True)
-            curves[builds] = measure(root / str(builds), builds, given.repeats, given.only)
+            curves[builds] = measure(root / str(builds), builds, asked.repeats, asked.only)
     if len(curves) > 1:
         sizes = np.log(list(curves))
-        for name in curves[given.builds[0]]:
+        for name in curves[asked.builds[0]]:
             spent = np.log([max(curves[builds][name], 0.01) for builds in curves])
             print(f"growth, {name}: exponent {np.polyfit(sizes, spent, 1)[0]:.2f}")
 

@@ -9,12 +9,10 @@ all of them, each the least of three. The library and the directory are real; th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,15 +28,8 @@ from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import lock_problems, lock_text, parse_lock
 from adapterhub.projects.locking import LockOutcome, lock_project
 from adapterhub.projects.project import read_project
-from tests.bench.growth import told
+from tests.bench.harness import given, timed, told
 from tests.support.tiny import make_adapter, make_base
-
-
-def timed(run: Callable[[], object]) -> tuple[float, object]:
-    """CPU seconds of one run, and its result."""
-    start = time.process_time()
-    result = run()
-    return time.process_time() - start, result
 
 
 def least(run: Callable[[], object]) -> float:
@@ -83,33 +74,30 @@ def lock(library: Library, folder: Path, places: PublishedDirectory, previous: L
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--candidates", type=int, default=10_000)
-    parser.add_argument("--adapters", type=int, default=1_000)
-    given = parser.parse_args()
+    asked = given(__doc__, candidates=10_000, adapters=1_000)
     with TemporaryDirectory() as name:
         folder = Path(name)
         library = Library(folder / "home")
         manifest = manifest_of(folder, library)
 
         many = folder / "many"
-        for number in range(given.candidates):
+        for number in range(asked.candidates):
             publish(many, replace(manifest, version=f"1.{number // 100}.{number % 100}"))
         (folder / "one").mkdir()
         (folder / "one" / "adapters.toml").write_text(
             '[project]\nbase = "base-7b"\n[adapters]\nadapter-0 = ">=1.2,<1.90"\n'
         )
-        places = PublishedDirectory(many).read_once()
+        places = PublishedDirectory(many)
         seconds, _ = timed(lambda: lock(library, folder / "one", places, None))
         again, _ = timed(lambda: lock(library, folder / "one", places, None))
         floor, _ = timed(lambda: look_at_all(many))
-        print(f"{given.candidates:,} candidates of one name: {seconds:.2f} s CPU, of that read from disk "
+        print(f"{asked.candidates:,} candidates of one name: {seconds:.2f} s CPU, of that read from disk "
               f"{seconds - again:.2f} s, chosen {again:.2f} s; floor {floor:.2f} s, ratio {seconds / floor:.1f}")  # fmt: skip
         curve, floors = {}, {}
-        for count in (given.candidates // 100, given.candidates // 10, given.candidates):
+        for count in (asked.candidates // 100, asked.candidates // 10, asked.candidates):
             part = folder / f"part-{count}"
             (part / "adapter-0").mkdir(parents=True)
-            for build in sorted((many / "adapter-0").iterdir())[:: given.candidates // count]:
+            for build in sorted((many / "adapter-0").iterdir())[:: asked.candidates // count]:
                 shutil.copytree(build, part / "adapter-0" / build.name, copy_function=os.link)
             curve[count] = least(lambda: lock(library, folder / "one", PublishedDirectory(part), None))  # noqa: B023 - at once
             floors[count] = least(lambda: look_at_all(part))  # noqa: B023 - at once
@@ -117,18 +105,18 @@ def main() -> None:
         print(told("the floor", floors))
 
         wide = folder / "wide"
-        names = [f"adapter-{number}" for number in range(given.adapters)]
+        names = [f"adapter-{number}" for number in range(asked.adapters)]
         for one in names:
             publish(wide, replace(manifest, name=parse_name(one)))
         (folder / "all").mkdir()
         wanted = "".join(f'{one} = ">=1"\n' for one in names)
         (folder / "all" / "adapters.toml").write_text(f'[project]\nbase = "base-7b"\n[adapters]\n{wanted}')
-        seconds, first = timed(lambda: lock(library, folder / "all", PublishedDirectory(wide).read_once(), None))
+        seconds, first = timed(lambda: lock(library, folder / "all", PublishedDirectory(wide), None))
         assert isinstance(first, LockOutcome)
         again, same = timed(lambda: lock(library, folder / "all", PublishedDirectory(wide), first))
         assert isinstance(same, LockOutcome)
         assert same.lock == first.lock
-        print(f"{given.adapters:,} adapters: locked fresh {seconds:.2f} s CPU, again unchanged {again:.3f} s")
+        print(f"{asked.adapters:,} adapters: locked fresh {seconds:.2f} s CPU, again unchanged {again:.3f} s")
 
         text = lock_text(first.lock)
         ours, _ = timed(lambda: parse_lock(text))

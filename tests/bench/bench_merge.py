@@ -14,28 +14,17 @@ folder, as an installed package has it. What PEFT takes, module by module, is me
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from tests.bench.growth import told
+from tests.bench.harness import best, given, llama_shapes, python, told, write_random_adapter
 
 HIDDEN, INNER, LAYERS, RANK = 4096, 11008, 32, 16
-SHAPES = {
-    **{f"self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"},
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+SHAPES = llama_shapes(HIDDEN, INNER, HIDDEN)
+DTYPES = ("bfloat16", "float32")
 GROWTH_LAYERS, SMALL_PART = (2, 20, 200, 2000), 64
 
 IMPORT_TORCH = "import torch"
@@ -51,70 +40,9 @@ with open(out, "wb") as stream:
 MERGE = "from adapterhub.cli import main; main()"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process: seconds on the wall, seconds of CPU, peak resident bytes, what it printed."""
-
-    wall_s: float
-    cpu_s: float
-    peak_bytes: int
-    said: str
-
-
-def measured(command: Sequence[str], **options: Any) -> Run:
-    """One process to its end; an error ends the benchmark."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
-    assert process.stdout is not None
-    said = process.stdout.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    if process.returncode:
-        raise SystemExit(f"the measured process failed with {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Run(
-        wall_s=time.perf_counter() - begun,
-        cpu_s=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * unit,
-        said=said.strip(),
-    )
-
-
-def run(folder: Path, code: str, *arguments: str) -> Run:
-    """Python with this code; keeps byte code in `folder`, and what is warned of for an error."""
-    environ = os.environ | {"PYTHONPYCACHEPREFIX": str(folder / "byte-code"), "PYTHONDONTWRITEBYTECODE": ""}
-    with (folder / "warnings").open("w+") as warnings:
-        try:
-            return measured([sys.executable, "-c", code, *arguments], stderr=warnings, env=environ)
-        except SystemExit as failed:
-            warnings.seek(0)
-            raise SystemExit(f"{failed}: {warnings.read()}") from None
-
-
-def write_adapter(folder: Path, seed: int, dtype_name: str, layers: int = LAYERS, part: int = 1) -> None:
-    """An adapter of `layers` layers whose matrices have a `part`-th of the rows and columns."""
-    import torch
-
-    from adapterhub.formats.safetensors.header import TensorSpec
-    from adapterhub.weights.dtypes import FORMAT_DTYPES
-    from adapterhub.weights.lowrank.factors import TensorFileWriter
-
-    folder.mkdir(parents=True)
-    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "task_type": "CAUSAL_LM", "bias": "none"}
-    config |= {"base_model_name_or_path": "bench/llama-2-7b", "target_modules": [n.split(".")[1] for n in SHAPES]}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    dtype = getattr(torch, dtype_name)
-    shapes = {}
-    for layer in range(layers):
-        for name, (out, width) in ((name, (rows // part, columns // part)) for name, (rows, columns) in SHAPES.items()):
-            module = f"base_model.model.model.layers.{layer}.{name}"
-            shapes |= {f"{module}.lora_A.weight": (RANK, width), f"{module}.lora_B.weight": (out, RANK)}
-    planned = [TensorSpec.planned(name, FORMAT_DTYPES[dtype], shape) for name, shape in shapes.items()]
-    generator = torch.Generator().manual_seed(seed)
-    with TensorFileWriter(folder / "adapter_model.safetensors", planned) as writer:
-        for name, shape in shapes.items():
-            writer.add(name, (0.02 * torch.randn(shape, generator=generator)).to(dtype))
+def write_adapter(folder: Path, seed: int, dtype: str) -> None:
+    """An adapter of a Llama-2-7B."""
+    write_random_adapter(folder, SHAPES, LAYERS, rank=RANK, seed=seed, dtype=dtype)
 
 
 def grow(folder: Path, method: str, dtype_name: str) -> str:
@@ -125,7 +53,8 @@ def grow(folder: Path, method: str, dtype_name: str) -> str:
     for layers in GROWTH_LAYERS:
         both = [folder / f"{name}{layers}" for name in "ab"]
         for seed, one in enumerate(both):
-            write_adapter(one, seed, dtype_name, layers, SMALL_PART)
+            small = {name: (out // SMALL_PART, width // SMALL_PART) for name, (out, width) in SHAPES.items()}
+            write_random_adapter(one, small, layers, rank=RANK, seed=seed, dtype=dtype_name)
         inputs = [MergeInput(folder=one, label=one.name, weight=0.5) for one in both]
         times = []
         for turn in range(1 if layers == max(GROWTH_LAYERS) else 3):  # the largest takes a minute
@@ -141,19 +70,16 @@ def of_turns(ratios: list[float]) -> str:
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
-def best(runs: list[Run]) -> Run:
-    return min(runs, key=lambda r: r.cpu_s)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the inputs")
-    parser.add_argument("--out-dtype", choices=("bfloat16", "float32"), default="float32", help="of the result")
-    parser.add_argument("--methods", nargs="*", default=["cat", "svd", "ties", "knots", "core", "ties_svd"])
-    parser.add_argument("--rank", type=int, default=RANK, help="for `svd` and `ties_svd`; 0: not cut")
-    parser.add_argument("--growth", action="store_true", help="only how the time grows with the number of modules")
-    parser.add_argument("--repeat", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = given(
+        __doc__,
+        dtype=DTYPES,
+        out_dtype=DTYPES[::-1],
+        rank=RANK,
+        growth=False,
+        repeat=5,
+        methods=["cat", "svd", "ties", "knots", "core", "ties_svd"],
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if arguments.growth:
@@ -168,19 +94,19 @@ def main() -> None:
         print(
             f"{'':20}{'wall s':>8}{'CPU s':>8}{'peak MB':>9}{'written':>9}{'error':>9}{'times floor':>13}{'by CPU':>8}"
         )
-        run(folder, "import adapterhub.api.adapters, adapterhub.weights.merge")  # leaves the byte code
+        python("import adapterhub.api.weights, adapterhub.weights.merge", folder=folder)  # leaves the byte code
         for method in arguments.methods:
             rank = [f"--rank={arguments.rank}"] if arguments.rank and method in ("svd", "ties_svd") else []
             command = ["merge", *(str(file.parent) for file in files), "--weights=0.7,0.3", f"--method={method}", *rank]
             command += [f"--dtype={arguments.out_dtype}", f"--root={folder / 'home'}", "--json"]
             bares, runs, raws = [], [], []
             for i in range(1 if method.endswith("_svd") else arguments.repeat):
-                bares.append(run(folder, IMPORT_TORCH))
+                bares.append(python(IMPORT_TORCH, folder=folder))
                 out = folder / f"{method}{i}"
-                runs.append(run(folder, MERGE, *command, "-o", str(out)))
+                runs.append(python(MERGE, *command, "-o", out, folder=folder))
                 written = (out / "adapter_model.safetensors").stat().st_size
                 (out / "adapter_model.safetensors").unlink()
-                raws.append(run(folder, FLOOR, *map(str, files), str(folder / "raw"), str(written)))
+                raws.append(python(FLOOR, *files, folder / "raw", written, folder=folder))
             merged, raw, bare = best(runs), best(raws), best(bares)
             turns = list(zip(runs, raws, bares, strict=True))
             by_clock = [ours.wall_s / (read.wall_s + torch.wall_s) for ours, read, torch in turns]

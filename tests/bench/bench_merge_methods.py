@@ -12,12 +12,10 @@ the same on both sides: PEFT draws them through `torch.bernoulli`, which is repl
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest import mock
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 
 from adapterhub.weights.lowrank.algebra import LowRank, RankCut, difference_norms, frobenius_norm
 from adapterhub.weights.merge.spaces.prune import random_keep
+from tests.bench.harness import given, timed
 
 TYPES = (
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
@@ -78,13 +77,6 @@ def masks(deltas: list[LowRank], *, dense: bool) -> Iterator[Tensor]:
     yield from (b for _, b in drawn)
 
 
-def timed(run: Callable[[], T]) -> tuple[float, T]:
-    """Seconds of CPU, and what `run` gives."""
-    begun = time.process_time()
-    result = run()
-    return time.process_time() - begun, result
-
-
 def measure(name: str, size: int) -> Row:
     model, layer = build(size)
     deltas = [
@@ -118,10 +110,7 @@ def measure(name: str, size: int) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="1024,2048,4096")
-    parser.add_argument("--types", default=",".join(TYPES))
-    arguments = parser.parse_args()
+    arguments = given(__doc__, sizes="1024,2048,4096", types=",".join(TYPES))
     warnings.simplefilter("ignore")  # PEFT's own, of densities and of new adapters
     print(f"{'size':>5}  {'type':20}{'PEFT s':>9}{'ours s':>9}{'ratio':>10}{'difference':>12}{'error':>9}")
     for size in map(int, arguments.sizes.split(",")):

@@ -9,7 +9,6 @@ server's process. The database is SQLite unless `--database` names one of Postgr
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -44,6 +43,7 @@ from sqlalchemy import select
 from adapterhub.formats.derived.record import DerivedRecord, ModuleRecord
 from adapterhub.formats.relevance import wording_of, words_of
 from tests.bench.bench_registry_scale import digest
+from tests.bench.harness import given
 from tests.bench.many_builds import BASES, RANKS, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -261,12 +261,7 @@ def measured(
 
 def main() -> None:
     """Fill a registry, serve it, measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=200)
-    parser.add_argument("--database", help="URL of a PostgreSQL database [default: SQLite]")
-    parser.add_argument("--root", type=Path, help="keep the filled registry in this folder, or measure the one there")
-    options = parser.parse_args()
+    options = given(__doc__, builds=100_000, repeats=200, database=str, root=Path)
     draw = random.Random(0)
     pages: dict[str, Callable[[], str]] = {
         "search, newest": lambda: "/",

@@ -10,7 +10,6 @@ method's default options. The figures are mean losses a token on the held-out ex
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import random
 import statistics
@@ -22,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from adapterhub.weights.catalogue import names
+from tests.bench.harness import given
 from tests.support.real_base import smollm2_base
 from tests.support.shared_data import shared
 
@@ -62,11 +62,7 @@ def row(label: str, weight: str, values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="where the adapters are kept [default: a temporary folder]")
-    parser.add_argument("--methods", nargs="*", default=list(names()))
-    parser.add_argument("--weights", nargs="*", type=float, default=[0.25, 0.5, 1.0])
-    arguments = parser.parse_args()
+    arguments = given(__doc__, work=Path, methods=list(names()), weights=[0.25, 0.5, 1.0])
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -2,13 +2,16 @@
 
     python -m tests.bench.bench_registry_scale [--builds 100000] [--seconds 5] [--megabytes 200]
 
+    python -m tests.bench.bench_registry_scale --every [--builds 1000000] [--database sqlite | postgres] [--repeats 6]
+
+With `--every`, it asks every route and page instead, at 30,000 builds and at `--builds`; see `registry_growth`.
+
 Everything runs on this machine: PostgreSQL, the S3 server, the registry's servers and the clients that load them. Where
 they share few cores, a second server takes cores from the database and the clients: read the ratio with that in mind.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -25,11 +28,14 @@ from adapterhub_registry.database.db import Database, adapters, blobs, commits, 
 from adapterhub_registry.database.search_tables import texts
 from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile
 
+from tests.bench.harness import given, timed
 from tests.bench.many_builds import BASES, RANKS, TASKS
+from tests.bench.registry_growth import growth
 from tests.registry.pushing import Push, put
 from tests.registry.shared_servers import CREDENTIALS, Shared, postgres, s3
 
 STEP = 2000
+SMALL = 30_000
 CLIENTS = 8
 MEBIBYTE = 1 << 20
 PUSH_STEPS = ("PUT", "copy aside", "read", "copy to its name")
@@ -202,13 +208,6 @@ def replicas(shared: Shared, count: int) -> Iterator[list[str]]:
         yield [stack.enter_context(shared.replica()).url for _ in range(count)]
 
 
-def timed(run: Callable[[], object]) -> float:
-    """How many seconds it took."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> None:
     """Push and pull one large file through a server and S3, and let the S3 server alone do each step of it."""
     from datetime import timedelta
@@ -239,7 +238,7 @@ def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> Non
                 ),  # type: ignore[misc]
             }
             for name, step in steps.items():
-                spent.setdefault(name, []).append(timed(step))
+                spent.setdefault(name, []).append(timed(step, time.perf_counter)[0])
     for name, found in spent.items():
         print(f"{name:30} {statistics.median(found):6.2f} s  {megabytes / statistics.median(found):5.0f} MiB/s")
     alone = [sum(turn) for turn in zip(*(spent[name] for name in PUSH_STEPS), strict=True)]
@@ -251,11 +250,12 @@ def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> Non
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--megabytes", type=int, default=200)
-    given = parser.parse_args()
+    asked = given(
+        __doc__, builds=100_000, seconds=5.0, megabytes=200, every=False, database=("sqlite", "postgres"), repeats=6
+    )
+    if asked.every:
+        growth([asked.database], sorted({SMALL, asked.builds}), asked.repeats)
+        return
     os.environ |= CREDENTIALS
     with postgres() as pg, s3() as bucket, tempfile.TemporaryDirectory() as folder:
         shared = Shared(Path(folder), pg.new_database(), bucket.endpoint, bucket.new_bucket())
@@ -263,17 +263,17 @@ def main() -> None:
             pass
         database = Database(shared.database)
         began = time.perf_counter()
-        fill(database, given.builds)
+        fill(database, asked.builds)
         database.close()
-        print(f"{given.builds:,} builds written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores for all")
+        print(f"{asked.builds:,} builds written in {time.perf_counter() - began:.0f} s; {os.cpu_count()} cores for all")
         for count in (1, 2):
             with replicas(shared, count) as urls:
-                for name, ask in requests(given.builds).items():
+                for name, ask in requests(asked.builds).items():
                     load(urls, shared.token, ask, 0.5)
                     print(
-                        f"{count} x server  {name:28} {shown(load(urls, shared.token, ask, given.seconds), given.seconds)}"
+                        f"{count} x server  {name:28} {shown(load(urls, shared.token, ask, asked.seconds), asked.seconds)}"
                     )
-        measure_bytes(shared, bucket.store(shared.bucket), given.megabytes)
+        measure_bytes(shared, bucket.store(shared.bucket), asked.megabytes)
 
 
 if __name__ == "__main__":

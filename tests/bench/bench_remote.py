@@ -14,12 +14,10 @@ of the wall time, a second install (all present) at most 0.05 of it; one process
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,14 +29,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from tests.bench.harness import given, measured, told
+
 # for the client in this process, which only sets the stage; those that are measured are processes of their own
 os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
 
 import numpy as np
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.numpy import save_file
-
-from tests.bench.growth import told
 
 SCRIPTS = Path(sys.executable).parent
 RANK = 16
@@ -60,9 +58,9 @@ def make_adapter(folder: Path, megabytes: float, seed: int) -> None:
 
 
 @contextmanager
-def registry(root: Path) -> Iterator[tuple[str, str, int]]:
-    """A running server: URL, administrator's token, process id."""
-    command = [str(SCRIPTS / "adapt"), "registry", "serve", "--root", str(root), "--port", "0"]
+def registry(root: Path, *words: str) -> Iterator[tuple[str, str, int]]:
+    """A running server with these options: URL, administrator's token, process id."""
+    command = [str(SCRIPTS / "adapt"), "registry", "serve", "--root", str(root), "--port", "0", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -71,23 +69,6 @@ def registry(root: Path) -> Iterator[tuple[str, str, int]]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def seconds(command: list[str], environ: dict[str, str]) -> float:
-    """Wall seconds of one process that must succeed."""
-    start = time.perf_counter()
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[:4])} …: {done.stderr[-2000:]}")
-    return time.perf_counter() - start
-
-
-def cpu_seconds(command: list[str], environ: dict[str, str]) -> float:
-    """User and system seconds of one process that must succeed."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds(command, environ)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def peak_mb(pid: int) -> float:
@@ -169,8 +150,10 @@ def install_together(folder: Path, most: int, megabytes: float, delay_ms: float)
             for place, server in (("near", url), (f"{delay_ms:g} ms away", far)):
                 pairs = [
                     (
-                        seconds([adapt, "install", *names[:most], "-q"], environ(server, f"{place}-{run}")),
-                        seconds([sys.executable, "-c", _SNAPSHOTS, *names[:most]], environ(server, f"{place}-{run}")),
+                        measured([adapt, "install", *names[:most], "-q"], env=environ(server, f"{place}-{run}")).wall_s,
+                        measured(
+                            [sys.executable, "-c", _SNAPSHOTS, *names[:most]], env=environ(server, f"{place}-{run}")
+                        ).wall_s,
                     )
                     for run in range(3)
                 ]
@@ -181,17 +164,20 @@ def install_together(folder: Path, most: int, megabytes: float, delay_ms: float)
                 )
         curve = {
             count: min(
-                seconds([adapt, "install", *names[-count:], "-q"], environ(url, f"{count}-{run}")) for run in range(3)
+                measured([adapt, "install", *names[-count:], "-q"], env=environ(url, f"{count}-{run}")).wall_s
+                for run in range(3)
             )
             for count in (most // 10, most, most * 10)
         }
-        start = min(seconds([adapt, "install", names[-1], "-q"], environ(url, f"{most}-0")) for _ in range(3))
+        start = min(
+            measured([adapt, "install", names[-1], "-q"], env=environ(url, f"{most}-0")).wall_s for _ in range(3)
+        )
         print(told(f"install, adapters, beyond {start:.2f} s of a start that finds it there,", curve, start))
         for what, code in (
             ("its session", _SESSION),
             ("its session and sqlite-utils", f"{_SESSION}; import sqlite_utils"),
         ):
-            floor = min(cpu_seconds([sys.executable, "-c", code], environ(url, "floor")) for _ in range(3))
+            floor = min(measured([sys.executable, "-c", code], env=environ(url, "floor")).cpu_s for _ in range(3))
             print(f"floor of an install: {floor:.2f} s CPU to start Python with the Hub's client, {what}")
 
 
@@ -207,15 +193,15 @@ def push_growing(folder: Path, runs: int) -> None:
             for run in range(runs):
                 name = f"size-{size}-{run}"
                 make_adapter(folder / name, size / 1000, size + run)
-                seconds([adapt, "add", str(folder / name), "--name", name, "-q"], environ)
+                measured([adapt, "add", str(folder / name), "--name", name, "-q"], env=environ)
                 for curve, command in ((ours, [adapt, "push", name, "--to", f"acme/{name}", "-q"]),
                                        (theirs, [hf, "upload", f"acme/their-{name}", str(folder / name)])):  # fmt: skip
-                    curve[size] = min(curve.get(size, math.inf), cpu_seconds(command, environ))
+                    curve[size] = min(curve.get(size, math.inf), measured(command, env=environ).cpu_s)
                 shutil.rmtree(folder / name)
             print(f"push of {size:,} kB: adapt {ours[size]:.2f} s CPU, hf upload {theirs[size]:.2f} s, "
                   f"ratio {ours[size] / theirs[size]:.2f}")  # fmt: skip
         print(told("push, kB, CPU", ours))
-        floor = min(cpu_seconds([sys.executable, "-c", _CLIENT], environ) for _ in range(runs))
+        floor = min(measured([sys.executable, "-c", _CLIENT], env=environ).cpu_s for _ in range(runs))
         print(f"floor of a push: {floor:.2f} s CPU to import the client's part that makes commits")
 
 
@@ -236,9 +222,9 @@ def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, 
         ours = theirs = 0.0
         for i in range(pushes):
             make_adapter(folder / f"small-{i}", push_megabytes, i)
-            seconds([adapt, "add", str(folder / f"small-{i}"), "--name", f"small-{i}", "-q"], environ)
-            ours += seconds([adapt, "push", f"small-{i}", "--to", f"acme/small-{i}", "-q"], environ)
-            theirs += seconds([hf, "upload", f"acme/theirs-{i}", str(folder / f"small-{i}")], environ)
+            measured([adapt, "add", str(folder / f"small-{i}"), "--name", f"small-{i}", "-q"], env=environ)
+            ours += measured([adapt, "push", f"small-{i}", "--to", f"acme/small-{i}", "-q"], env=environ).wall_s
+            theirs += measured([hf, "upload", f"acme/theirs-{i}", str(folder / f"small-{i}")], env=environ).wall_s
         print(
             f"push of {pushes} adapters of {push_megabytes:g} MB: adapt {ours:.1f} s, hf upload {theirs:.1f} s, "
             f"ratio {ours / theirs:.2f}"
@@ -255,10 +241,10 @@ def move_adapters(folder: Path, pushes: int, push_megabytes: float, count: int, 
                 ]
                 api.create_commit(f"acme/large-{i}", operations, commit_message="upload")
         names = [f"acme/large-{i}" for i in range(count)]
-        theirs = sum(seconds([hf, "download", name, "--quiet"], environ) for name in names)
+        theirs = sum(measured([hf, "download", name, "--quiet"], env=environ).wall_s for name in names)
         environ["ADAPTERHUB_HOME"] = str(folder / "second-home")
-        ours = seconds([adapt, "install", *names, "-q"], environ)
-        again = seconds([adapt, "install", *names, "-q"], environ)
+        ours = measured([adapt, "install", *names, "-q"], env=environ).wall_s
+        again = measured([adapt, "install", *names, "-q"], env=environ).wall_s
         print(
             f"install of {count} adapters of {megabytes:g} MB: adapt {ours:.1f} s, hf download {theirs:.1f} s, "
             f"ratio {ours / theirs:.2f} (at most 0.7)"
@@ -337,18 +323,19 @@ def bear(folder: Path, repositories: int, gigabytes: float) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--adapters", type=int, default=100)
-    parser.add_argument("--megabytes", type=float, default=10)
-    parser.add_argument("--pushes", type=int, default=100)
-    parser.add_argument("--push-megabytes", type=float, default=1)
-    parser.add_argument("--repositories", type=int, default=10_000)
-    parser.add_argument("--gigabytes", type=float, default=1)
-    parser.add_argument("--together", type=int, default=20)
-    parser.add_argument("--delay-ms", type=float, default=20)
-    parser.add_argument("--only", choices=["move", "together", "pushing", "bear"])
-    parser.add_argument("--runs", type=int, default=3, help="pushes of each size")
-    options = parser.parse_args()
+    options = given(
+        __doc__,
+        adapters=100,
+        megabytes=10.0,
+        pushes=100,
+        push_megabytes=1.0,
+        repositories=10_000,
+        gigabytes=1.0,
+        together=20,
+        delay_ms=20.0,
+        only=(None, "move", "together", "pushing", "bear"),
+        runs=3,
+    )
     if options.only in (None, "together"):
         with tempfile.TemporaryDirectory() as folder:
             install_together(Path(folder), options.together, options.push_megabytes, options.delay_ms)

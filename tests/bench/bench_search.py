@@ -7,7 +7,6 @@ Peer: a scan of the same rows without indexes (`PRAGMA automatic_index=off` on a
 
 from __future__ import annotations
 
-import argparse
 import sqlite3
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from adapterhub.core.ranks import RankRange
 from adapterhub.library.store.rows import Filters
+from tests.bench.harness import given
 from tests.bench.many_builds import digest, fill_index
 
 REPEATS = 21
@@ -35,16 +35,14 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--builds", type=int, default=100_000)
-    builds = parser.parse_args().builds
+    builds = given(__doc__, builds=100_000).builds
     with tempfile.TemporaryDirectory() as folder:
         index = fill_index(Path(folder, "home"), builds)
         bare = sqlite3.connect(Path(folder, "bare.db"))
         bare.execute("ATTACH ? AS full", (str(index.path),))
         bare.execute("CREATE TABLE builds AS SELECT * FROM full.builds")
         base = digest("base 3")
-        exact = Filters(bases=(base,), task="legal-qa", ranks=RankRange(rank=16))
+        exact = Filters(bases=(base,), task="legal-qa", ranks=RankRange(low=16, high=16))
         scan = "SELECT * FROM builds WHERE base_weights = ? AND task = ? AND rank = ? ORDER BY name"
         ours, peer = (
             milliseconds(lambda: index.search(exact)),

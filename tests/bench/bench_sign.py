@@ -8,9 +8,7 @@ scans every number), and the signature with the hashes of all files alone, which
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +18,8 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.trust.signing.keys import KeyFolder
 from adapterhub.trust.signing.trust import Terms, TrustFile
-from tests.bench.bench_verify import make_adapter, seconds
+from tests.bench.bench_verify import CODES, make_adapter, medians
+from tests.bench.harness import given, measured
 
 CHECK = """
 import sys
@@ -42,11 +41,7 @@ assert not {"torch", "numpy"} & set(sys.modules)
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--megabytes", type=float, default=100)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peer", default=shutil.which("model_signing"))
-    options = parser.parse_args()
+    options = given(__doc__, megabytes=100.0, runs=5, peer=shutil.which("model_signing") or "")
     with tempfile.TemporaryDirectory() as work:
         root = Path(work, "home")
         weights = make_adapter(Path(work, "adapter"), options.megabytes / 1000)
@@ -76,10 +71,10 @@ def main() -> None:
             for turn in range(options.runs + 1):
                 if name == "adapt key sign":
                     (folder / "model.sig").unlink(missing_ok=True)  # or it would find itself signed already
-                wall, cpu = seconds(command)
+                done = measured(command, codes=CODES)
                 if turn:  # the first turn fills the page cache
-                    times.append((wall, cpu))
-            wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+                    times.append(done)
+            wall, cpu = medians(times)
             print(f"  {name:<28} {wall:.2f} s wall, {cpu:.2f} s CPU")
 
 

@@ -10,7 +10,6 @@ the least of the rounds counts.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shutil
 import subprocess
@@ -27,6 +26,7 @@ from adapterhub_registry.database.db import Database
 from tests.bench.bench_listings import EMPTY, requests, serving
 from tests.bench.bench_pages import measured
 from tests.bench.bench_registry_scale import fill
+from tests.bench.harness import given
 
 ROUNDS = 3
 Measured = tuple[float, float, float]
@@ -110,25 +110,20 @@ def committing(url: str, token: str) -> Iterator[list[float]]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sync-ms", type=float, default=20)
-    parser.add_argument("--read-ms", type=float, default=0)
-    parser.add_argument("--builds", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=500)
-    given = parser.parse_args()
+    asked = given(__doc__, sync_ms=20.0, read_ms=0.0, builds=2000, repeats=500)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         roots = {"this disk": folder / "fast", "a slow disk": folder / "slow"}
         first, second = roots.values()
         first.mkdir()
         database = Database(f"sqlite:///{first / 'registry.db'}")
-        fill(database, given.builds)
+        fill(database, asked.builds)
         token = Tokens(database).create("ann", "write", namespaces=["acme"])
         database.close()
         shutil.copytree(first, second)
-        slowed = ["env", f"LD_PRELOAD={slow_library(folder)}", f"SYNC_MS={given.sync_ms}"]
-        slowed += [f"READ_MS={given.read_ms}"] if given.read_ms else []
-        infos = iter(requests(given.builds)["model info"], None)
+        slowed = ["env", f"LD_PRELOAD={slow_library(folder)}", f"SYNC_MS={asked.sync_ms}"]
+        slowed += [f"READ_MS={asked.read_ms}"] if asked.read_ms else []
+        infos = iter(requests(asked.builds)["model info"], None)
         files = (path.partition("/revision")[0][11:] + "/resolve/v1.0.0/adapter_model.safetensors" for path in infos)
 
         def asking(command: list[str]) -> tuple[str, Callable[..., Measured]]:
@@ -145,9 +140,9 @@ def main() -> None:
         found: dict[str, list[Measured]] = {}
         commits: dict[str, list[float]] = {disk: [] for disk in roots}
         for _ in range(ROUNDS):
-            found.setdefault("an empty route", []).append(empty(iter(lambda: "/empty", None), given.repeats))
+            found.setdefault("an empty route", []).append(empty(iter(lambda: "/empty", None), asked.repeats))
             for disk, (url, head) in heads.items():
-                ask = partial(head, files, given.repeats, method="HEAD")
+                ask = partial(head, files, asked.repeats, method="HEAD")
                 found.setdefault(f"HEAD, {disk}", []).append(ask())
                 with committing(url, token) as spent:
                     found.setdefault(f"HEAD beside commits, {disk}", []).append(ask())

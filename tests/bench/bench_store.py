@@ -5,7 +5,6 @@ python -m tests.bench.bench_store [--runs 20]
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 from adapterhub.core.specs import parse_name
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from tests.bench.harness import given
 from tests.crash.stand import COMMANDS, environment, make_stand, run
 from tests.support.programs import needs_strace
 from tests.support.tiny import make_adapter
@@ -67,9 +67,7 @@ def add_ms(folder: Path, runs: int) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--runs", type=int, default=20)
-    options = parser.parse_args()
+    options = given(__doc__, runs=20)
     with tempfile.TemporaryDirectory() as place:
         print("| command | syncs | seconds, a process |\n| --- | ---: | ---: |")
         for name in COMMANDS:

@@ -9,11 +9,9 @@ three links, write the card, rename.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,7 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.roots import KnownProjects
 from adapterhub.projects.lock.lockfile import write_lock
 from adapterhub.projects.values import Lock
-from tests.bench.growth import told
+from tests.bench.harness import given, measured, timed, told
 from tests.support.locks import entry_of, lock_of, sync
 from tests.support.tiny import make_adapter
 
@@ -77,26 +75,15 @@ def median_of(what: Callable[[], float], runs: int, before: Callable[[], object]
 def here(what: Callable[[], object], runs: int, before: Callable[[], object] = lambda: None) -> Times:
     """A call in this process."""
 
-    def run() -> float:
-        start = time.process_time()
-        what()
-        return time.process_time() - start
-
-    return median_of(run, runs, before)
+    return median_of(lambda: timed(what)[0], runs, before)
 
 
 def process(project: Path, home: Path, runs: int, before: Callable[[], object] = lambda: None) -> Times:
     """`adapt sync --frozen` as a whole process."""
     environment = os.environ | {"ADAPTERHUB_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def run() -> float:
-        command = [sys.executable, "-m", "adapterhub.cli", "sync", "--frozen", "--quiet"]
-        child = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        assert status == 0
-        return used.ru_utime + used.ru_stime
-
-    return median_of(run, runs, before)
+    command = [sys.executable, "-m", "adapterhub.cli", "sync", "--frozen", "--quiet"]
+    return median_of(lambda: measured(command, cwd=project, env=environment).cpu_s, runs, before)
 
 
 def text(times: Times) -> str:
@@ -164,7 +151,7 @@ def bare(library: Library, folder: Path, count: int) -> list[Installed]:
             path.write_bytes(raw)
         for file in manifest.files:
             store.link(file.sha256, place / file.path)
-        store.link_manifest(manifest.digest, place / MANIFEST_FILE)
+        store.link(manifest.digest, place / MANIFEST_FILE, is_manifest=True)
         builds.append(replace(first, manifest=manifest, folder=place))
     return builds
 
@@ -205,17 +192,16 @@ def growth(folder: Path, most: int) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--adapters", type=int, default=100)
-    parser.add_argument(
-        "--rank", type=int, default=128, help="16.8 MB each at 128, as rank 16 on q and v of a 7B in bf16"
+    asked = given(
+        __doc__,
+        runs=5,
+        adapters=100,
+        rank=128,
+        many=1000,
+        growth=16_000,
+        only=(None, "copying", "many", "growth"),
+        folder=Path,
     )
-    parser.add_argument("--many", type=int, default=1000)
-    parser.add_argument("--growth", type=int, default=16_000)
-    parser.add_argument("--only", choices=["copying", "many", "growth"])
-    parser.add_argument("--folder", type=Path, help="where to work, for another disk [default: the temp folder]")
-    asked = parser.parse_args()
     parts: dict[str, Callable[[Path], None]] = {
         "copying": lambda folder: against_copying(folder, asked.runs, asked.adapters, asked.rank),
         "many": lambda folder: many(folder, asked.runs, asked.many),

@@ -9,7 +9,6 @@ wall time and of the CPU time of the servers' processes: the floor divided by th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import http.client
@@ -33,6 +32,7 @@ from adapterhub_registry.database.db import Database
 from tests.bench.bench_listings import serving
 from tests.bench.bench_pages import cpu_s
 from tests.bench.bench_remote import peak_mb
+from tests.bench.harness import given
 
 MEBIBYTE = 1 << 20
 UPLOADS = 8
@@ -177,11 +177,7 @@ def download(url: str, mebibytes: int, *headers: str) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mebibytes", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--nginx", default=shutil.which("nginx"), help="nginx's program [default: that on the path]")
-    given = parser.parse_args()
+    asked = given(__doc__, mebibytes=512, rounds=3, nginx=shutil.which("nginx") or "")
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root = folder / "root"
@@ -192,25 +188,25 @@ def main() -> None:
         bare_url, bare_pid = stack.enter_context(serving([sys.executable, "-c", BARE, str(folder / "bare")]))
         command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0", "--no-worker"]
         url, pid = stack.enter_context(serving(command))
-        uploads = Uploads(url, token, "acme/x", given.mebibytes)
+        uploads = Uploads(url, token, "acme/x", asked.mebibytes)
         floor, ours = [], []
-        for seed in range(given.rounds):
-            wanted, length = uploads.object(seed), {"Content-Length": str(given.mebibytes * MEBIBYTE)}
+        for seed in range(asked.rounds):
+            wanted, length = uploads.object(seed), {"Content-Length": str(asked.mebibytes * MEBIBYTE)}
             floor.append(timed(bare_pid, partial(call, bare_url, "PUT", "/x", uploads.body(seed), length)))
             ours.append(timed(pid, partial(uploads.send, seed, wanted)))
-        show(f"upload of {given.mebibytes} MiB, floor a bare PUT with sha256", given.mebibytes, floor, ours)
+        show(f"upload of {asked.mebibytes} MiB, floor a bare PUT with sha256", asked.mebibytes, floor, ours)
         uploads.commit("weights.bin", wanted)
-        if given.nginx is None:
+        if not asked.nginx:
             print("download: nginx is not installed")
         else:
-            near, number = stack.enter_context(nginx(given.nginx, folder))
+            near, number = stack.enter_context(nginx(asked.nginx, folder))
             far, header = f"{url}/acme/x/resolve/main/weights.bin", f"Authorization: Bearer {token}"
             floor, ours = [], []
-            for _ in range(2 * given.rounds):
-                floor.append(timed(number, partial(download, f"{near}/bare", given.mebibytes)))
-                ours.append(timed(pid, partial(download, far, given.mebibytes, "-H", header)))
-            show(f"download of {given.mebibytes} MiB, floor nginx with sendfile", given.mebibytes, floor, ours)
-        seeds = range(given.rounds, given.rounds + UPLOADS)
+            for _ in range(2 * asked.rounds):
+                floor.append(timed(number, partial(download, f"{near}/bare", asked.mebibytes)))
+                ours.append(timed(pid, partial(download, far, asked.mebibytes, "-H", header)))
+            show(f"download of {asked.mebibytes} MiB, floor nginx with sendfile", asked.mebibytes, floor, ours)
+        seeds = range(asked.rounds, asked.rounds + UPLOADS)
         objects = {seed: uploads.object(seed) for seed in seeds}
         threads = [threading.Thread(target=uploads.send, args=item) for item in objects.items()]
         for thread in threads:

@@ -7,20 +7,17 @@ Verify reads every byte once for the digest and once, in another thread, for NaN
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
+from tests.bench.harness import Run, given, measured
 
 WIDTH, RANK = 8192, 64
 
@@ -46,34 +43,31 @@ def make_adapter(folder: Path, gigabytes: float) -> Path:
     return folder / "adapter_model.safetensors"
 
 
-def seconds(command: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of one finished process."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.perf_counter() - start, cpu
+CODES = (0, 17)
+"""17: `verify` compares with no base."""
+
+
+def medians(runs: list[Run]) -> tuple[float, float]:
+    """The medians of seconds on the wall and of CPU."""
+    return statistics.median(one.wall_s for one in runs), statistics.median(one.cpu_s for one in runs)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=3.5)
-    parser.add_argument("--runs", type=int, default=5)
-    options = parser.parse_args()
+    options = given(__doc__, gigabytes=3.5, runs=5)
     adapt = Path(sys.executable).parent / "adapt"
     with tempfile.TemporaryDirectory() as folder:
         weights = make_adapter(Path(folder, "adapter"), options.gigabytes)
         ours_command = [str(adapt), "verify", str(weights.parent), "--root", f"{folder}/home"]
         ours, peer = [], []
         for turn in range(options.runs + 1):
-            pair = seconds(ours_command), seconds(["sha256sum", str(weights)])
+            pair = measured(ours_command, codes=CODES), measured(["sha256sum", weights])
             if turn:  # the first turn fills the page cache
                 ours.append(pair[0])
                 peer.append(pair[1])
         size = weights.stat().st_size
-        wall, cpu = (statistics.median(column) for column in zip(*ours, strict=True))
-        peer_wall, peer_cpu = (statistics.median(column) for column in zip(*peer, strict=True))
+        wall, cpu = medians(ours)
+        peer_wall, peer_cpu = medians(peer)
         print(f"{size / 1e9:.2f} GB: adapt verify {wall:.2f} s wall, {cpu:.2f} s CPU, {size / wall / 1e9:.2f} GB/s")
         print(f"         sha256sum    {peer_wall:.2f} s wall, {peer_cpu:.2f} s CPU, {size / peer_wall / 1e9:.2f} GB/s")
         print(f"throughput against sha256sum: {peer_wall / wall:.2f} (at least 0.9)")

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench.harness import measured
 from tests.support.real_base import smollm2_base
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -65,17 +64,9 @@ CASES = {
 def cpu_seconds(checkout: Path, code: str, folder: Path) -> float:
     """What the code prints last, else user and system seconds of its process."""
     path = os.pathsep.join(str(checkout / part) for part in (".", "registry"))
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(smollm2_base())],
-        cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if code.startswith(IN_MEMORY):
-        return float(done.stdout.split()[-1])
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    command = [sys.executable, "-W", "ignore", "-c", code, smollm2_base()]
+    done = measured(command, cwd=folder, env=os.environ | {"PYTHONPATH": path})
+    return float(done.said.split()[-1]) if code.startswith(IN_MEMORY) else done.cpu_s
 
 
 def prepare(folder: Path, checkout: Path, adapters: Path) -> None:
@@ -105,7 +96,7 @@ def main() -> int:
         from tests.bench.bench_bank import write_adapters
 
         (Path(name) / "adapters").mkdir()
-        write_adapters(Path(name) / "adapters", 3)
+        write_adapters(Path(name) / "adapters", 3, 16, "all-linear")
         theirs = options.other.resolve()
         folders = {ROOT: Path(name) / "ours", theirs: Path(name) / "theirs"}
         for checkout, folder in folders.items():

@@ -9,7 +9,6 @@ factors confirm it. Times are CPU milliseconds of one thread.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import itertools
@@ -27,6 +26,7 @@ from adapterhub.formats.derived.likeness import NUMBERS, SAME, Sketch, Sketches,
 from adapterhub.formats.derived.reading import AdapterUpdates
 from adapterhub.library.store.index import Index
 from adapterhub.library.store.rows import SketchRow
+from tests.bench.harness import given
 from tests.support.adapter_folders import write_folder
 from tests.support.disguises import NEGATED, OTHER, disguise, opened
 from tests.support.disguises import SAME as DISGUISES
@@ -201,11 +201,8 @@ def rows(families: int = 24, strangers: int = 100_000) -> list[Row]:
 
 def main() -> None:
     """Print the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", type=int, default=24)
-    parser.add_argument("--strangers", type=int, default=100_000)
-    given = parser.parse_args()
-    for row in rows(given.families, given.strangers):
+    asked = given(__doc__, families=24, strangers=100_000)
+    for row in rows(asked.families, asked.strangers):
         print(f"{row.what:<45}{row.value:>16}  {row.goal}")
 
 

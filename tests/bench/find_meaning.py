@@ -12,8 +12,8 @@ import numpy as np
 from adapterhub_registry import vectors
 from adapterhub_registry.database.db import Database, repos
 from adapterhub_registry.database.db import meaning as table
+from adapterhub_registry.nearest import Nearest
 from adapterhub_registry.repos.search import AdapterQuery, search_adapters
-from adapterhub_registry.vectors import Nearest
 
 from adapterhub.formats.meaning.model import FILES, MODEL, SIZE
 from adapterhub.formats.meaning.ranking import packed

@@ -8,7 +8,6 @@ The prompts are in `find_routes/`: eight of each task build the file, eight are 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from adapterhub.formats.meaning.routing import Router, cross_check
 from adapterhub.formats.route import LEAST_ACCURACY
 from adapterhub.library.library import Library
 from tests.bench import find_trying
+from tests.bench.harness import given
 from tests.support.command_line import Adapt
 from tests.support.real_encoder import minilm_base
 from tests.support.route_tasks import BUILT, NONE, auc, prompts_by_task, tasks
@@ -91,9 +91,7 @@ def validate(python: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--router", metavar="PYTHON")
-    arguments = parser.parse_args()
+    arguments = given(__doc__, router=str)
     if arguments.router:
         print(validate(arguments.router))
         return

@@ -88,7 +88,7 @@ def measured(bench: Bench, subjects: Sequence[Subject], mix: Mix) -> Row | None:
             return None
         found: Row = forecast_of(folders, mix.weights) | {"error": made.relative_error}
         with bench.on(out) as model:
-            judged = [check(model, bench.tokenizer, subject.contract).judgement for subject in subjects]
+            judged = [check(model, bench.tokenizer, subject.contract) for subject in subjects]
     for name in ("same", "retention"):
         values = [getattr(one, name) for one in judged if getattr(one, name) is not None]
         found[name] = statistics.fmean(values) if values else None
@@ -163,18 +163,23 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(text: str | None, *, merges: int) -> argparse.Namespace:
+    """Read what the user typed for a measurement of merges that `text` describes, `merges` of each family by default."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--work", type=Path, default=cache_folder() / "contracts", help="where all is kept [%(default)s]"
     )
     parser.add_argument("--families", nargs="+", choices=WRITERS, default=list(WRITERS), metavar="NAME")
     parser.add_argument("--adapters", type=int, default=6, metavar="N", help="the first N of each family [%(default)s]")
-    parser.add_argument("--merges", type=int, default=100, metavar="N", help="of each family [%(default)s]")
+    parser.add_argument("--merges", type=int, default=merges, metavar="N", help="of each family [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="draws the order of the merges [%(default)s]")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="stop after so many minutes [default: none]")
-    parser.add_argument("--report", action="store_true", help="print the table and merge nothing")
-    arguments = parser.parse_args()
+    parser.add_argument("--report", action="store_true", help="print the table and measure nothing")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = asked(__doc__, merges=100)
     results = Results(arguments.work / "merges.jsonl")
     end = time.monotonic() + 60 * arguments.budget if arguments.budget else None
     if not arguments.report:

@@ -6,7 +6,9 @@ import zlib
 from contextlib import closing
 
 import pytest
+from adapterhub_registry.repos import retention
 
+import adapterhub
 from adapterhub.distribution.hub import Hub
 from adapterhub.inference.serving import AdapterProvider
 from adapterhub.library.library import Library
@@ -30,7 +32,7 @@ def test_a_writer_moves_it_and_others_install_what_it_means(world):
 
     installed = world.bob.json("install", prod)
     (followed,) = world.bob.json("alias", "list")
-    path = world.bob.ok("path", prod)
+    path = world.bob.ok("info", prod, "--path")
     world.ann.ok("alias", "set", "prod", f"{name}==1.1.0", "--remote", "ours")
     again = world.bob.json("install", prod)
 
@@ -53,13 +55,44 @@ def test_the_commands_answer_for_the_registry(world):
     assert [(one["version"], one["weight"]) for one in canary["targets"]] == [("1.0.0", 9), ("1.1.0", 1)]
     assert canary["moved_by"].startswith("ann (token")
     assert [row["alias"] for row in world.bob.json("alias", "list", name, *there)] == ["prod"]
-    assert world.bob.json("alias", "show", prod, *there)["targets"] == canary["targets"]
+    assert world.bob.json("alias", "list", prod, *there)[0]["targets"] == canary["targets"]
     assert world.bob.json("info", prod)["version"] == "1.0.0"
     assert "1.0.0 90 %, 1.1.0 10 % -> 1.0.0" in world.ann.ok("alias", "rollback", prod, *there)
     assert [row["action"] for row in world.ann.json("alias", "history", prod, *there)] == ["set", "set", "rollback"]
     assert world.ann.json("alias", "remove", prod, *there)["targets"] == []
-    assert "was removed" in world.bob.fails(10, "alias", "show", prod, *there)
-    assert "no alias `beta`" in world.bob.fails(10, "alias", "show", f"{name}@beta", *there)
+    assert "was removed" in world.bob.fails(10, "alias", "list", prod, *there)
+    assert "no alias `beta`" in world.bob.fails(10, "alias", "list", f"{name}@beta", *there)
+
+
+def test_a_writer_lets_the_registry_keep_the_newest_versions(world):
+    name, current, there = f"{world.team}/legal-qa", f"{world.team}/legal-qa@current", ("--remote", "ours")
+    for version in ("1.0.0", "1.1.0"):
+        world.ann.ok("alias", "set", "current", f"{name}=={version}", *there)
+    before = world.ann.json("alias", "keep", current)  # of the namespace's remote
+
+    assert (before["newest"], before["grace_days"], before["set_by"]) == (None, None, None)
+    assert f"{current} keeps all" in world.bob.ok("alias", "keep", current, *there)
+    said = world.ann.ok("alias", "keep", current, "1", "0", *there)
+    assert f"{current} keeps the newest 1; others go 0 days after" in said
+    kept = world.bob.json("alias", "keep", current, *there)
+    assert (kept["repo"], kept["alias"], kept["newest"], kept["grace_days"]) == (name, "current", 1, 0)
+    assert kept["set_by"].startswith("ann (token")
+    assert retention.apply(world.server.registry.db) == 1
+    left = world.server.get(f"/api/adapt/v1/adapters/{name}/versions").json()["versions"]
+    assert [row["version"] for row in left] == ["1.1.0"]
+
+    world.ann.ok("alias", "keep", current, "20", *there)
+    assert adapterhub.Library(world.ann.library.root).keep_alias(current, remote="ours").grace_days == 30
+    assert world.ann.json("alias", "keep", current, "all", *there)["newest"] is None
+
+    assert "token" in world.bob.fails(14, "alias", "keep", current, "2", *there)
+    assert "no alias `beta`" in world.ann.fails(10, "alias", "keep", f"{name}@beta", "2", *there)
+    assert "names no alias" in world.ann.fails(2, "alias", "keep", name, "2", *there)
+    for wrong in (("0",), ("some",), ("2", "-1"), ("2", "nan"), ("2", "4000")):
+        world.ann.fails(2, "alias", "keep", current, *there, "--", *wrong)
+    world.ann.ok("alias", "remove", current, *there)
+    assert "was removed" in world.ann.fails(10, "alias", "keep", current, "2", *there)
+    assert world.ann.json("alias", "keep", current, "all", *there)["newest"] is None
 
 
 def test_what_may_not_be_is_refused_and_moves_nothing(world):
@@ -71,7 +104,6 @@ def test_what_may_not_be_is_refused_and_moves_nothing(world):
     assert "has no" in world.ann.fails(10, "alias", "set", "prod", f"{name}==9", *there)
     assert "--offline" in world.ann.fails(13, "alias", "set", "prod", f"{name}==1.0.0", *there, "--offline")
     assert "needs the name" in world.ann.fails(2, "alias", "list", *there)
-    assert "for a registry" in world.ann.fails(2, "alias", "list", "--token", "x")
     assert world.ann.json("alias", "list", name, *there) == []
     assert world.bob.fails(10, "install", f"{name}@prod")
 
@@ -87,9 +119,9 @@ def test_a_server_goes_on_with_what_it_knows_when_the_registry_is_down(tmp_path,
         with closing(provider):
             first = provider.find("acme/legal-qa@prod")
             world.ann.ok("alias", "set", "prod", "legal-qa==1.1.0", "--remote", "ours")
-            provider.forget_alias()
+            provider.aliases.forget()
             second = provider.find("acme/legal-qa@prod")
-    provider.forget_alias("acme/legal-qa@prod")
+    provider.aliases.forget("acme/legal-qa@prod")
     again = serving(Library(library.root), server.url)
     with closing(again):
         down, restarted = provider.targets("acme/legal-qa@prod"), again.find("acme/legal-qa@prod")

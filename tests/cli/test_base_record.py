@@ -19,7 +19,7 @@ def record(tmp_path: Path) -> Path:
     far = Adapt(tmp_path, home="far")
     far.ok("base", "add", make_base(tmp_path / "base"), "--as", "base-7b")
     path = tmp_path / "base.json"
-    path.write_text(far.ok("base", "export-record", "base-7b"))
+    path.write_text(far.ok("base", "show", "base-7b", "--record"))
     (tmp_path / "base" / "model.safetensors").unlink()
     return path
 
@@ -45,9 +45,9 @@ def test_adapters_are_verified_against_a_base_that_is_not_there(adapt: Adapt, re
 def test_both_forms_of_the_record_are_one_and_hold_no_place(adapt: Adapt, record: Path, tmp_path: Path) -> None:
     adapt.ok("base", "add", record)
 
-    assert adapt.json("base", "export-record", "base-7b") == json.loads(record.read_text())
+    assert adapt.json("base", "show", "base-7b", "--record") == json.loads(record.read_text())
     assert str(tmp_path) not in record.read_text()
-    assert adapterhub.Library(tmp_path / "home").export_base_record("base-7b") == record.read_bytes().rstrip()
+    assert adapterhub.Library(tmp_path / "home").show_base("base-7b").exported == record.read_bytes().rstrip()
 
 
 def test_a_base_that_is_here_keeps_its_folder(adapt: Adapt, record: Path, tmp_path: Path) -> None:

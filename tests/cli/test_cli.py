@@ -46,9 +46,6 @@ class Shell:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def json(self, *arguments: str):
-        return json.loads(self.ok(*arguments, "--json"))
-
     def fails(self, code: int, *arguments: str) -> str:
         done = self(*arguments)
         assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
@@ -74,18 +71,16 @@ def filled(adapt):
 
 
 def test_the_main_job_by_hand(filled):
-    assert filled.ok("list") == (
-        "name\tversion\tbase\ttask\trank\tmethod\tsize\n"
-        + "".join(f"{r}\n" for r in filled.ok("list").splitlines()[1:])
-    )
-    names = [line.split("\t")[0] for line in filled.ok("list").splitlines()[1:]]
-    assert names == ["legal-qa", "summarize"]
+    header, *rows = filled.ok("list").splitlines()
+    assert header == "name\tversion\tbase\ttask\trank\tmethod\tsize"
+    assert [row.split("\t")[0] for row in rows] == ["legal-qa", "summarize"]
     filled.ok("verify", "--all")
-    merged = filled.json("merge", "legal-qa", "summarize", "--weights", "0.7,0.3", "-o", "both")
+    here = Adapt(filled.folder)
+    merged = here.json("merge", "legal-qa", "summarize", "--weights", "0.7,0.3", "-o", "both")
     assert merged["relative_error"] < 1e-6
-    shown = filled.json("show", "both@base-7b")
+    shown = here.json("show", "both@base-7b")
     assert [(p["spec"], p["weight"]) for p in shown["parents"]] == [("legal-qa==1.0.0", 0.7), ("summarize==1.0.0", 0.3)]
-    folder = Path(filled.ok("path", "both").strip())
+    folder = Path(here.ok("info", "both", "--path").strip())
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in folder.iterdir()}
 
 
@@ -120,8 +115,6 @@ def test_install_from_a_published_directory(filled):
         (["merge", "legal-qa", "summarize", "--method", "tea", "-o", "x"], 2, "no merge method `tea`"),
         (["remove", "legal-qa"], 2, "--yes"),
         (["lst"], 2, "did you mean `adapt list`"),
-        (["push", "acme/legal-qa", "--to", "acme/legal-qa", "--offline"], 10, "acme/legal-qa"),
-        (["push", "legal-qa", "--to", "acme/legal-qa", "--offline"], 13, "offline"),
         (["base", "compare", "base-7b", "./nowhere"], 10, "nowhere"),
         (["verify"], 2, "--all"),
     ],
@@ -167,7 +160,7 @@ def test_exit_codes_of_verify_tell_failure_damage_and_not_knowing_apart(filled, 
     assert here("verify", "orphan").exit_code == 17
     bad = make_adapter(tmp_path / "bad", r=9)
     assert here("verify", str(bad), "--base", "base-7b").exit_code == 3
-    weights = Path(here.ok("path", "legal-qa").strip()) / "adapter_model.safetensors"
+    weights = Path(here.ok("info", "legal-qa", "--path").strip()) / "adapter_model.safetensors"
     weights.chmod(0o644)
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -321,16 +314,17 @@ def test_a_closed_stream_changes_no_exit_code(filled, what, closed, code):
 
 
 def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):
-    document = filled.json("push", "legal-qa@base-7b", "--to", "./published", "--dry-run")
+    here = Adapt(filled.folder)
+    document = here.json("push", "legal-qa@base-7b", "--to", "./published", "--dry-run")
     assert not (tmp_path / "published").exists()
-    filled.ok("push", "legal-qa@base-7b", "--to", "./published")
+    here.ok("push", "legal-qa@base-7b", "--to", "./published")
 
     import hashlib
 
     [folder] = (tmp_path / "published" / "legal-qa").iterdir()
     sent = {p.name: "sha256:" + hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
     assert {f["path"]: f["sha256"] for f in document["files"]} == sent
-    weights = filled.json("base", "show", "base-7b")["fingerprint"]["weights"]
+    weights = here.json("base", "show", "base-7b")["fingerprint"]["weights"]
     assert {
         "adapterhub",
         "adapter-name:legal-qa",
@@ -342,12 +336,13 @@ def test_push_dry_run_prints_exactly_what_is_sent(filled, tmp_path):
 
 
 def test_doctor_reports_and_mends_the_index(filled, tmp_path):
-    filled.ok("doctor", "--offline")
+    here = Adapt(filled.folder)
+    here.ok("doctor", "--offline")
     (tmp_path / "home" / "index.db").write_bytes(b"garbage" * 1000)
 
-    assert "--rebuild-index" in filled.fails(3, "doctor", "--offline")
-    filled.ok("doctor", "--rebuild-index", "--offline")
-    assert [row["name"] for row in filled.json("list")] == ["legal-qa", "summarize"]
+    assert "--rebuild-index" in here("doctor", "--offline").stderr
+    here.ok("doctor", "--rebuild-index", "--offline")
+    assert [row["name"] for row in here.json("list")] == ["legal-qa", "summarize"]
 
 
 def test_remove_and_gc(filled):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.weights import catalogue as merge_methods
-from tests.support.adapter_folders import error_of, exact_sum, updates_in, write_folder
+from tests.support.adapter_folders import error_of, updates_in, write_folder
 from tests.support.command_line import Adapt
 from tests.support.interrupting import adapt_interrupted_at
 from tests.support.tiny import make_adapter, make_base
@@ -79,9 +79,9 @@ def test_what_is_asked_for_is_what_is_recorded(merged, options, method, chosen):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rank", "3", "--energy", "0.9"], "--rank and --energy exclude each other"),
-        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error exclude each other"),
-        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error exclude each other"),
+        (["--rank", "3", "--energy", "0.9"], "--rank and --energy each choose the rank"),
+        (["--rank", "3", "--max-error", "0.1"], "--rank and --max-error each choose the rank"),
+        (["--energy", "0.9", "--max-error", "0.1"], "--energy and --max-error each choose the rank"),
         (["--rank", "0"], "0 is not in the range"),
         (["--rank", "automatic"], "automatic"),
         (["--energy", "0"], "0"),
@@ -160,26 +160,11 @@ def test_energy_keeps_that_share_of_the_squared_norm(merged):
     assert 0.1 < kept["relative_error"] ** 2 <= 0.3
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(merged, tmp_path):
-    for seed in ("3", "3", "4"):
-        merged("--method", "dare_linear", "--seed", seed)
-
-    first, second, third = ((tmp_path / str(i) / "adapter_model.safetensors").read_bytes() for i in range(3))
-    assert first == second != third
-
-
 def test_the_order_of_random_adapters_changes_nothing(adapt, tmp_path):
     for name, pair in (("ab", ["legal-qa", "tables"]), ("ba", ["tables", "legal-qa"])):
         adapt.ok("merge", *pair, "--method", "dare_linear", "--seed", "7", "-o", tmp_path / name)
 
     assert error_of(updates_in(tmp_path / "ab"), updates_in(tmp_path / "ba")) < 1e-6
-
-
-def test_a_difference_of_folders_is_exact(adapt, made, tmp_path):
-    adapt.ok("merge", "./out/legal-qa", "./out/tables", "--weights", "1,-1", "-o", tmp_path / "difference")
-
-    wanted = exact_sum([made / "out" / "legal-qa", made / "out" / "tables"], [1, -1])
-    assert error_of(updates_in(tmp_path / "difference"), wanted) < 1e-6
 
 
 # ---------------------------------------------------------------- what is said
@@ -233,28 +218,23 @@ def test_folders_alone_keep_the_base_that_their_configs_name(adapt):
 
 
 # ---------------------------------------------------------------- --methods
-def test_methods_are_listed_with_their_options(adapt):
-    listed = {m["name"]: m for m in adapt.json("merge", "--methods")}
-    rows = [line.split("\t") for line in adapt.ok("merge", "--methods").splitlines()]
-
-    assert tuple(listed) == merge_methods.names()
-    assert [row[0] for row in rows[1:]] == list(listed)
-    assert {row[0]: row[2] for row in rows}["ties"] == "density=0.5, majority=total|frequency"
-    assert all(m["summary"] for m in listed.values())
-    assert listed["dare_ties"]["is_random"]
-
-
-def test_listing_the_methods_imports_no_torch(tmp_path):
+def test_methods_are_listed_with_their_options_without_torch(adapt):
     code = (
         "import sys; sys.argv = ['adapt', 'merge', '--methods']\n"
         "from adapterhub.cli import main\n"
         "try: main()\n"
         "finally: print(sorted({'torch', 'numpy', 'peft'} & set(sys.modules)), file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=adapt.folder, capture_output=True, text=True, check=True)
+    listed = {m["name"]: m for m in adapt.json("merge", "--methods")}
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
 
     assert done.stderr.splitlines()[-1] == "[]"
-    assert "svd" in done.stdout
+    assert tuple(listed) == merge_methods.names()
+    assert [row[0] for row in rows[1:]] == list(listed)
+    assert {row[0]: row[2] for row in rows}["ties"] == "density=0.5, majority=total|frequency"
+    assert all(m["summary"] for m in listed.values())
+    assert listed["dare_ties"]["is_random"]
 
 
 @pytest.mark.parametrize(
@@ -424,12 +404,3 @@ def test_a_terminal_sees_modules_rate_and_the_time_that_is_left(long_merge):
 
     assert process.wait() == 0
     assert re.search(r"merge .*\d/60 modules, [\d.]+/s 0:00:\d\d left", shown), shown
-
-
-def test_json_of_a_merge_is_one_document(adapt, tmp_path):
-    done = adapt("merge", "legal-qa", "tables", "-o", tmp_path / "document", "--json")
-
-    document = json.loads(done.stdout)
-
-    assert document.keys() >= {"path", "relative_error", "truncation_error", "ranks", "dtype", "parents", "recipe"}
-    assert [i["weight"] for i in document["recipe"]["inputs"]] == [0.5, 0.5]

@@ -331,15 +331,15 @@ def test_a_part_of_a_merge_goes_only_with_the_merge(adapt):
 
 
 # ---------------------------------------------------------------- what it costs, and what is asked of signatures
-@pytest.mark.parametrize("arguments", [["lock"], ["lock", "--check"], ["init", "another"], ["sync"]])
-def test_a_lock_that_changes_nothing_imports_nothing_heavy(adapt, arguments):
+def test_a_lock_that_changes_nothing_imports_nothing_heavy(adapt):
     write(adapt, "[adapters]\nlegal-qa = ''\n")
     adapt.ok("lock")
     code = (
-        "import sys, contextlib\n"
-        f"sys.argv = ['adapt', *{arguments!r}, '--root', 'home']\n"
-        "from adapterhub.cli import main\n"
-        "with contextlib.suppress(SystemExit): main()\n"
+        "import sys\n"
+        "from adapterhub.cli import _run\n"
+        "for words in ('lock', 'lock --check', 'init another', 'sync'):\n"
+        "    sys.argv = ['adapt', *words.split(), '--root', 'home']\n"
+        "    assert _run() == 0\n"
         "heavy = ['torch', 'peft', 'transformers', 'huggingface_hub', 'sqlite_utils', 'rich']\n"
         "heavy += ['adapterhub.api.steps.contracts', 'concurrent.futures', 'importlib.metadata', 'tempfile', 'shutil']\n"
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)\n"

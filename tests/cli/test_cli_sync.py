@@ -198,15 +198,15 @@ def test_a_bare_name_of_the_project_is_what_its_lock_names(work, ann):
     newer = make_adapter(work.folder.parent / "newer", seed=77)
     work.ok("add", newer, "--name", "legal-qa", "--version", "1.5.0", "--base", "base-7b")
 
-    done = work("path", "legal-qa")
+    done = work("info", "legal-qa", "--path")
 
     assert Path(done.stdout.strip()).name.startswith("1.0.0")
     assert "adapters.lock" in done.stderr
-    assert Path(work.ok("path", "legal-qa>=1").strip()).name.startswith("1.5.0")
-    assert Path(work.ok("path", "legal-qa@base-7b").strip()).name.startswith("1.5.0")
-    assert "/tables/1.0.0" in work.ok("path", "brief")
+    assert Path(work.ok("info", "legal-qa>=1", "--path").strip()).name.startswith("1.5.0")
+    assert Path(work.ok("info", "legal-qa@base-7b", "--path").strip()).name.startswith("1.5.0")
+    assert "/tables/1.0.0" in work.ok("info", "brief", "--path")
     outside = Adapt(work.folder.parent, "work/home")
-    assert Path(outside.ok("path", "legal-qa").strip()).name.startswith("1.5.0")
+    assert Path(outside.ok("info", "legal-qa", "--path").strip()).name.startswith("1.5.0")
 
 
 def test_verify_and_merge_mean_the_locked_ones_too(work):
@@ -223,7 +223,7 @@ def test_a_locked_name_that_is_not_here_says_how_to_get_it(work):
     work.ok("sync")
     shutil.rmtree(work.folder / "home" / "adapters")
 
-    assert "`adapt sync`" in work.fails(10, "path", "legal-qa")
+    assert "`adapt sync`" in work.fails(10, "info", "legal-qa", "--path")
 
 
 # ---------------------------------------------------------------- no network

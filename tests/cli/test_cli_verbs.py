@@ -78,19 +78,23 @@ def told(rows: list[dict]) -> dict[str, tuple]:
 
 
 def test_outdated_tells_what_is_allowed_and_what_is_newest(project):
-    assert project.user.json("outdated") == []
+    assert project.user.json("upgrade", "--check") == []
+    assert "no adapter `summarize`" in project.user.fails(10, "upgrade", "--check", "summarize")
     project.publish("legal-qa", "1.5", seed=4)
     project.publish("legal-qa", "2.0", seed=5)
     project.publish("summarize", "1.1", seed=6)
 
-    rows = project.user.json("outdated")
-    text = project.user("outdated")
+    rows = project.user.json("upgrade", "--check")
+    text = project.user("upgrade", "--check")
 
     assert told(rows) == {"legal-qa": ("1.0", "1.5", "2.0"), "summary": ("1.0", "1.0", "1.1")}
     assert text.stdout.splitlines()[0] == "name\tlocked\tallowed\tnewest\tplace\tnote"
     assert "hint: `adapt upgrade`" in text.stderr
-    assert told(project.user.json("outdated", "summary")) == {"summary": ("1.0", "1.0", "1.1")}
-    assert set(told(project.user.json("outdated", "--all"))) == {"legal-qa", "summary", "judge"}
+    named = project.user.json("upgrade", "--check", "summary", "judge")
+    assert told(named)["summary"] == ("1.0", "1.0", "1.1")
+    assert set(told(named)) == {"summary", "judge"}
+    (project.user.folder / "adapters.lock").unlink()
+    assert "`adapt lock`" in project.user.fails(10, "upgrade", "--check")
 
 
 def test_outdated_names_each_place_that_has_it(project, tmp_path):
@@ -99,30 +103,20 @@ def test_outdated_names_each_place_that_has_it(project, tmp_path):
     other.ok("add", "./out/more", "--name", "judge", "--version", "3.0", "--base", "base-7b")
     other.ok("push", "judge==3.0", "--to", "./more")
 
-    rows = project.user.json("outdated", "judge", "--all", "--from", "./more")
+    rows = project.user.json("upgrade", "--check", "judge", "--from", "./more")
 
     assert [(Path(row["place"].split("`")[1]).name, row["newest"]) for row in rows] == [
         ("published", "1.0"), ("more", "3.0")
     ]  # fmt: skip
 
 
-def test_outdated_refuses_a_name_that_the_project_does_not_have(project):
-    assert "no adapter `summarize`" in project.user.fails(10, "outdated", "summarize")
-
-
-def test_outdated_says_when_nothing_is_locked(world, tmp_path):
-    (tmp_path / "adapters.toml").write_text(PROJECT)
-
-    assert "`adapt lock`" in world.user.fails(10, "outdated")
-
-
 def test_outdated_without_a_project_looks_where_things_came_from(world):
     world.user.ok("install", "legal-qa@base-7b", "--from", "./published")
-    assert world.user.json("outdated") == []
+    assert world.user.json("upgrade", "--check") == []
     world.publish("legal-qa", "1.1", seed=4)
     world.publish("legal-qa", "1.1", seed=5, rank=8)
 
-    [row] = world.user.json("outdated")
+    [row] = world.user.json("upgrade", "--check")
 
     assert (row["name"], row["current"], row["newest"]) == ("legal-qa", "1.0", "1.1")
     # of two builds of the newest release the one of the rank that is installed
@@ -133,7 +127,7 @@ def test_what_was_added_here_is_published_nowhere(world, tmp_path):
     make_adapter(tmp_path / "out" / "mine", seed=7)
     world.user.ok("add", "./out/mine", "--name", "mine", "--base", "base-7b")
 
-    done = world.user("outdated")
+    done = world.user("upgrade", "--check")
 
     assert (done.exit_code, done.stdout) == (0, "name\tinstalled\tnewest\tplace\tnote\n")
     assert "no source has `mine`" in done.stderr
@@ -157,10 +151,11 @@ def test_upgrade_locks_the_newest_that_is_allowed_and_syncs_it(project, tmp_path
     }  # fmt: skip
     # the merge is made of the new one
     assert newest in {parent["digest"] for parent in manifests["both"]["parents"]}
-    assert project.user.json("outdated", "judge") == []
+    assert [one["current"] for one in project.user.json("upgrade", "--check", "judge")] == ["2.0"]
 
 
-def test_upgrade_of_one_leaves_the_others_locked(project):
+def test_upgrade_of_one_leaves_the_others_locked_and_prints_a_line_for_each_change(project, tmp_path):
+    project.user.ok("sync", "--group", "eval")
     project.publish("legal-qa", "1.5", seed=4)
     project.publish("judge", "2.0", seed=5)
 
@@ -168,11 +163,6 @@ def test_upgrade_of_one_leaves_the_others_locked(project):
 
     tree = {one["key"]: one["version"] for one in project.user.json("tree")["adapters"]}
     assert (tree["judge"], tree["legal-qa"]) == ("2.0", "1.0")
-
-
-def test_upgrade_prints_a_short_line_for_each_change(project, world, tmp_path):
-    project.user.ok("sync", "--group", "eval")
-    project.publish("legal-qa", "1.5", seed=4)
 
     *lines, summary = project.user.ok("upgrade").splitlines()
 
@@ -188,17 +178,6 @@ def test_upgrade_with_nothing_to_take_changes_nothing(project, tmp_path):
     assert done.exit_code == 0
     assert "no newer release is allowed" in done.stderr
     assert (tmp_path / "adapters.lock").read_bytes() == before
-
-
-def test_upgrade_without_a_project_installs_the_newest_beside_the_old(world):
-    world.user.ok("install", "legal-qa@base-7b", "--from", "./published")
-    digest = world.publish("legal-qa", "1.1", seed=4)
-
-    [done] = world.user.json("upgrade")
-
-    assert (done["name"], done["from"], done["to"], done["digest"]) == ("legal-qa", "1.0", "1.1", digest)
-    assert sorted(row["version"] for row in world.user.json("list")) == ["1.0", "1.1"]
-    assert world.user.json("upgrade") == []
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -238,9 +217,9 @@ def test_upgrade_dry_run_fails_as_the_upgrade_would(project, tmp_path):
     assert project.user.fails(10, "upgrade", "nothing", "--dry-run") == project.user.fails(10, "upgrade", "nothing")
 
 
-def test_upgrade_dry_run_without_a_project_installs_nothing(world, tmp_path):
+def test_upgrade_without_a_project_installs_the_newest_beside_the_old_and_its_dry_run_nothing(world, tmp_path):
     world.user.ok("install", "legal-qa@base-7b", "--from", "./published")
-    world.publish("legal-qa", "1.1", seed=4)
+    digest = world.publish("legal-qa", "1.1", seed=4)
     before = files_in(tmp_path)
 
     [told] = world.user.json("upgrade", "--dry-run")
@@ -250,6 +229,9 @@ def test_upgrade_dry_run_without_a_project_installs_nothing(world, tmp_path):
     assert words == "would install legal-qa  1.0 -> 1.1\n"
     [done] = world.user.json("upgrade", "legal-qa")
     assert told == done | {"path": None}
+    assert (done["name"], done["from"], done["to"], done["digest"]) == ("legal-qa", "1.0", "1.1", digest)
+    assert sorted(row["version"] for row in world.user.json("list")) == ["1.0", "1.1"]
+    assert world.user.json("upgrade") == []
     world.publish("legal-qa", "1.2", seed=5)
     assert world.user.ok("upgrade") == "~ legal-qa  1.1 -> 1.2\n"
 
@@ -286,7 +268,7 @@ def test_what_a_manifest_calls_its_parents_cannot_steer_a_terminal(world, tmp_pa
     from adapterhub.formats.manifest import Manifest, Parent
 
     world.user.ok("install", "judge@base-7b", "--from", "./published")
-    folder = Path(world.user.ok("path", "judge").strip())
+    folder = Path(world.user.ok("info", "judge", "--path").strip())
     manifest = Manifest.read(folder / "adapterhub.json")
     odd = replace(manifest, parents=(Parent(digest=None, spec="\x1b[2Jx", weight=1.0),))
     (tmp_path / "odd").mkdir()
@@ -391,15 +373,15 @@ def test_holders_are_projects_until_their_folder_is_gone(project, tmp_path):
     assert elsewhere("tree", "--root", "../home").exit_code == 0
 
 
-@pytest.mark.parametrize("arguments", [["tree"], ["tree", "--invert", "judge"]])
-def test_quick_verbs_import_nothing_heavy(world, arguments, tmp_path):
+def test_trees_import_nothing_heavy(world, tmp_path):
     world.user.ok("install", "judge@base-7b", "--from", "./published")
     forbidden = ["torch", "peft", "transformers", "numpy", "sqlite_utils", "huggingface_hub", "rich", "tomlkit"]
     code = (
-        "import sys, json, contextlib\n"
-        f"sys.argv = ['adapt', *{arguments!r}, '--root', 'home']\n"
-        "from adapterhub.cli import main\n"
-        "with contextlib.suppress(SystemExit): main()\n"
+        "import sys, json\n"
+        "from adapterhub.cli import _run\n"
+        "for more in ([], ['--invert', 'judge']):\n"
+        "    sys.argv = ['adapt', 'tree', *more, '--root', 'home']\n"
+        "    assert _run() == 0\n"
         f"print(json.dumps([m for m in {forbidden!r} if m in sys.modules]), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -420,7 +402,7 @@ def test_info_tells_modules_base_signature_and_who_uses_it(world, tmp_path):
     make_adapter(tmp_path / "out" / "mixed", seed=8, alpha_pattern={"v_proj": 2}, modules_to_save=None, lora_alpha=16)
     world.user.ok("add", "./out/mixed", "--name", "mixed", "--base", "base-7b")
     world.user.ok("install", "judge@base-7b", "--from", "./published")
-    world.user.ok("merge", "mixed", "judge", "-o", "both")
+    world.user.ok("merge", "mixed", "judge", "--weights", "1,2", "-o", "both")
 
     found = world.user.json("info", "mixed")
     lines = world.user.ok("info", "mixed").splitlines()
@@ -433,6 +415,9 @@ def test_info_tells_modules_base_signature_and_who_uses_it(world, tmp_path):
     assert [use["who"] for use in found["used_by"]] == ["both==1.0.0"]
     assert "modules\tq_proj  2 of 8 x 8, rank 4, alpha 16, scale 4, layers 0-1" in lines
     assert world.user.json("show", "mixed") == found
+    assert [(p["name"], p["weight"], p["state"]) for p in world.user.json("info", "both")["lineage"]] == [
+        ("mixed", 1, "installed"), ("judge", 2, "installed")
+    ]  # fmt: skip
 
 
 def test_info_judges_the_base_that_is_asked_for(world, tmp_path):
@@ -442,17 +427,6 @@ def test_info_judges_the_base_that_is_asked_for(world, tmp_path):
 
     assert "made for another base" in world.user.fails(11, "info", "judge", "--base", "tuned")
     assert world.user.json("info", "judge", "--base", "./base")["base_verdict"] == "SAME_WEIGHTS"
-
-
-def test_info_of_a_parent_shows_the_lineage(world):
-    world.user.ok("install", "judge@base-7b", "legal-qa@base-7b", "--from", "./published")
-    world.user.ok("merge", "judge", "legal-qa", "--weights", "1,2", "-o", "both")
-
-    found = world.user.json("info", "both")
-
-    assert [(p["name"], p["weight"], p["state"]) for p in found["lineage"]] == [
-        ("judge", 1, "installed"), ("legal-qa", 2, "installed")
-    ]  # fmt: skip
 
 
 def test_layers_are_told_as_ranges():
@@ -474,13 +448,9 @@ def test_a_list_that_is_exported_installs_the_same_bytes_elsewhere(project, tmp_
     assert {row["digest"] for row in other.json("list")} == {line.partition("#")[2] for line in lines}
     assert all(len(line.partition("#sha256:")[2]) == 64 for line in lines)
     assert [line.partition("==")[0] for line in lines] == ["judge", "legal-qa", "summarize"]
-
-
-def test_groups_and_home_made_merges_are_left_out(project):
-    done = project.user("export")
-
-    assert [line.partition("==")[0] for line in done.stdout.splitlines()] == ["legal-qa", "summarize"]
-    assert "skipped, because only their recipe is published: `both`" in done.stderr
+    fewer = project.user("export")
+    assert [line.partition("==")[0] for line in fewer.stdout.splitlines()] == ["legal-qa", "summarize"]
+    assert "skipped, because only their recipe is published: `both`" in fewer.stderr
 
 
 def test_the_library_is_exported_outside_of_a_project(world, tmp_path):
@@ -511,9 +481,11 @@ def checks(adapt: Adapt, *arguments: str) -> dict[str, tuple[str, str]]:
     return {line["check"]: (line["state"], line["fact"]) for line in json.loads(done.stdout)}
 
 
-def test_doctor_looks_at_the_installation_and_the_project(project, tmp_path):
+def test_doctor_looks_at_the_installation_and_the_project_and_leaves_nothing_behind(project, tmp_path):
+    before = [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path, tmp_path / "home")]
     found = checks(project.user)
 
+    assert [sorted(path.name for path in folder.iterdir()) for folder in (tmp_path, tmp_path / "home")] == before
     assert found["links"][0] == "ok"
     assert found["project links"][0] == "ok"
     assert found["project"] == ("ok", f"{tmp_path / 'adapters.toml'}: 4 requested")
@@ -527,15 +499,6 @@ def test_doctor_looks_at_the_installation_and_the_project(project, tmp_path):
     assert project.user("doctor", "--offline").exit_code == 3
     (tmp_path / "adapters.toml").write_text("[projec")
     assert checks(project.user)["project"][0] == "failed"
-
-
-def test_doctor_leaves_nothing_behind(project, tmp_path):
-    before = sorted(p.name for p in tmp_path.iterdir())
-    home = sorted(p.name for p in (tmp_path / "home").iterdir())
-    project.user("doctor", "--offline")
-
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert sorted(p.name for p in (tmp_path / "home").iterdir()) == home
 
 
 def test_doctor_holds_dependencies_against_the_declared_bounds(tmp_path, monkeypatch):

@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 from safetensors import safe_open
 
 from adapterhub.cli.start.demo_run.base import WHEEL, prepare_base
 from adapterhub.core.errors import Conflict, DigestMismatch, RemoteUnreachable
+from adapterhub.distribution.wheels import pip_command
 from tests.support.real_base import smollm2_base, wheel_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,6 +49,25 @@ def test_prepared_base_is_dense_float32() -> None:
     assert dtypes == {"F32"}
     assert "quantization_config" not in config
     assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 30)
+
+
+@pytest.mark.slow
+def test_demo_opens_its_adapters_in_a_browser(tmp_path: Path) -> None:
+    shutil.copytree(smollm2_base(), tmp_path / "home" / "models" / "smollm2-135m-instruct")
+    code = "import sys; sys.argv[0] = 'adapt'; from adapterhub.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--ui", "--root", str(tmp_path / "home")]
+    environ = {name: text for name, text in os.environ.items() if name not in {"DISPLAY", "BROWSER"}}
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environ) as running:
+        url = next(line for line in map(bytes.decode, running.stdout) if line.startswith("http://127.0.0.1")).strip()
+        with httpx.Client() as client:
+            client.get(url)
+            page = client.get(f"{url.partition('?')[0]}?format=json").json()
+        running.send_signal(signal.SIGINT)
+
+    [group] = page["groups"]
+    assert {line["name"] for line in group["lines"]} == {"json", "pirate", "json-pirate"}
+    assert group["playground_url"]
 
 
 @pytest.mark.slow
@@ -120,6 +143,22 @@ def test_folder_with_other_content_is_left_alone(tmp_path: Path) -> None:
         prepare_base(tmp_path / "base", offline=True)
 
     assert (tmp_path / "base" / "thesis.txt").read_text() == "mine"
+
+
+def test_no_finder_is_asked_for_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of setuptools would take the question for the start of pip, and `import setuptools` fails after that."""
+    asked = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_more: object) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+
+    pip_command("x")
+
+    assert "pip" not in asked
 
 
 def test_environment_without_pip_uses_the_copy_python_carries(tmp_path: Path) -> None:

@@ -123,16 +123,6 @@ def test_json_tells_everything_that_was_measured(adapt):
     assert said["recipe"]["options"] == {"max_error": 0.01}
 
 
-def test_what_was_fused_is_extracted_again(adapt):
-    adapt.ok("extract", "./tuned", "--base", "base-7b", "--rank", "2")
-    adapt.ok("fuse", "tuned-lora", "-o", "./fused")
-
-    adapt.ok("extract", "./fused", "--base", "base-7b", "--rank", "2", "-o", "./out")
-
-    parent = Path(adapt.ok("path", "tuned-lora").strip())
-    assert error_of(updates_in(adapt.folder / "out"), updates_in(parent)) < 1e-6
-
-
 @pytest.mark.parametrize(
     ("code", "arguments", "words"),
     [

@@ -83,11 +83,11 @@ def test_verbose_names_the_library_and_leaves_stdout_alone(adapt, words):
         ("lst", "did you mean `adapt list`?"),
         ("auth", "did you mean `adapt remote login`?"),  # by spelling it would be `audit`
         ("history", "did you mean `adapt info`?"),
-        ("reset", "did you mean `adapt rollback`?"),
-        ("undo", "did you mean `adapt rollback`?"),
+        ("reset", "did you mean `adapt upgrade --undo`?"),
+        ("undo", "did you mean `adapt upgrade --undo`?"),
         ("deploy", "did you mean `adapt serve`?"),
         ("repo", "did you mean `adapt registry`?"),
-        ("status", "did you mean `adapt outdated`?"),
+        ("status", "did you mean `adapt upgrade`?"),
         ("eval", "did you mean `adapt test`?"),
         ("convert", "did you mean `adapt export`?"),
         ("tag", "did you mean `adapt alias`?"),
@@ -105,7 +105,7 @@ def test_a_suggestion_is_a_command_and_hides_none():
                 assert isinstance(command, click.Group)
                 command = command.get_command(click.Context(command), word)
         assert command is not None, typed
-    assert not COMMANDS_ELSEWHERE.keys() & {*COMMANDS, "delete", "rollback", "yank", "unyank"}
+    assert not COMMANDS_ELSEWHERE.keys() & {*COMMANDS, "delete", "yank"}
 
 
 # ---------------------------------------------------------------- aliases

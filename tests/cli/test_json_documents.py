@@ -26,7 +26,7 @@ from tests.support.real_base import smollm2_base
 ROOT = Path(__file__).resolve().parent.parent.parent
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens" / "json"
 TYPES = {name: kind for chapter in documents.CHAPTERS.values() for name, kind in chapter.items()}
-OWN_TEST = {"demo", "search.setup"}
+OWN_TEST = {"demo"}
 """Documents that need a real model."""
 
 
@@ -103,7 +103,15 @@ def test_every_command_has_a_golden_file_and_every_golden_file_a_type():
     assert {name.partition(".")[0] for name in files} == commands | {ERROR}
 
 
-REMOTE = {"name": "a", "url": "b", "namespaces": [], "default": True, "signatures": None, "token": False}
+REMOTE = {
+    "name": "a",
+    "url": "b",
+    "namespaces": [],
+    "default": True,
+    "signatures": None,
+    "token": False,
+    "witness": None,
+}
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
+from adapterhub.cli.start import demo
 from adapterhub.cli.start.demo_run import ADAPTERS
 from adapterhub.core.errors import BaseMismatch
 from adapterhub.core.specs import parse_name
@@ -21,7 +20,9 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.weights.merge import MergeInput, merge
+from tests.support.command_line import Adapt
 from tests.support.real_base import smollm2_base
+from tests.test_docs import DOCS, appears, steps
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "adapterhub" / "cli" / "start" / "demo_run" / "adapters"
 SENTENCE = "Priya wants 5 lamps for 30 dollars."
@@ -56,7 +57,7 @@ def test_attach_generate_and_detach_leave_every_base_parameter_as_it_was(home, m
     library, _ = home
     base, tokenizer = model
     before = base_digest(base)
-    plain = answer(base, tokenizer, SENTENCE, max_new_tokens=24)
+    plain = answer(base, tokenizer, SENTENCE, max_new_tokens=8)
 
     with attach(base, "json@smol", library=library) as attached:
         text = answer(attached.model, tokenizer, SENTENCE, max_new_tokens=40)
@@ -64,7 +65,7 @@ def test_attach_generate_and_detach_leave_every_base_parameter_as_it_was(home, m
 
     assert json.loads(text.strip().splitlines()[0]) == {"buyer": "Priya", "count": 5, "item": "lamps", "price": 30}
     assert (during, base_digest(base)) == (before, before)
-    assert answer(base, tokenizer, SENTENCE, max_new_tokens=24) == plain
+    assert answer(base, tokenizer, SENTENCE, max_new_tokens=8) == plain
 
 
 @pytest.mark.exhaustive
@@ -112,28 +113,25 @@ def test_the_base_in_another_precision_is_accepted(home):
     assert '"item": "lamps"' in text
 
 
-def test_the_demo_runs_the_whole_job(tmp_path):
-    folder = tmp_path / "demo" / "models"
+@pytest.mark.parametrize("tokens", [14, pytest.param(None, marks=pytest.mark.exhaustive)], ids=["short", "whole"])
+def test_the_demo_runs_the_whole_job_and_the_first_tutorial_goes_on_from_it(tokens, tmp_path, monkeypatch):
+    folder = tmp_path / "home-demo" / "models"
     folder.mkdir(parents=True)
     (folder / "smollm2-135m-instruct").symlink_to(smollm2_base())
-    code = "from adapterhub.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "demo", "--root", str(tmp_path / "demo")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ,
-        cwd=tmp_path,
-    )
+    monkeypatch.setattr(demo, "MAX_NEW_TOKENS", tokens or demo.MAX_NEW_TOKENS)
 
-    assert done.returncode == 0, done.stderr
+    done = Adapt(tmp_path)("demo")
+
+    assert done.exit_code == 0, done.stderr
     answers = dict(re.findall(r"^  (base|json|pirate|json-pirate) +(.+)$", done.stdout, re.MULTILINE))
     assert set(answers) == {"base", "json", "pirate", "json-pirate"}
     assert len(set(answers.values())) == len(answers)
     assert "$ adapt merge json pirate --weights 0.7,0.3 -o json-pirate" in done.stderr
     assert "relative error against the exact sum" in done.stdout
-    assert [line.split()[1] for line in done.stdout.partition("Try next:")[2].strip().splitlines()] == [
-        "ui",
-        "show",
-        "run",
-    ]
+    next_lines = done.stdout.partition("Try next:")[2].strip().splitlines()
+    assert [line.split()[1] for line in next_lines] == ["ui", "info", "run"]
+    for step in steps(DOCS / "tutorial" / "first-adapter.md", with_model=True) if tokens else ():
+        typed = Adapt(tmp_path, "home-demo")(*shlex.split(step.command)[1:])
+        lines = (typed.stdout + typed.stderr).splitlines()
+        assert typed.exit_code == step.exit_code, (step.command, lines)
+        assert [line for line in step.shown if not appears(line, lines)] == [], (step.command, lines)

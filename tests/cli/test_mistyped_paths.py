@@ -17,10 +17,10 @@ CASES = [
     ("audit", WRONG, "--offline"), ("compare", "--diff", "legal-qa", WRONG), ("compare", "legal-qa", WRONG),
     ("merge", "legal-qa", WRONG, "-o", "./x"), ("resize", WRONG, "--rank", "2", "-o", "./x"),
     ("run", WRONG, "hi", "--base", "base-7b"), ("export", WRONG, "--format", "peft", "-o", "e"),
-    ("similar", WRONG), ("identify", WRONG), ("test", WRONG), ("fuse", WRONG, "-o", "f"),
+    ("compare", WRONG), ("identify", WRONG), ("test", WRONG), ("fuse", WRONG, "-o", "f"),
 ]  # fmt: skip
 BASES = [
-    ("base", "add"), ("base", "compare", "base-7b"), ("base", "show"), ("base", "export-record"),
+    ("base", "add"), ("base", "compare", "base-7b"), ("base", "show"),
     ("extract", "--base", "base-7b", "--rank", "2", "-o", "./x"), ("search", "x", "--base"),
 ]  # fmt: skip
 ROWS, RECIPE = "./data/row.jsonl", "./data/recip.toml"

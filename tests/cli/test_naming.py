@@ -35,7 +35,7 @@ def test_a_retrain_at_another_rank_is_refused_until_its_version_is_chosen(adapt)
     assert "`qa` 1.0.0 (rank 8) is installed for base-7b; `out/qa-r4` (rank 4) would be another build" in said
     assert "`--bump patch` makes it 1.0.1; `--variant` adds another rank to 1.0.0" in said
     assert adapt.ok("add", "out/qa-r4", "--name", "qa", "--bump", "patch").startswith("added qa 1.0.1 (rank 4)")
-    assert adapt.ok("path", "qa").endswith("1.0.1-r4\n")
+    assert adapt.ok("info", "qa", "--path").endswith("1.0.1-r4\n")
 
 
 def test_a_variant_is_added_on_purpose(adapt):

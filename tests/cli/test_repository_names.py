@@ -94,10 +94,10 @@ def test_a_project_locks_syncs_and_upgrades_by_the_name_of_a_repository(world, t
         f'namespaces = ["{world.team}"]\n\n[adapters]\nqa = "{world.team}/json-smol"\n'
     )
     world.bob.ok("sync")
-    assert world.bob.json("outdated") == []
+    assert world.bob.json("upgrade", "--check") == []
     world.publish("json", "1.1.0", "json-smol")
 
-    (newer,) = world.bob.json("outdated")
+    (newer,) = world.bob.json("upgrade", "--check")
     world.bob.ok("upgrade")
 
     assert newer["name"] == "qa"

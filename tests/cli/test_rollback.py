@@ -1,4 +1,4 @@
-"""`adapt rollback`: back to what the lock held before, with the file, the merges and `adapters/`."""
+"""`adapt upgrade --undo`: back to what the lock held before, with the file, the merges and `adapters/`."""
 
 from __future__ import annotations
 
@@ -34,35 +34,37 @@ def upgraded(project, tmp_path):  # noqa: F811
 
 
 def test_rollback_takes_back_what_an_upgrade_did(upgraded, tmp_path):
-    said = upgraded.user("rollback", "legal-qa")
+    said = upgraded.user("upgrade", "--undo", "legal-qa")
 
     assert "~ legal-qa  1.5 -> 1.0\n" in said.stdout
     assert (tmp_path / "adapters.lock").read_bytes() == (tmp_path / "before").read_bytes()
     assert versions(tmp_path)["legal-qa"] == "1.0"
     upgraded.user.ok("sync", "--frozen", "--check")
-    assert "nothing earlier" in upgraded.user.fails(10, "rollback", "legal-qa")
+    assert "nothing earlier" in upgraded.user.fails(10, "upgrade", "--undo", "legal-qa")
 
 
 def test_each_rollback_goes_one_step_further_back(upgraded, tmp_path):
     upgraded.publish("legal-qa", "1.6", seed=7)
     upgraded.user.ok("lock", "--upgrade", "legal-qa")
 
-    found = [upgraded.user.json("rollback", "legal-qa")["changes"][-1]["text"].split("  ")[0] for _ in range(2)]
+    found = [
+        upgraded.user.json("upgrade", "--undo", "legal-qa")["changes"][-1]["text"].split("  ")[0] for _ in range(2)
+    ]
 
     assert found == ["1.6 -> 1.5", "1.5 -> 1.0"]
     upgraded.user.ok("upgrade")
     assert versions(tmp_path)["legal-qa"] == "1.6"
-    assert upgraded.user.json("rollback", "legal-qa")["changes"][-1]["text"].startswith("1.6 -> 1.0")
+    assert upgraded.user.json("upgrade", "--undo", "legal-qa")["changes"][-1]["text"].startswith("1.6 -> 1.0")
 
 
 def test_a_dry_run_tells_what_the_rollback_then_does_and_writes_nothing(upgraded, tmp_path):
     before = files_in(tmp_path)
 
-    told = upgraded.user.json("rollback", "legal-qa", "--dry-run")
+    told = upgraded.user.json("upgrade", "--undo", "legal-qa", "--dry-run")
 
     assert files_in(tmp_path) == before
     assert [(one["kind"], one["key"]) for one in told["changes"]] == [("changed", "both"), ("changed", "legal-qa")]
-    done = upgraded.user.json("rollback", "legal-qa")
+    done = upgraded.user.json("upgrade", "--undo", "legal-qa")
     assert {a["path"] for a in done["sync"]["adapters"] if a["done"] != "kept"} == set(told["folders"])
 
 
@@ -71,7 +73,7 @@ def test_a_rollback_of_a_save_takes_its_requirement_back_too(project, tmp_path):
     project.publish("legal-qa", "1.5", seed=4)
     project.user.ok("install", "legal-qa>=1.5,<2", "--from", "./published", "--save")
 
-    said = project.user("rollback", "legal-qa")
+    said = project.user("upgrade", "--undo", "legal-qa")
 
     assert 'legal-qa = "<2"\n' in (tmp_path / "adapters.toml").read_text()
     assert "`adapters.toml` asks for `legal-qa<2` again" in said.stderr
@@ -86,25 +88,25 @@ def test_a_rollback_that_cannot_bring_the_build_changes_nothing(upgraded, tmp_pa
     (tmp_path / "published").rename(tmp_path / "away")
     before = {name: (tmp_path / name).read_bytes() for name in ("adapters.toml", "adapters.lock")}
 
-    said = upgraded.user.fails(10, "rollback", "legal-qa")
+    said = upgraded.user.fails(10, "upgrade", "--undo", "legal-qa")
 
     assert "legal-qa 1.0" in said
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert versions(tmp_path)["legal-qa"] == "1.5"
     (tmp_path / "away").rename(tmp_path / "published")
-    upgraded.user.ok("rollback", "legal-qa")  # the history is still there
+    upgraded.user.ok("upgrade", "--undo", "legal-qa")  # the history is still there
 
 
 def test_what_cannot_be_rolled_back_is_refused_with_the_way(upgraded, tmp_path):
-    assert "the project has no `nothing`" in upgraded.user.fails(10, "rollback", "nothing")
-    assert "nothing earlier" in upgraded.user.fails(10, "rollback", "summary")
-    assert "`adapt rollback legal-qa`" in upgraded.user.fails(15, "rollback", "both")
+    assert "the project has no `nothing`" in upgraded.user.fails(10, "upgrade", "--undo", "nothing")
+    assert "nothing earlier" in upgraded.user.fails(10, "upgrade", "--undo", "summary")
+    assert "`adapt upgrade --undo legal-qa`" in upgraded.user.fails(15, "upgrade", "--undo", "both")
     toml = tmp_path / "adapters.toml"
     toml.write_text(toml.read_text().replace('"<2"', '"<3"'))
-    assert "`adapt lock`" in upgraded.user.fails(15, "rollback", "legal-qa")
+    assert "`adapt lock`" in upgraded.user.fails(15, "upgrade", "--undo", "legal-qa")
     toml.write_text(toml.read_text().replace('"<3"', '"<2"') + "\n[policy]\nmax-rank = 4\n")
     upgraded.user.ok("lock")
-    upgraded.user.ok("rollback", "legal-qa")
+    upgraded.user.ok("upgrade", "--undo", "legal-qa")
 
 
 def test_a_policy_that_came_since_holds_for_a_rollback(upgraded, tmp_path):
@@ -116,7 +118,7 @@ def test_a_policy_that_came_since_holds_for_a_rollback(upgraded, tmp_path):
     toml.write_text(toml.read_text().replace('summary = "*"\n', "").replace('judge = "*"\n', ""))
     upgraded.user.ok("lock")
 
-    assert "max-rank" in upgraded.user.fails(11, "rollback", "legal-qa")
+    assert "max-rank" in upgraded.user.fails(11, "upgrade", "--undo", "legal-qa")
 
 
 def test_python_rolls_back_as_the_command_does(upgraded, tmp_path):
@@ -137,7 +139,7 @@ def test_the_hint_of_a_rollback_says_what_really_goes_forward(project, tmp_path)
     project.publish("legal-qa", "1.5", seed=4)
     project.user.ok("install", "legal-qa>=1.5,<2", "--from", "./published", "--save")
 
-    said = project.user("rollback", "legal-qa")
+    said = project.user("upgrade", "--undo", "legal-qa")
 
     assert versions(tmp_path)["legal-qa"] == "1.0"
     assert "`adapt upgrade` goes forward again" not in said.stderr

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from adapterhub.library.library import Library
 from tests.inference.test_serving import publish
 from tests.support.command_line import Adapt
 from tests.support.results import measured, with_contract
+from tests.support.serve_command import Serving, serve_command
 from tests.support.standin_vllm import make_standin
 from tests.support.tiny import make_adapter, make_base
 
@@ -52,26 +52,8 @@ def python(tmp_path: Path) -> Path:
     return make_standin(tmp_path / "vllm")
 
 
-@contextlib.contextmanager
-def serving(adapt: Adapt, python: Path, *arguments: str, **environ: str) -> Iterator[tuple[Any, subprocess.Popen[str]]]:
-    """The document that is printed when it is ready, and the process."""
-    command = [
-        sys.executable, "-m", "adapterhub.cli", "serve", "--base", "base-7b", "--python", str(python), "--port", "0",
-        "--json", "--root", str(adapt.library.root), *arguments,
-    ]  # fmt: skip
-    made = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'registry'}"} | environ
-    process = subprocess.Popen(command, env=made, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        lines = [""]
-        while lines[-1] != "}\n":
-            lines.append(process.stdout.readline())
-            assert lines[-1], process.communicate()[1]
-        yield json.loads("".join(lines)), process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=60)
+def serving(adapt: Adapt, python: Path, *arguments: str, **environ: str) -> AbstractContextManager[Serving]:
+    return serve_command(adapt, "--base", "base-7b", "--python", str(python), *arguments, **environ)
 
 
 def ask(url: str, model: str) -> tuple[int, Any]:
@@ -266,12 +248,6 @@ def test_a_machine_without_vllm_is_told_how_to_get_it(adapt: Adapt) -> None:
 
     assert "has no vLLM" in said
     assert "pip install vllm" in said
-
-
-def test_a_token_is_not_handed_to_an_engine(adapt: Adapt, python: Path) -> None:
-    said = adapt.fails(2, "serve", "--base", "base-7b", "--python", python, "--token", "secret")
-
-    assert "adapt remote login" in said
 
 
 def test_a_base_whose_folder_is_gone_is_refused(adapt: Adapt, python: Path) -> None:

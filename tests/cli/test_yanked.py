@@ -12,13 +12,14 @@ import adapterhub
 from adapterhub.core.errors import AdapterDenied
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.hub import Hub
-from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes
-from adapterhub.inference.serving.access.denied import Denied, look_for_yanks
+from adapterhub.inference.serving import AdapterProvider
+from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.library.library import Library
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.reporting import LogReporter
 from adapterhub.projects.session import Session
 from tests.cli.test_cli_verbs_remote import World
+from tests.inference.test_denied import upkeep_of
 from tests.registry.running import running
 from tests.support.tiny import make_adapter, make_base
 
@@ -57,38 +58,37 @@ def kind(request, monkeypatch) -> str:
     return request.param
 
 
-def test_a_yanked_version_is_passed_over_until_it_is_unyanked(world, kind):
+def test_a_yanked_version_is_passed_over_until_it_is_unyanked(world, server, kind):
     name = f"{world.team}/legal-qa"
+    version, hub = f"{name}==1.1.0", Hub(endpoint=server.url, token=server.token)
 
-    dry = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels", "--dry-run")
-    done = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels")
-    again = world.ann.json("yank", f"{name}==1.1.0", "--reason", "leaked labels")
-    replaced = world.ann.json("yank", f"{name}==1.1.0", "--reason", "wrong base")
+    def stored() -> tuple[str | None, dict[str, str]]:
+        return hub.versions(name)[0].yanked, dict(hub.withdrawal.taken_back(name))
+
+    dry = world.ann.json("yank", version, "--reason", "leaked labels", "--dry-run")
+    done = world.ann.json("yank", version, "--reason", "leaked labels")
+    again = world.ann.json("yank", version, "--reason", "leaked labels")
+    replaced = world.ann.json("yank", version, "--reason", "wrong base")
 
     assert [one["done"] for one in (dry, done, again, replaced)] == [False, True, False, True]
     assert (done["repo"], done["versions"], done["yanked"]) == (name, ["1.1.0"], "leaked labels")
+    assert stored() == ("wrong base", {})
     refused = world.bob.fails(11, "install", f"{name}@base-7b>1.0", "--dry-run")
     assert "1.1.0  yanked: wrong base" in refused
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.0.0"]
 
-    assert world.ann.json("unyank", f"{name}==1.1.0")["done"]
-    assert not world.ann.json("unyank", f"{name}==1.1.0")["done"]
+    assert world.ann.json("yank", version, "--undo")["done"]
+    assert not world.ann.json("yank", version, "--undo")["done"]
+    assert stored() == (None, {"1.1": "wrong base"})
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b", "--dry-run")] == ["1.1.0"]
 
-
-def test_a_server_keeps_the_reason_of_a_yank_that_was_taken_back(world, server, kind):
-    name = f"{world.team}/legal-qa"
-    hub = Hub(endpoint=server.url, token=server.token)
-    seen = []
-    for verb, *more in (("yank", "--reason", "leaked"), ("unyank",), ("yank", "--reason", "worse"), ("unyank",)):
-        world.ann.ok(verb, f"{name}==1.1.0", *more)
-        newest = hub.versions(name)[0]
-        seen.append((newest.yanked, dict(hub.withdrawal.taken_back(name))))
-
-    assert seen == [("leaked", {}), (None, {"1.1": "leaked"}), ("worse", {}), (None, {"1.1": "worse"})]
+    world.ann.ok("yank", version, "--reason", "worse")
+    assert stored() == ("worse", {})
+    world.ann.ok("yank", version, "--undo")
+    assert stored() == (None, {"1.1": "worse"})
 
 
-def test_a_yank_outlives_the_next_push_to_a_plain_hub(world, monkeypatch):
+def test_a_plain_hub_keeps_a_yank_through_the_next_push_and_lists_it(world, server, monkeypatch):
     monkeypatch.setattr(Hub, "features", frozenset())
     name = f"{world.team}/legal-qa"
     world.ann.ok("yank", f"{name}==1.1.0", "--reason", "leaked labels")
@@ -99,16 +99,9 @@ def test_a_yank_outlives_the_next_push_to_a_plain_hub(world, monkeypatch):
     told = world.bob.fails(11, "install", f"{name}@base-7b>1.0", "--dry-run")
     assert "yanked: leaked labels" in told
     assert "yanked: also leaked" in told
-
-
-def test_the_list_of_a_namespace_on_a_plain_hub_tells_which_versions_are_yanked(world, server, monkeypatch):
-    monkeypatch.setattr(Hub, "features", frozenset())
-    world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--reason", "leaked labels")
     monkeypatch.setattr(Hub, "is_public_hub", True)
-
     listed = Hub(endpoint=server.url, token=server.token).published(world.team)
-
-    assert {one.version: one.yanked for one in listed} == {"1.0.0": False, "1.1.0": True}
+    assert {one.version: one.yanked for one in listed} == {"1.0.0": False, "1.1.0": True, "1.2.0": True}
 
 
 def test_a_yank_names_the_repository_or_the_adapter(world):
@@ -122,30 +115,21 @@ def test_a_yank_names_the_repository_or_the_adapter(world):
     assert (by_base["repo"], by_base["yanked"]) == (name, "no reason given")
 
 
-@pytest.mark.parametrize(
-    ("spec", "code", "said"),
-    [
+def test_what_cannot_be_yanked_is_refused(world):
+    team = world.team
+    name = f"{team}/legal-qa==1.1.0"
+    for spec, code, said in (
         ("legal-qa==1.1.0", 2, "names no namespace"),
-        ("{team}/legal-qa", 2, "it has `==1.1.0`, `==1.0.0`"),
-        ("{team}/legal-qa==3.0", 10, "has 1.1.0, 1.0.0"),
-        ("{team}/nothing==3.0", 10, "has no `{team}/nothing==3.0`"),
-    ],
-)
-def test_what_names_no_published_version_is_refused(world, spec, code, said):
-    spec, said = spec.format(team=world.team), said.format(team=world.team)
-
-    for command in ("yank", "unyank"):
-        assert said in world.ann.fails(code, command, spec)
-
-
-def test_a_reason_is_one_line_and_a_yank_needs_the_right(world):
-    name = f"{world.team}/legal-qa==1.1.0"
-    reader = world.server.registry.tokens.create("reader", "read", namespaces=["*"])
-
+        (f"{team}/legal-qa", 2, "it has `==1.1.0`, `==1.0.0`"),
+        (f"{team}/legal-qa==3.0", 10, "has 1.1.0, 1.0.0"),
+        (f"{team}/nothing==3.0", 10, f"has no `{team}/nothing==3.0`"),
+    ):
+        for more in ((), ("--undo",)):
+            assert said in world.ann.fails(code, "yank", spec, *more)
     assert "control character" in world.ann.fails(2, "yank", name, "--reason", "two\nlines")
     assert "501 characters" in world.ann.fails(2, "yank", name, "--reason", "x" * 501)
-    assert "403" in world.bob.fails(14, "yank", name, "--token", reader, "--remote", "ours")
-    assert "offline" in world.ann.fails(13, "yank", name, "--offline")
+    reader = world.server.registry.tokens.create("reader", "read", namespaces=["*"])
+    assert "403" in world.bob.having(ADAPTERHUB_TOKEN=reader).fails(14, "yank", name, "--remote", "ours")
 
 
 def test_a_deleted_version_is_gone_and_a_deleted_repository_too(world, kind):
@@ -166,19 +150,21 @@ def test_a_deleted_version_is_gone_and_a_deleted_repository_too(world, kind):
 
 
 # ---------------------------------------------------------------- upgrade
-@pytest.mark.parametrize("command", [("upgrade",), ("lock", "--upgrade"), ("lock", "--upgrade", "qa")])
-def test_an_upgrade_leaves_a_yanked_version_and_says_so(world, command):
+def test_an_upgrade_leaves_a_yanked_version_and_says_so(world):
     project(world)
+    before = (world.folder / "adapters.lock").read_text()
     world.yank("1.1.0", "leaked labels")
 
-    told = world.bob(*command)
+    for command in (("upgrade",), ("lock", "--upgrade"), ("lock", "--upgrade", "qa")):
+        (world.folder / "adapters.lock").write_text(before)
+        told = world.bob(*command)
 
-    assert told.exit_code == 0
-    assert locked(world) == ("1.0.0", f"{world.team}/legal-qa")
-    assert f"`{world.team}/legal-qa==1.1.0` (`qa` here) was yanked: leaked labels; 1.0.0 replaces it" in told.stderr
+        assert told.exit_code == 0
+        assert locked(world) == ("1.0.0", f"{world.team}/legal-qa")
+        assert f"`{world.team}/legal-qa==1.1.0` (`qa` here) was yanked: leaked labels; 1.0.0 replaces it" in told.stderr
 
 
-def test_an_upgrade_is_refused_where_only_the_yanked_version_is_allowed(world):
+def test_an_upgrade_is_refused_where_only_the_yanked_version_is_allowed_unless_the_project_pins_it(world):
     project(world, ">=1.1")
     world.yank("1.1.0", "leaked labels")
 
@@ -188,19 +174,13 @@ def test_an_upgrade_is_refused_where_only_the_yanked_version_is_allowed(world):
     assert "`==1.1.0` in `adapters.toml` keeps the yanked release" in told
     assert locked(world) == ("1.1.0", f"{world.team}/legal-qa")
 
-
-def test_an_upgrade_keeps_a_yanked_version_that_the_project_pins(world):
     project(world, "==1.1.0")
     before = (world.folder / "adapters.lock").read_text()
-    world.yank("1.1.0", "leaked labels")
-
-    told = world.bob("upgrade")
-
-    assert "==1.1.0` is yanked: leaked labels" in told.stderr
+    assert "==1.1.0` is yanked: leaked labels" in world.bob("upgrade").stderr
     assert (world.folder / "adapters.lock").read_text() == before
 
 
-def test_an_upgrade_of_the_library_installs_another_version_beside_a_yanked_one(world):
+def test_the_library_takes_another_version_than_an_installed_one_that_was_seen_to_be_yanked(world):
     name = f"{world.team}/legal-qa"
     world.bob.ok("install", f"{name}@base-7b")
     world.yank("1.1.0", "leaked labels")
@@ -211,14 +191,6 @@ def test_an_upgrade_of_the_library_installs_another_version_beside_a_yanked_one(
     assert f"`{name}==1.1.0` was yanked: leaked labels; 1.0.0 replaces it" in told.stderr
     assert {b.manifest.version for b in world.bob.library.installed()} == {"1.0.0", "1.1.0"}
     assert again.stdout == "no newer release found\n"
-
-
-def test_an_install_takes_another_version_than_an_installed_one_that_was_seen_to_be_yanked(world):
-    name = f"{world.team}/legal-qa"
-    world.bob.ok("install", f"{name}@base-7b")
-    world.yank("1.1.0", "leaked labels")
-    world.bob.ok("outdated")
-
     assert [d["version"] for d in world.bob.json("install", f"{name}@base-7b")] == ["1.0.0"]
     assert "yanked: leaked labels" in world.bob("install", f"{name}@base-7b==1.1.0", "--offline").stderr
 
@@ -234,7 +206,7 @@ def test_a_warm_sync_tells_of_a_yank_and_of_its_end(world, kind, tmp_path):
     assert notice in world.bob("sync", "--frozen", "--offline").stderr  # seen before
     assert locked(world)[0] == "1.1.0"
 
-    world.ann.ok("unyank", f"{world.team}/legal-qa==1.1.0")
+    world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--undo")
     assert world.bob("sync").stderr == ""
     assert world.bob("sync", "--offline").stderr == ""
 
@@ -261,7 +233,7 @@ def test_a_rollback_to_a_yanked_version_tells_it(world):
     toml.write_text(toml.read_text().replace("==1.0.0", ""))
     world.bob.ok("sync")
 
-    said = world.bob("rollback", "qa")
+    said = world.bob("upgrade", "--undo", "qa")
 
     assert said.exit_code == 0
     assert "was yanked: wrong base; it is locked" in said.stderr
@@ -319,16 +291,14 @@ def test_several_repositories_with_one_version_are_named(world):
 
 # ---------------------------------------------------------------- a running server
 def test_a_server_stops_an_adapter_that_is_yanked_while_it_runs(world, kind, monkeypatch):
-    library, denied, remotes = Library(world.bob.library.root), Denied(), UnreachableRemotes()
+    library, denied = Library(world.bob.library.root), Denied()
     world.bob.ok("install", f"{world.team}/legal-qa@base-7b")
     session = Session(root=library.root, out=LogReporter("test"))
     record = library.bases.find(BaseSpec.parse("base-7b"))
     name = f"{world.team}/legal-qa==1.1"
 
-    def look() -> None:
-        look_for_yanks(library, provider.leased(), denied, session.place_source, remotes)
-
     with contextlib.closing(AdapterProvider(library, record, engine="vllm@0.32", denied=denied)) as provider:
+        look = upkeep_of(provider, session.place_source).look_for_yanks
         provider.find(name)
         look()
         assert provider.find(name)
@@ -336,7 +306,7 @@ def test_a_server_stops_an_adapter_that_is_yanked_while_it_runs(world, kind, mon
         look()
         with pytest.raises(AdapterDenied, match="is not served any more: leaked labels"):
             provider.find(name)
-        world.ann.ok("unyank", f"{world.team}/legal-qa==1.1.0")
+        world.ann.ok("yank", f"{world.team}/legal-qa==1.1.0", "--undo")
         look()
         assert provider.find(f"{name}.0")
 
@@ -356,7 +326,7 @@ def test_every_verb_passes_over_an_installed_build_that_was_seen_to_be_yanked(wo
     name = seen_yanked(world)
     library = adapterhub.Library(world.bob.library.root)
 
-    assert "/1.0.0" in world.bob.ok("path", name)
+    assert "/1.0.0" in world.bob.ok("info", name, "--path")
     assert f"{name}==1.0.0" in _merged_from(world, name)
     world.bob.ok("push", name, "--to", "./out/published")
     published = (world.folder / "out" / "published").rglob("adapterhub.json")
@@ -365,7 +335,7 @@ def test_every_verb_passes_over_an_installed_build_that_was_seen_to_be_yanked(wo
     assert world.bob.json("alias", "set", "prod", name)["targets"][0]["version"] == "1.0.0"
     assert {one["version"] for one in world.bob.json("list", "--format", "vllm")} == {"1.0.0"}
     assert library[name].manifest.version == "1.0.0"
-    assert library.path(name).name.startswith("1.0.0")
+    assert library.info(name, only="path").name.startswith("1.0.0")
 
 
 def _merged_from(world: World, name: str) -> str:
@@ -375,21 +345,18 @@ def _merged_from(world: World, name: str) -> str:
     return json.dumps(world.bob.json("info", "both")["parents"])
 
 
-def test_a_pin_still_uses_a_yanked_build_and_warns(world, caplog):
+def test_a_pin_still_uses_a_yanked_build_and_warns_and_the_only_one_is_shown_and_removed(world, caplog):
     name = seen_yanked(world)
+    pin = f"{name}==1.1.0"
 
-    told = world.bob("path", f"{name}==1.1.0")
+    told = world.bob("info", pin, "--path")
 
     assert (told.exit_code, "/1.1.0" in told.stdout) == (0, True)
     assert "==1.1.0` is yanked: leaked labels" in told.stderr
-    assert "/1.1.0" in str(adapterhub.Library(world.bob.library.root).path(f"{name}==1.1.0"))
+    assert "/1.1.0" in str(adapterhub.Library(world.bob.library.root).info(pin, only="path"))
     assert "==1.1.0` is yanked: leaked labels" in caplog.text
-
-
-def test_what_is_yanked_and_the_only_one_is_still_shown_and_removed(world):
-    name = seen_yanked(world)
+    assert "E_YANKED" in world.bob("audit", pin, "--offline").stdout
     world.bob.ok("remove", f"{name}==1.0.0", "--yes")
-
     assert world.bob.json("info", name, "--offline")["yanked"] == "leaked labels"
     assert "W_YANKED" in world.bob.ok("verify", name, "--offline")
     world.bob.ok("remove", name, "--yes")
@@ -399,7 +366,7 @@ def test_what_is_yanked_and_the_only_one_is_still_shown_and_removed(world):
 def test_outdated_promises_what_upgrade_does(world):
     name = seen_yanked(world)
 
-    outdated = world.bob("outdated")
+    outdated = world.bob("upgrade", "--check")
     upgraded = world.bob("upgrade")
 
     assert "yanked: leaked labels" in outdated.stdout
@@ -407,12 +374,5 @@ def test_outdated_promises_what_upgrade_does(world):
     assert f"`adapt remove '{name}==1.1.0'` removes the yanked version" in outdated.stderr
     assert upgraded.stdout == "no newer release found\n"
     world.bob.ok("remove", f"{name}==1.0.0", "--yes")
-    assert "`adapt upgrade` installs the allowed versions" in world.bob("outdated").stderr
+    assert "`adapt upgrade` installs the allowed versions" in world.bob("upgrade", "--check").stderr
     assert "1.1.0 -> 1.0.0" in world.bob.ok("upgrade")
-
-
-def test_audit_and_info_agree_without_the_server(world):
-    name = seen_yanked(world)
-
-    assert "E_YANKED" in world.bob("audit", f"{name}==1.1.0", "--offline").stdout
-    assert world.bob.json("info", f"{name}==1.1.0", "--offline")["yanked"] == "leaked labels"

@@ -98,19 +98,6 @@ class MergeMethodContract:
         }
         assert all(o.default is None or o.convert(str(o.default)) == o.default for o in about.options)
 
-    def test_order_changes_nothing(self, method: str) -> None:
-        deltas = [random_delta(i, out=12, width=10, rank=4) for i in range(3)]
-        weights = [0.7, -0.3, 0.5]
-
-        try:
-            forth = dense([apply(method, deltas, weights, seeds=[5, 6, 7])])
-        except MergeRefused:
-            deltas, weights = deltas[:2], [0.7, 0.3]  # a method for two
-            forth = dense([apply(method, deltas, weights, seeds=[5, 6, 7])])
-        back = dense([apply(method, deltas[::-1], weights[::-1], seeds=[5, 6, 7][: len(deltas)][::-1])])
-
-        assert relative(back, forth) < 1e-6
-
     @settings(max_examples=15)
     @given(out=st.integers(1, 9), width=st.integers(1, 9), adapters=ADAPTERS, one_rank=st.booleans())
     def test_any_adapters_give_numbers_that_do_not_depend_on_their_order(
@@ -170,7 +157,14 @@ class MergeMethodContract:
     ) -> None:
         root = tmp_path_factory.mktemp("sets")
         folders = [
-            write_folder(root / str(i), {m: TINY[m] for m in sorted(names)}, ranks=ranks[i], seed=i, dtype=dtype)
+            write_folder(
+                root / str(i),
+                {m: TINY[m] for m in sorted(names)},
+                ranks=ranks[i],
+                seed=i,
+                dtype=dtype,
+                use_rslora=i == 1,
+            )
             for i, names in enumerate(modules)
         ]
         try:
@@ -185,15 +179,7 @@ class MergeMethodContract:
         assert all(torch.isfinite(update).all() for update in made.values())
         true = error_of(made, exact_sum(folders, weights[: len(folders)]))
         assert result.relative_error == pytest.approx(true, rel=1e-3, abs=1e-7)
-
-    def test_tiny_shapes_and_odd_weights_give_numbers(self, method: str) -> None:
-        shapes = [(1, 1, 1), (1, 5, 1), (5, 1, 3), (2, 3, 4), (3, 2, 8)]
-        for out, width, rank in shapes:
-            deltas = [random_delta(i, out=out, width=width, rank=rank) for i in range(2)]
-            for weights in [(1.0, 1.0), (1.0, -1.0), (-0.5, 0.0), (1e-6, 1e6)]:
-                result = apply(method, deltas, weights)
-
-                assert (result.shape, result.rank >= 1, result.is_finite()) == ((out, width), True, True), weights
+        assert result.worst_error >= result.relative_error * (1 - 1e-9)
 
     def test_zero_updates_give_numbers(self, method: str) -> None:
         zero = LowRank(a=torch.ones(2, 5), b=torch.zeros(4, 2))
@@ -241,20 +227,6 @@ class MergeMethodContract:
 
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-
-    def test_the_error_that_is_reported_is_the_true_one(self, method: str, tmp_path: Path) -> None:
-        folders = [write_folder(tmp_path / f"in{i}", SHAPES, seed=i, use_rslora=i == 1) for i in range(3)]
-        weights = [0.7, -0.3, 0.5]
-
-        try:
-            result = merged(tmp_path, method, folders, weights)
-        except MergeRefused:
-            folders, weights = folders[:2], [0.7, 0.3]  # a method for two
-            result = merged(tmp_path, method, folders, weights)
-
-        true = error_of(updates_in(result.out_folder), exact_sum(folders, weights))
-        assert result.relative_error == pytest.approx(true, rel=1e-4, abs=1e-9)
-        assert result.worst_error >= result.relative_error * (1 - 1e-9)
 
     def test_clashing_shapes_are_refused_with_every_module(self, method: str, tmp_path: Path) -> None:
         other = {m: (s[0], s[1] + 2) if "up" in m else s for m, s in SHAPES.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.outside import RECORD
+from tests.support.programs import asked_for, packages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFTEST = """
@@ -81,3 +84,39 @@ def test_no_file_asks_while_it_is_imported_in_ci(tmp_path):
 
     assert "not while a file is imported" in said
     assert "1 error" in said
+
+
+# ---------------------------------------------------------------- the programs themselves
+IMPORT = "from tests.support.programs import needs\n"
+
+
+def test_what_tests_ask_for_is_read_from_their_calls(tmp_path):
+    (tmp_path / "test_a.py").write_text(f"{IMPORT}def test(): needs('strace'), a.needs('a'), needs_it(), needs('node')")
+    (tmp_path / "test_b.py").write_text(f"{IMPORT}TEXT = \"needs('zsh')\"\ndef test(): needs('ip'); needs('strace')")
+    (tmp_path / "test_c.py").write_text("def needs(name): ...\nneeds('another')")
+
+    assert list(asked_for(tmp_path)) == ["strace", "node", "ip", "strace"]
+    assert packages(tmp_path) == ["iproute2", "nodejs", "strace"]
+
+
+def test_a_program_that_only_a_run_could_tell_is_an_error_that_names_its_place(tmp_path):
+    (tmp_path / "test_a.py").write_text(f"{IMPORT}for program in programs: needs(program)")
+
+    with pytest.raises(ValueError, match=r"test_a\.py:2: write the program that it needs as text"):
+        packages(tmp_path)
+
+
+def test_the_exhaustive_workflow_installs_each_program_before_its_tests():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "exhaustive.yml").read_text("utf-8"))["jobs"]
+    runs = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    installs, tests = runs["exhaustive"][-2:]
+    [words] = re.findall(r"\$\(\.venv/bin/python -m (tests\.support\.programs)\)", installs)
+
+    printed = subprocess.run([sys.executable, "-m", words], cwd=ROOT, text=True, capture_output=True, check=True).stdout
+
+    assert "apt-get install" in installs
+    assert tests == ".venv/bin/nox -s exhaustive"
+    assert printed.split() == packages()
+    assert {"strace", "buildah", "umoci", "containerd", "docker-registry", "nginx", "chromium"} <= {*packages()}
+    assert all(re.fullmatch("[a-z0-9.+-]+", name) for name in packages())
+    assert runs["engines"][-1] == ".venv/bin/python -m tests.engines"

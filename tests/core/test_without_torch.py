@@ -100,7 +100,7 @@ CORE = """
 list
 search legal --base base-7b
 info legal-qa
-path legal-qa
+info legal-qa --path
 verify --all
 verify legal-qa --engine vllm
 audit
@@ -168,7 +168,7 @@ def test_a_project_is_locked_and_synced_without_torch(adapt: Run, world: Path) -
     shutil.rmtree(world / "project/adapters/legal-qa")
 
     adapt("sync", "--frozen", "--offline", at="project")
-    for line in ("outdated", "upgrade", "tree", "tree legal-qa --invert", "uninstall spare --save --yes"):
+    for line in ("upgrade --check", "upgrade", "tree", "tree legal-qa --invert", "uninstall spare --save --yes"):
         adapt(*line.split(), at="project")
 
 
@@ -190,8 +190,8 @@ def test_a_registry_serves_and_its_clients_run_without_torch(
     adapt: Run, world: Path, environment: Mapping[str, str]
 ) -> None:
     with registry(world / "registry", environment) as (url, token):
-        server = ("--remote", url, "--token", token)
-        adapt("push", "legal-qa", "--to", "acme/legal-qa", *server)
+        server = ("--remote", url)
+        adapt("push", "legal-qa", "--to", "acme/legal-qa", *server, ADAPTERHUB_TOKEN=token)
         adapt("search", "legal", *server)
         adapt("info", "acme/legal-qa", *server)
         second = {"ADAPTERHUB_HOME": str(world / "second")}
@@ -336,9 +336,9 @@ def test_an_import_that_no_extra_would_mend_stays_what_it_is(environment: Mappin
 
 
 def test_comparing_updates_needs_numpy_and_adding_does_not(adapt: Run) -> None:
-    done = adapt("similar", "legal-qa", code=2)
+    done = adapt("compare", "legal-qa", code=2)
 
-    assert "`similar` needs the package `numpy`" in done.stderr
+    assert "`compare` of one adapter needs the package `numpy`" in done.stderr
     assert "`pip install 'adapterhub[find]'` installs it" in done.stderr
     assert "W_COPY" not in adapt("audit", "--offline").stdout
 

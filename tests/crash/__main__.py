@@ -1,6 +1,6 @@
 """The long form of the crash set; prints a Markdown table.
 
-    python -m tests.crash [--only kills,errors,…] [--commands add,gc,…] [--every 1]
+    python -m tests.crash [--only kills,errors,streams,…] [--commands add,gc,…] [--every 1]
 
 "old" and "new" are what `list` shows after the fault. The last column counts trials that broke any promise: damage,
 anything lost, a message that is not plain, a retry that fails, or leftovers that `gc` does not take.
@@ -28,6 +28,7 @@ SLOW = {"merge": 6, **dict.fromkeys(ASKING, 12)}
 """Commands that import torch: one place in so many is tried."""
 RANDOM_KILLS = 300
 BIT_FLIPS = 1000
+STREAM_ROUNDS = 200
 
 
 def every(step: int) -> Callable[[str, int], bool]:
@@ -82,7 +83,7 @@ def rows(work: Path, commands: list[str], kinds: list[str], step: int) -> Iterat
 def main() -> int:
     """Run, print the table as it grows, and every trial that failed; 1 when one did."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--only", default="kills,errors,interrupts,stops,random,disk,flips,crowd")
+    parser.add_argument("--only", default="kills,errors,interrupts,stops,random,disk,flips,crowd,streams")
     parser.add_argument("--commands", default=",".join(COMMANDS))
     parser.add_argument("--every", type=int, default=1, help="one place in so many")
     options = parser.parse_args()
@@ -102,6 +103,8 @@ def main() -> int:
             bad += _flips(work, BIT_FLIPS // options.every)
         if "crowd" in kinds:
             bad += _crowd(work, 50 // options.every)
+        if "streams" in kinds:
+            bad += _streams(work, STREAM_ROUNDS // options.every)
     for trial in bad:
         print(f"FAILED {trial.fault}: exit {trial.exit_code}: {trial.problem}")
     return 1 if bad else 0
@@ -141,6 +144,20 @@ def _crowd(work: Path, operations: int) -> list[Trial]:
         flush=True,
     )
     return [Trial(fault="crowd", exit_code=0, is_old=True, problem=text) for text in problems]
+
+
+def _streams(work: Path, rounds: int) -> list[Trial]:
+    """Publisher, registry, follower and bank killed at random; see `tests.live.chaos`, which shows more of a failure."""
+    from tests.live import chaos
+
+    start, problem = time.perf_counter(), ""
+    (work / "streams").mkdir()
+    try:
+        seen = chaos.run(rounds, 0, work / "streams")
+    except AssertionError as error:
+        seen = problem = f"streams: {error}"
+    print(f"| streams | {seen} | {rounds} | | | {int(bool(problem))} | {time.perf_counter() - start:.0f} |", flush=True)
+    return [Trial(fault="kills of streams", exit_code=0, is_old=True, problem=problem)] if problem else []
 
 
 if __name__ == "__main__":

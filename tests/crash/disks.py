@@ -105,7 +105,7 @@ def _read_only(folder: Path, before: Sequence[str] = ()) -> list[str]:
     for arguments, code in (
         (("list",), 0),
         (("search", "one"), 0),
-        (("path", "one@base-7b"), 0),
+        (("info", "one@base-7b", "--path"), 0),
         (("show", "one@base-7b"), 0),
         (("verify", "--all"), 0),
         (("push", "one@base-7b", "--to", "./elsewhere"), 0),

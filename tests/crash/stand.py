@@ -18,7 +18,7 @@ from adapterhub.core.digests import digest_of
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
-from adapterhub.library.upkeep.damage import damaged_index, damaged_objects
+from adapterhub.library.upkeep.damage import damaged_index, damaged_objects, missing_objects
 from adapterhub.trust.verify import verify_folder
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
@@ -173,7 +173,8 @@ def damage_in(folder: Path) -> list[str]:
     found = [f"{b.folder}: {b.reason}" for b in library.broken()]
     for build in library.installed():
         found += [f"{build.full_name}: {f}" for f in library.verify_build(build).errors]
-    found += [f"{d.path}: {d.message}" for d in (*damaged_objects(library), *damaged_index(library))]
+    missing = (damage for build in library.installed() for damage in missing_objects(library, build))
+    found += [f"{d.path}: {d.message}" for d in (*damaged_objects(library), *missing, *damaged_index(library))]
     for path in (folder / "pushed").glob("*/[!.]*"):
         found += [f"{path}: {f}" for f in verify_folder(path).errors]
     return found

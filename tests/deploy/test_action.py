@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     adapt = Adapt(tmp_path)
     adapt.ok("init", "project", "--base", "base-7b")
     adapt.ok("install", "legal-qa@base-7b", "--save", "--project", "project")
-    (tmp_path / "project" / "base.json").write_text(adapt.ok("base", "export-record", "base-7b"))
+    (tmp_path / "project" / "base.json").write_text(adapt.ok("base", "show", "base-7b", "--record"))
     return tmp_path / "project"
 
 

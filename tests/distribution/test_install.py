@@ -75,8 +75,8 @@ def test_install_from_a_published_directory(library, far, add, tmp_path):
 class RemovedMeanwhile(Library):
     """A library from which another process removes what it lists, right after it listed it."""
 
-    def releases(self, spec):
-        found = super().releases(spec)
+    def builds_for(self, spec):
+        found = super().builds_for(spec)
         self.remove(self.builds_named(spec.name, spec.namespace))
         return found
 

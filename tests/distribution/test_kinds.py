@@ -127,7 +127,7 @@ def test_a_remote_of_the_user_may_be_of_any_kind(world):
     assert world.remotes.get("shop") == world.remotes.get("toy://corner") == made
     assert found == ["acme/legal-qa"]
     assert module.OPENED == [("toy://corner", "secret")]
-    with pytest.raises(UsageProblem, match="is no server of the Hugging Face Hub's protocol"):
+    with pytest.raises(UsageProblem, match="does not speak the Hugging Face Hub's protocol"):
         world.hub(made)
 
 
@@ -146,7 +146,7 @@ def test_each_known_kind_claims_its_places():
             'kind = "ftp"\nurl = "ftp://a"',
             "remotes.x.kind: no kind of remote `ftp`; there are `directory`, `hub`, `oci`",
         ),
-        ('url = "oci://a"', 'is not the URL of a server: an OCI registry is named with `kind = "oci"` beside it'),
+        ('url = "oci://a"', 'expected http://… or https://…, or its kind beside it, such as `kind = "oci"`'),
         ('kind = "hub"\npath = "p"', "remotes.x: expected either `url`"),
         ('kind = "directory"\nurl = "https://a.example"', "remotes.x: expected either `url`"),
     ],

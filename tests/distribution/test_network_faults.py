@@ -75,11 +75,12 @@ def lose_patience(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
 
 
 @pytest.fixture
-def ask(home: Adapt, proxy: net.Proxy, server: Running) -> Any:
+def ask(home: Adapt, proxy: net.Proxy, server: Running, monkeypatch: pytest.MonkeyPatch) -> Any:
     said: list[str] = []
+    monkeypatch.setenv("ADAPTERHUB_TOKEN", server.token)
 
     def install(spec: str = BUILT) -> Done:
-        done = home("install", spec, "--remote", proxy.url, "--token", server.token)
+        done = home("install", spec, "--remote", proxy.url)
         said.append(done.stdout + done.stderr)
         return done
 
@@ -293,7 +294,9 @@ def test_no_token_goes_to_another_host(ask, home, proxy, server):
         assert done.exit_code == 0, done.stderr
         assert len(stranger.seen) >= 2
         assert server.token not in str([r.headers for r in stranger.seen])
-        assert all(r.headers["authorization"] == f"Bearer {server.token}" for r in proxy.seen)
+        assert [
+            (r.method, r.path) for r in proxy.seen if r.headers.get("authorization") != f"Bearer {server.token}"
+        ] == []
 
 
 def test_a_question_that_is_led_elsewhere_is_refused_and_takes_no_token_along(ask, home, proxy, server):
@@ -403,7 +406,7 @@ def of_the_repository(fault: net.Fault) -> net.Fault:
 
 def endless_redirect(request: net.Request, answer: net.Answer) -> Any:
     for step in net.endless(request, answer):
-        yield step.replace(b"HTTP/1.1 200 Told", b"HTTP/1.1 302 Told\r\nlocation: /nowhere", 1)
+        yield step.replace(b"HTTP/1.1 200 Told", b"HTTP/1.1 302 Told\r\nlocation: /api/nowhere", 1)
 
 
 def packed_error(request: net.Request, answer: net.Answer) -> Any:
@@ -454,7 +457,8 @@ def test_a_push_into_a_fault_is_one_line_and_the_next_push_ends_it(fault, home, 
     make_adapter(tmp_path / "made", width=512, rank=4)
     home.ok("base", "add", "base", "--as", "b")
     home.ok("add", "made", "--name", "poem", "--base", "b")
-    push = ("push", "poem", "--to", repo, "--token", server.token, "--remote")
+    monkeypatch.setenv("ADAPTERHUB_TOKEN", server.token)
+    push = ("push", "poem", "--to", repo, "--remote")
     proxy.faults[part] = what
     lose_patience(monkeypatch, fault)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -464,9 +468,9 @@ def test_a_push_into_a_fault_is_one_line_and_the_next_push_ends_it(fault, home, 
     told = refused(done, *([codes] if isinstance(codes, int) else codes))
     proxy.faults.clear()
     monkeypatch.setenv("ADAPTERHUB_TIMEOUT_S", PATIENT_S)
-    shown = home("install", repo, "--remote", server.url, "--token", server.token, "--root", tmp_path / "other")
+    shown = home("install", repo, "--remote", server.url, "--root", tmp_path / "other")
     again = home(*push, proxy.url)
-    home.ok("install", repo, "--remote", server.url, "--token", server.token, "--root", tmp_path / "third")
+    home.ok("install", repo, "--remote", server.url, "--root", tmp_path / "third")
 
     assert word in told
     assert proxy.sent_bytes < 100 << 20

@@ -17,6 +17,7 @@ from tests.support.results import signed, with_contract
 from tests.support.tiny import make_adapter
 
 REPO = "acme/legal-qa"
+ANA = "ana:s3cret"
 
 
 @pytest.fixture(params=[True, False], ids=["referrers", "fallback tag"])
@@ -67,7 +68,7 @@ def test_a_pushed_build_is_a_modelpack_image_whose_layers_are_its_files(home, pl
     assert config["modelfs"] == {"type": "layers", "diffIds": [one["digest"] for one in image["layers"]]}
     assert (sent["created"], sent["sent_files"]) == (True, 2)
     assert sent["url"].startswith(f"{plain.address}/{REPO}:1.0.0@sha256:")
-    assert plain.tags(REPO) == ["1.0.0"]
+    assert plain.tags(REPO) == ["1.0.0", "1.0.0-mount"]
 
 
 def signer(home: Adapt, other: Adapt) -> None:
@@ -117,7 +118,7 @@ def test_a_tag_never_moves_to_another_build(home, plain, add):
 
     assert f"`{REPO}:1.0.0` is another build; a release never changes. Nothing was sent" in told
     assert plain.manifests[REPO, "1.0.0"] == before[REPO, "1.0.0"]
-    assert plain.tags(REPO) == ["1.0.0", "risk"]
+    assert plain.tags(REPO) == ["1.0.0", "1.0.0-mount", "risk", "risk-mount"]
 
 
 def test_an_interrupted_push_leaves_no_release_and_sends_nothing_twice(home, other, plain):
@@ -132,7 +133,7 @@ def test_an_interrupted_push_leaves_no_release_and_sends_nothing_twice(home, oth
     home.ok("push", "legal-qa", "--to", target)
 
     assert [path for command, path, _ in plain.came if command == "POST"] == []
-    assert plain.tags(REPO) == ["1.0.0"]
+    assert plain.tags(REPO) == ["1.0.0", "1.0.0-mount"]
 
 
 def test_all_tags_are_builds_and_the_newest_is_chosen(home, other, plain, add):
@@ -182,7 +183,8 @@ def test_a_project_locks_the_image_and_syncs_it_after_its_tag_is_gone(home, othe
         f'[remotes.ours]\nkind = "oci"\nurl = "{plain.address}"\nnamespaces = ["acme"]\n'
         f'[adapters]\nlegal-qa = "{REPO}@base-7b"\n'
     )
-    inside = ("--project", project, "--trust-project")
+    inside = ("--project", project)
+    other = other.having(ADAPTERHUB_TRUST_PROJECT="1")
 
     other.ok("lock", *inside)
     lock = (project / "adapters.lock").read_text()
@@ -205,18 +207,17 @@ def tokens(registry: OciServer) -> set[str]:
 @pytest.mark.parametrize("way", ["docker", "token", "login"])
 def test_a_password_is_changed_for_tokens_that_each_allow_one_thing(home, plain, monkeypatch, way):
     plain.users["ana"] = "s3cret"
-    given: tuple[object, ...] = ()
     if way == "docker":
         (home.folder / ".docker").mkdir()
         auth = base64.b64encode(b"ana:s3cret").decode()
         (home.folder / ".docker" / "config.json").write_text(json.dumps({"auths": {plain.host: {"auth": auth}}}))
     elif way == "token":
-        given = ("--token", "ana:s3cret")
+        home = home.having(ADAPTERHUB_TOKEN=ANA)
     else:
         home.ok("remote", "login", plain.address, "--token", "ana:s3cret")
 
-    home.ok("push", "legal-qa", "--to", f"{plain.address}/{REPO}", *given)
-    home.ok("pull", REPO, home.folder / "out", "--remote", plain.address, *given)
+    home.ok("push", "legal-qa", "--to", f"{plain.address}/{REPO}")
+    home.ok("pull", REPO, home.folder / "out", "--remote", plain.address)
 
     basic = "Basic " + base64.b64encode(b"ana:s3cret").decode()
     assert tokens(plain) - {"Bearer any"} == {f"Bearer repository:{REPO}:pull,push", f"Bearer repository:{REPO}:pull"}
@@ -241,9 +242,9 @@ def test_a_program_that_keeps_docker_credentials_is_asked(home, plain, monkeypat
 @pytest.mark.parametrize("token", [None, "ana:wrong", "of-another-place"])
 def test_without_the_right_password_nothing_is_sent_or_stored(home, plain, token):
     plain.users["ana"] = "s3cret"
-    given = () if token is None else ("--token", token)
+    asking = home if token is None else home.having(ADAPTERHUB_TOKEN=token)
 
-    told = home.fails(14, "push", "legal-qa", "--to", f"{plain.address}/{REPO}", *given)
+    told = asking.fails(14, "push", "legal-qa", "--to", f"{plain.address}/{REPO}")
     login = home.fails(14, "remote", "login", plain.address, "--token", token or "ana:wrong")
 
     assert "answered 401" in told
@@ -259,9 +260,9 @@ def test_what_an_oci_registry_cannot_do_is_said(home, plain):
         f"write `{REPO}==1.0.0 --remote {plain.address}`": ("pull", f"{target}:1.0.0", "./out"),
         "write `a/b --remote oci://host/team`": ("install", "oci://host/team/a/b:stable"),
         "is an image": ("push", "legal-qa", "--to", target, "--results"),
-        "is no place to push to": ("push", "legal-qa", "--to", target, "--remote", "hub"),
-        "is no repository of an OCI registry": ("push", "legal-qa", "--to", f"{plain.address}/Acme/qa"),
-        "is no tag": ("push", "legal-qa", "--to", f"{target}:a/b"),
+        "is not a place to push to": ("push", "legal-qa", "--to", target, "--remote", "hub"),
+        "is not a repository of an OCI registry": ("push", "legal-qa", "--to", f"{plain.address}/Acme/qa"),
+        "is not a tag": ("push", "legal-qa", "--to", f"{target}:a/b"),
         "is not the address of an OCI registry": ("remote", "add", "x", "oci://host/UPPER"),
     }.items():
         assert words in home.fails(2, *arguments)
@@ -315,7 +316,7 @@ def test_a_newer_tag_is_noticed_and_taken(home, other, plain, add):
     add("legal-qa", version="1.1.0", rank=2)
     home.ok("push", "legal-qa==1.1.0", "--to", f"{plain.address}/{REPO}")
 
-    told = other.json("outdated")
+    told = other.json("upgrade", "--check")
     other.ok("upgrade", REPO)
     audited = other.json("audit", f"{REPO}==1.1.0")["adapters"][0]["findings"]
 

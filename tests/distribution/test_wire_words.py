@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -35,6 +35,7 @@ from adapterhub.distribution.http.wire import (
     HttpAnswer,
     HttpError,
     Wire,
+    bound_client,
     check_etag,
     file_path,
     git_sha1,
@@ -620,7 +621,7 @@ def plain(error: BaseException, kind: type[AdapterHubError]) -> tuple[str, str]:
     return refused(act, kind)
 
 
-RIGHT = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token"
+RIGHT = "`adapt remote login NAME` or ADAPTERHUB_TOKEN gives a token"
 
 
 @pytest.mark.parametrize("status", [401, 403, 409, 412, 429, 500, 418])
@@ -656,7 +657,7 @@ def test_what_is_not_there_is_told_as_not_found(kind: type[HfHubHTTPError]) -> N
 
 def test_other_failures_of_the_client_become_plain_lines() -> None:
     gated = plain(http_error(403, "no", GatedRepoError), NotAllowed)
-    assert gated == (f"it: request access at {HERE}", "")
+    assert gated == (f"it: request access at {HERE}", "accept its terms there, then run the command again")
     assert plain(HFValidationError("bad"), SpecError)[0] == "`it`: bad"
     assert plain(OfflineModeIsEnabled("x"), RemoteUnreachable)[0] == (
         "it: the hub client is in offline mode (HF_HUB_OFFLINE)"
@@ -727,3 +728,12 @@ def test_a_client_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -
     assert "SOCKS needs a package" in refused(lambda: wire().open(f"{HERE}/a"))[0]
     monkeypatch.setattr(_wire, "get_session", fail(Conflict("ours")))
     assert refused(lambda: wire().open(f"{HERE}/a"), Conflict)[0] == "ours"
+
+
+def test_a_session_that_waits_for_another_time_does_not_close_the_client_that_others_use() -> None:
+    bound_client(41)
+    client = get_session()
+    bound_client(43)
+
+    assert get_session() is client
+    assert (client.is_closed, client.timeout.read) == (False, 43)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapterhub.formats.cards.card import card_for, license_in, make_card, refusals_of, split_card, tags_for
+from adapterhub.formats.cards.card import license_in, make_card, refusals_of, split_card, tags_for
 from adapterhub.formats.cards.metadata import read_metadata
 
 PEFT_CARD = """---
@@ -106,7 +106,7 @@ def test_other_methods_than_lora_get_no_line_for_vllm(manifest):
 
 
 def test_a_folder_gets_no_commands(manifest):
-    assert "How to use it" not in card_for(manifest)
+    assert "How to use it" not in make_card(manifest).text
 
 
 def test_tags_name_the_base_that_only_the_library_knows(manifest):

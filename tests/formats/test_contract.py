@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.core.errors import CouldNotTell, Malformed, UsageProblem
-from adapterhub.formats.contract.contract import Demand, packed, packed_latent, private_texts, unpacked, unpacked_latent
+from adapterhub.formats.contract.contract import (
+    Demand,
+    packed,
+    packed_latent,
+    packed_odds,
+    private_texts,
+    unpacked,
+    unpacked_latent,
+    unpacked_odds,
+)
 from adapterhub.formats.contract.reader import claims_contract, parse_contract, read_plan
 from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import PromptForm
@@ -69,6 +79,38 @@ def test_a_latent_survives_packing() -> None:
     assert unpacked_latent(packed_latent([1.0, -0.3, 4000.0])) == pytest.approx([1.0, -0.3, 4000.0], rel=1e-3)
     with pytest.raises(OverflowError):
         packed_latent([1e9])
+
+
+def test_log_odds_or_a_bound_on_the_drift_are_a_third_version() -> None:
+    plain = small_contract()
+    golden = replace(plain.goldens[0], odds=packed_odds([9, 8, 0.5]), base_odds=packed_odds([-1, 2, -3]))
+    with_odds = replace(plain, goldens=(golden,), sensitivity=2.5)
+    bound = replace(plain, bounds=Bounds(drift=0.05))
+
+    assert b'"schema":"adapterhub/tests/1"' in plain.to_bytes()
+    for contract in (with_odds, bound):
+        assert b'"schema":"adapterhub/tests/3"' in contract.to_bytes()
+        assert parse_contract(contract.to_bytes()) == contract
+    assert with_odds.without_texts() == plain.without_texts()
+    with pytest.raises(Malformed, match="written otherwise"):
+        parse_contract(changed_line(plain.to_bytes(), 1, schema="adapterhub/tests/3"))
+
+
+@given(st.lists(st.floats(-40, 40), min_size=1, max_size=9))
+def test_log_odds_survive_packing(odds: list[float]) -> None:
+    assert unpacked_odds(packed_odds(odds), len(odds)) == pytest.approx(odds, rel=5e-4, abs=1e-7)
+
+
+def test_log_odds_without_end_are_held() -> None:
+    assert unpacked_odds(packed_odds([math.inf, -math.inf]), 2) == [1000, -1000]
+    with pytest.raises(ValueError, match="expected 3 numbers"):
+        unpacked_odds(packed_odds([1, 2]), 3)
+
+
+def test_a_bound_on_the_drift_is_the_most() -> None:
+    assert Bounds(drift=0.05).tightened({"drift": 0.01}).drift == 0.01
+    with pytest.raises(UsageProblem, match="can only be tightened"):
+        Bounds(drift=0.05).tightened({"drift": 0.1})
 
 
 def test_a_newer_format_is_not_judged() -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from adapterhub.formats.derived.algebra import ArrayUpdate, Sample
 from adapterhub.formats.derived.deriving import derive
-from adapterhub.formats.derived.likeness import Sketch, cosines, placed, sketch_of
+from adapterhub.formats.derived.likeness import NUMBERS, Sketch, cosines, placed, sketch_of
 from adapterhub.formats.derived.record import DerivedRecord
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.file import read_header
@@ -242,3 +243,20 @@ def test_sketches_tell_near_adapters_from_others(tmp_path: Path) -> None:
     assert apart[0, 3] < 0.3 * min(apart[0, 1], apart[0, 2], apart[1, 2])
     assert placed(sketches[:1]) == [(0.0, 0.0)]
     assert placed([]) == []
+
+
+def test_a_map_is_computed_on_one_core_and_the_limit_of_others_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blas() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    during: list[set[int]] = []
+    eigh = np.linalg.eigh
+
+    def noted(matrix: Any) -> Any:
+        during.append(blas())
+        return eigh(matrix)
+
+    monkeypatch.setattr(np.linalg, "eigh", noted)
+    with threadpool_limits(2, "blas"):
+        placed([np.random.default_rng(seed).bytes(NUMBERS) for seed in range(3)])
+        assert (during, blas()) == ([{1}], {2})

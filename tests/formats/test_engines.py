@@ -112,10 +112,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], BaseFacts, dict[str, str]]] = {
     "eva": ({"init_lora_weights": "eva"}, LLAMA, {"vllm": "y", "llama.cpp": "y", "sglang": "y"}),
     "unknown start": ({"init_lora_weights": "mine"}, LLAMA, {"vllm": "r", "llama.cpp": "y"}),
     "layer_replication": ({"layer_replication": [[0, 2], [1, 2]]}, LLAMA, {"vllm": "r", "llama.cpp": "r", "tgi": "m"}),
-    "alora": ({"alora_invocation_tokens": [5, 6]}, LLAMA, {"vllm": "r", "llama.cpp": "r", "sglang": "m"}),
+    "alora": (
+        {"alora_invocation_tokens": [5, 6]}, LLAMA,
+        {"vllm": "r", "llama.cpp": "y", "ollama": "r", "sglang": "m", "tgi": "m", "peft": "y"},
+    ),
     "convolution": ({"extra": {f"{FIRST}.c.lora_A.weight": (4, 8, 3), f"{FIRST}.c.lora_B.weight": (8, 4, 1)}}, LLAMA, {"vllm": "r", "llama.cpp": "r"}),
     "nested": ({"extra": pair("attn.base_layer.out_proj")}, LLAMA, {"vllm": "m", "llama.cpp": "r"}),
-    "experts": ({"extra": pair("model.layers.0.mlp.experts.3.up_proj")}, LLAMA, {"vllm": "y", "llama.cpp": "r", "tgi": "m"}),
+    "experts": ({"extra": pair("model.layers.0.mlp.experts.3.up_proj")}, LLAMA, {"vllm": "r", "llama.cpp": "r", "tgi": "m"}),
     "experts of a mixture": (
         {"extra": pair("model.layers.0.mlp.experts.3.up_proj")}, BaseFacts(model_type="qwen3_moe"), {"llama.cpp": "y", "ollama": "y"},
     ),
@@ -138,7 +141,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], BaseFacts, dict[str, str]]] = {
     "some layers": ({"layers_to_transform": [0, 1]}, LLAMA, {"vllm": "y", "llama.cpp": "y", "tgi": "m", "sglang": "y"}),
     "q without v": ({"modules": ("q_proj",)}, LLAMA, {"vllm": "y", "sglang": "r"}),
     "v without q": ({"modules": ("v_proj",)}, LLAMA, {"vllm": "y", "sglang": "m"}),
-    "other layers": ({"modules": ("q_proj", "v_proj", "wide")}, LLAMA, {"tgi": "m", "vllm": "y"}),
+    "other layers": ({"modules": ("q_proj", "v_proj", "wide")}, LLAMA, {"tgi": "m", "vllm": "r", "sglang": "r"}),
     "pattern": ({"target_modules": ".*(q|v)_proj"}, LLAMA, {"vllm": "y", "sglang": "r"}),
     "r left out": ({"without": ("r",), "rank": 8}, LLAMA, {"vllm": "r", "peft": "y"}),
     "gpt2": ({}, BaseFacts(model_type="gpt2"), {"vllm": "r", "llama.cpp": "y"}),
@@ -255,7 +258,9 @@ def test_what_is_not_known_of_the_base_is_said(tmp_path: Path) -> None:
 
 
 def test_facts_of_a_base_come_from_its_files(base: BaseRecord, tmp_path: Path) -> None:
-    assert base_facts(base) == BaseFacts(model_type="llama", vocabulary=16, is_tied=True)  # it has no output head
+    assert base_facts(base) == BaseFacts(
+        model_type="llama", vocabulary=16, is_tied=True, outer_type="llama"
+    )  # it has no output head
     assert base_facts(None) == BaseFacts()
     (tmp_path / "base" / "config.json").unlink()
     assert base_facts(base).model_type == "llama"  # from the record

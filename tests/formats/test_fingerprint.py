@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import GPT2Model, LlamaForCausalLM
 
+from adapterhub.formats.base.comparison import compare
 from adapterhub.formats.base.fingerprint import (
     BaseComparison,
     BaseFingerprint,
     BaseHints,
     BaseVerdict,
-    compare,
     fingerprint_tensors,
 )
 from adapterhub.formats.base.folders import files_digest, fingerprint_folder
@@ -166,6 +166,24 @@ def test_one_changed_number_between_the_samples_is_seen(base: Path, tmp_path: Pa
     assert comparison.differences == ("all 336 sampled values agree, but the digests do not: others differ",)
 
 
+@pytest.mark.parametrize("is_renamed", [False, True])
+def test_another_shape_of_one_tensor_is_no_resized_vocabulary_and_no_other_value(
+    is_renamed, base: Path, tmp_path: Path
+) -> None:
+    def edit(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        tensors[name] = tensors[name].reshape(-1, tensors[name].shape[0] // 2).contiguous()
+        if is_renamed:
+            tensors = {f"model.{key}": tensor for key, tensor in tensors.items()}
+        return tensors
+
+    comparison = compared(base, edited(base, tmp_path / "edited", edit))
+
+    assert comparison.verdict is BaseVerdict.DIFFERENT
+    assert not any("agree" in text or "tokens" in text for text in comparison.differences)
+    assert is_renamed or "not all have the same shape" in comparison.differences[-1]
+
+
 def test_another_model_is_different_and_the_facts_say_why(base: Path, gpt2_base: Path) -> None:
     comparison = compared(base, gpt2_base)
 
@@ -226,10 +244,12 @@ def test_nothing_declared_is_unknown(base: Path) -> None:
     assert compare(None, None).differences == ("neither base has a known fingerprint",)
 
 
-def test_only_other_values_of_the_same_tensors_forbid_to_attach() -> None:
+def test_other_values_and_what_is_not_proved_forbid_to_attach() -> None:
     assert {verdict for verdict in BaseVerdict if not verdict.allows_attach} == {
         BaseVerdict.SAME_SHAPES,
         BaseVerdict.DIFFERENT,
+        BaseVerdict.LIKELY_SAME_QUANTISED,
+        BaseVerdict.CANNOT_TELL,
     }
 
 

@@ -216,7 +216,7 @@ def buffers_only(folder: Path) -> None:
         (two_models, "tensor `w` is in `one.safetensors` and in `two.safetensors`", "keep the files of one model"),
         (broken_link, "links to files that are not there: `weights.safetensors`", "finish the download"),
         (pickle_only, r"holds pickles only \(`pytorch_model.bin`\)", "save_pretrained"),
-        (gguf_only, "holds GGUF files only", "converted from"),
+        (gguf_only, "its header leads beyond byte 4", "the file is cut off"),
         (adapter_only, "holds an adapter", "`adapt add FOLDER`"),
         (pipeline, "pipeline of several models", "transformer"),
         (hub_repository, "repository in a Hub cache", f"snapshots/{COMMIT}`"),
@@ -240,7 +240,7 @@ def test_what_is_no_folder_is_refused(base: Path, tmp_path: Path) -> None:
 
     with pytest.raises(BaseNotFound, match="no such folder"):
         fingerprint(tmp_path / "nowhere")
-    with pytest.raises(Malformed, match="is a GGUF file"):
+    with pytest.raises(Malformed, match="its header leads beyond byte 4"):
         fingerprint(gguf)
     with pytest.raises(Malformed, match="is a file, expected the folder") as caught:
         fingerprint(base / "model.safetensors")

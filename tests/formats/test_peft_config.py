@@ -384,7 +384,7 @@ def test_matching_stops_when_its_time_is_used_up() -> None:
 
 def test_a_config_whose_time_is_used_up_is_refused_by_code() -> None:
     read = config(target_modules=".*q_proj", rank_pattern={".*v_proj": 4})
-    read._matchers().rank._budget.left_s = 0.0  # one budget for all patterns of a config
+    read._matchers.rank._budget.left_s = 0.0  # one budget for all patterns of a config
 
     for ask in (read.targets, read.rank_of):
         with pytest.raises(MalformedConfig) as caught:

@@ -131,7 +131,7 @@ def test_a_cache_entry_with_one_odd_tensor_is_ignored(tmp_path: Path) -> None:
     write_weights(path)
     before = read_facts([path], cache_folder=cache)
     (entry,) = cache.iterdir()
-    entry.write_bytes(entry.read_bytes().replace(b'"BF16"', b'"BF17"'))
+    entry.write_bytes(entry.read_bytes().replace(b'"BF16"', b'"bf16"'))
 
     assert read_facts([path], cache_folder=cache) == before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,57 +13,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from adapterhub.core.errors import AdapterHubError, BaseMismatch, RefusedAdapter
-from adapterhub.inference.loader import attach, base_digest
+from adapterhub.core.errors import BaseMismatch, RefusedAdapter
+from adapterhub.inference.loader import attach
 from adapterhub.library.library import Library
-from tests.support.peft_bases import DECODER, fresh, gpt_oss, llama, logits, mixtral, qwen3_moe, save
+from tests.inference.test_attach_refusals import refusal_of
+from tests.support.peft_bases import DECODER, fresh, logits, mixtral, save
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT and transformers warn of much that is meant here
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 PLAIN = {"r": 2, "lora_alpha": 3, "target_modules": []}
-CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
-    "mixtral": (mixtral, {"target_parameters": BOTH}),
-    "qwen3": (qwen3_moe, {"target_parameters": BOTH}),
-    "experts that lie the other way round": (gpt_oss, {"target_parameters": BOTH}),
-    "one of the two": (mixtral, {"target_parameters": BOTH[:1]}),
-    "the other of the two": (qwen3_moe, {"target_parameters": BOTH[1:]}),
-    "beside modules": (mixtral, {"target_parameters": BOTH, "target_modules": ["q_proj", "v_proj"]}),
-    "ranks and alphas of their own": (
-        qwen3_moe,
-        {
-            "target_parameters": BOTH,
-            "rank_pattern": {"experts.down_proj": 4},
-            "alpha_pattern": {r".*layers\.1\.mlp\.experts\.gate_up_proj": 5},
-        },
-    ),
-    "rslora": (mixtral, {"target_parameters": BOTH, "use_rslora": True}),
-    "one layer, named in full": (mixtral, {"target_parameters": ["model.layers.1.mlp.experts.down_proj"]}),
-    "a layer's own weight": (llama, {"target_parameters": ["q_proj.weight"], "target_modules": ["v_proj"]}),
-}
 
 
 def plain_peft(base: Callable[[], nn.Module], folder: Path) -> nn.Module:
     return PeftModel.from_pretrained(fresh(base), folder).eval()
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_logits_equal_plain_peft_and_the_base_stays_as_it_is(name: str, tmp_path: Path, library: Library) -> None:
-    base, options = CASES[name]
-    folder = save(tmp_path / "a", base, PLAIN | options)
-    expected = logits(plain_peft(base, folder))
-    model = fresh(base)
-    before, order = base_digest(model), [n for n, _ in model.named_parameters()]
-
-    with attach(model, folder, library=library) as attached:
-        actual = logits(attached.model)
-        during = attached.base_digest()
-
-    assert torch.allclose(expected, actual, rtol=0, atol=1e-6)
-    assert not torch.allclose(expected, logits(fresh(base)), atol=1e-3)
-    assert (before, before) == (during, base_digest(model))
-    assert order == [n for n, _ in model.named_parameters()]
-    assert torch.equal(logits(fresh(base)), logits(model))
 
 
 def test_an_adapter_on_one_parameter_does_not_spoil_the_next_on_both(tmp_path: Path, library: Library) -> None:
@@ -95,32 +57,16 @@ def test_weights_scale_the_updates_of_parameters(tmp_path: Path, library: Librar
     assert torch.allclose(logits(reference), logits(attached.model), rtol=0, atol=1e-6)
 
 
-def test_bfloat16_experts_give_what_plain_peft_gives(tmp_path: Path, library: Library) -> None:
-    def narrow() -> nn.Module:
-        return mixtral().to(torch.bfloat16)
-
-    folder = save(tmp_path / "a", mixtral, PLAIN | {"target_parameters": BOTH})
-
-    attached = attach(fresh(narrow), folder, library=library)
-
-    assert torch.equal(logits(plain_peft(narrow, folder)), logits(attached.model))
-
-
 # ---------------------------------------------------------------- refusals
+def fresh_mixtral() -> nn.Module:
+    return fresh(mixtral)
+
+
 def edited(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     tensors = load_file(folder / "adapter_model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def refusal_of(folder: Path, library: Library, base: Callable[[], nn.Module] = mixtral) -> AdapterHubError:
-    model = fresh(base)
-    before, modules = base_digest(model), [id(module) for module in model.modules()]
-    with pytest.raises(AdapterHubError) as refusal:
-        attach(model, folder, library=library)
-    assert (before, modules) == (base_digest(model), [id(module) for module in model.modules()])
-    return refusal.value
 
 
 def test_pair_that_is_missing_is_named(tmp_path: Path, library: Library) -> None:
@@ -130,7 +76,7 @@ def test_pair_that_is_missing_is_named(tmp_path: Path, library: Library) -> None
         for side in "AB":
             del tensors[f"base_model.model.model.layers.1.mlp.experts.base_layer.lora_{side}.weight"]
 
-    refusal = refusal_of(edited(folder, cut), library)
+    refusal = refusal_of(edited(folder, cut), library, fresh_mixtral)
 
     assert isinstance(refusal, RefusedAdapter)
     assert "`model.layers.1.mlp.experts`: the config targets its parameter `gate_up_proj`" in str(refusal)
@@ -144,7 +90,7 @@ def test_pairs_of_two_parameters_that_changed_places_do_not_fit(tmp_path: Path, 
             outer = name.replace(".base_layer.", ".")
             tensors[name], tensors[outer] = tensors[outer], tensors[name]
 
-    assert isinstance(refusal_of(edited(folder, swap), library), BaseMismatch)
+    assert isinstance(refusal_of(edited(folder, swap), library, fresh_mixtral), BaseMismatch)
 
 
 def test_experts_of_another_count_do_not_fit(tmp_path: Path, library: Library) -> None:
@@ -153,4 +99,4 @@ def test_experts_of_another_count_do_not_fit(tmp_path: Path, library: Library) -
 
     folder = save(tmp_path / "a", mixtral, PLAIN | {"target_parameters": BOTH})
 
-    assert isinstance(refusal_of(folder, library, two_experts), BaseMismatch)
+    assert isinstance(refusal_of(folder, library, lambda: fresh(two_experts)), BaseMismatch)

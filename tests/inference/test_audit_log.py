@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,12 @@ import pytest
 
 from adapterhub.core.errors import NotAllowed
 from adapterhub.inference.serving.access.gate import AskedName, AuditLog, stamp
-from adapterhub.inference.serving.answers import described, kind_in, usage_in, with_field
+from adapterhub.inference.serving.answers import described, kind_in, with_field
+from tests.inference.test_serve_llama import wait_until
 
 
 def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_lines_are_appended_in_order_and_all_are_there_at_the_end(tmp_path: Path) -> None:
@@ -112,23 +104,6 @@ def test_a_time_is_in_utc_to_the_millisecond() -> None:
 
 
 # ---------------------------------------------------------------- answers
-@pytest.mark.parametrize(
-    ("data", "usage"),
-    [
-        (b'{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":null}}', (3, 2)),
-        (b'{"usage": {"prompt_tokens": 3, "total_tokens": 3}}', (3, 0)),
-        (b'event: x\ndata: {"response":{"usage":{"input_tokens":3,"output_tokens":2}}}\n\n', (3, 2)),
-        (b'{"choices":[{"text":"\\"usage\\":{\\"prompt_tokens\\":9}"}]}', None),
-        (b'{"usage":null}', None),
-        (b'{"usage":{"prompt_tokens"', None),
-        (b'{"usage":[1]}', None),
-        (b"", None),
-    ],
-)
-def test_the_usage_is_read_off_an_answer(data: bytes, usage: tuple[int, int] | None) -> None:
-    assert usage_in(data) == usage
-
-
 @pytest.mark.parametrize(
     ("event", "made"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from adapterhub.formats.route import read_route
 from adapterhub.inference.serving.auto import Auto
 from adapterhub.inference.serving.llama_cpp.engine import Address
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
-from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.llama_cpp.server import Front
 from adapterhub.inference.serving.process import free_port
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.library import Library
@@ -31,7 +30,7 @@ from tests.support.command_line import Adapt
 from tests.support.route_tasks import BUILT, prompts_by_task
 from tests.support.routed_library import TASKS, add_task, fill
 from tests.support.standin_llama import started
-from tests.support.standin_vllm import make_standin
+from tests.support.standin_vllm import importable, make_standin
 from tests.support.tiny import make_base
 
 ORDER, LAW = "Please send Pia 4 stools for 60 euros.", "May my landlord raise the rent twice a year?"
@@ -162,7 +161,7 @@ def url(made: Path, auto: Auto, llama: Address) -> Iterator[tuple[str, Names]]:
     adapters = read_route(made / "route.json").adapters
     served = [Served(name=one.model, label=one.label, digest=one.digest) for one in adapters]
     names, port = Names("base-7b", served), free_port("127.0.0.1")
-    with front("127.0.0.1", port, [llama], names, auto=auto):
+    with Front("127.0.0.1", port, [llama], names, auto=auto):
         yield f"http://127.0.0.1:{port}", names
 
 
@@ -209,8 +208,6 @@ def test_auto_leaves_out_what_is_denied(url: tuple[str, Names]) -> None:
 # ---------------------------------------------------------------- in front of vLLM
 @pytest.fixture
 def engine(adapt: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    make_standin(tmp_path / "standin")
-    monkeypatch.syspath_prepend(tmp_path / "standin" / "site")
     environ = {
         "ADAPTERHUB_HOME": str(adapt.library.root),
         "ADAPTERHUB_SERVE_OFFLINE": "1",
@@ -220,9 +217,8 @@ def engine(adapt: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     resolver = AdapterHubResolver(environ, ["vllm", "--served-model-name", "base-7b"])
     monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
     base: BaseRecord = adapt.library.bases.list()[0]
-    yield Engine(base, resolver)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+    with importable(tmp_path / "standin", monkeypatch):
+        yield Engine(base, resolver)
 
 
 def test_vllm_gets_the_name_of_the_adapter_that_a_text_is_for(adapt: Adapt, engine: Engine) -> None:

@@ -108,7 +108,7 @@ def test_no_class_gives_one_rows_adapter_to_another(
     tmp_path: Path, library: Library, amount: Callable[[int, int], int]
 ) -> None:
     told = []
-    for kind, name in classes()[:: amount(80, 1)]:
+    for kind, name in classes()[:: amount(130, 1)]:
         told.append(row_wise(kind, name, tmp_path, library))
         shutil.rmtree(tmp_path, ignore_errors=True)
 

@@ -120,7 +120,7 @@ def test_no_order_of_loads_uses_and_evictions_changes_an_answer(tmp_path: Path, 
 
     Here.library = library
     case = Here.TestCase
-    case.settings = settings(max_examples=12, stateful_step_count=15, derandomize=True, database=None)
+    case.settings = settings(max_examples=8, stateful_step_count=15, derandomize=True, database=None)
     case().runTest()
 
 
@@ -168,6 +168,7 @@ def many(tmp_path: Path, amount: Callable[[int, int], int]) -> Iterator[list[Pat
     shutil.rmtree(root)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_many_trained_adapters_go_through_sixteen_places(many: list[Path], library: Library) -> None:
     model: Any = load_base(smollm2_base(), dtype="float32")[0]

@@ -36,12 +36,8 @@ def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(
 ) -> None:
     model: Any
     model, tokenizer = load_base(smollm2_base(), dtype=str(dtype).removeprefix("torch."))
-    chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False)
-        for q in QUESTIONS
-    ]
-    batch = tokenizer(chats, return_tensors="pt", padding=True, padding_side="left")
-    options = {"max_new_tokens": amount(6, 12), "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    batch = tokenizer(QUESTIONS, return_tensors="pt", padding=True, padding_side="left")
+    options = {"max_new_tokens": amount(3, 12), "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     names = ["json", "pirate", None]
 
     def asked(of: Any) -> Tensor:
@@ -60,7 +56,7 @@ def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(
         for name in names:
             with bank.use(name):
                 alone[name] = asked(model)
-                texts[name] = written(model)
+        texts[None] = written(model)
         with bank.rows(names):
             mixed, mixed_text = asked(model), written(model)
         assert digest == bank.assert_frozen()
@@ -72,9 +68,9 @@ def test_trained_adapters_on_smollm2_say_what_they_say_with_peft(
         if name is not None:
             peft.set_adapter(name)
             torch.testing.assert_close(alone[name], asked(peft), **CLOSE[dtype])
+            texts[name] = written(peft)
         if mixed_text is not None:
             assert torch.equal(mixed_text[row], texts[name][row])
-            assert name is None or torch.equal(texts[name], written(peft))
     assert float((alone["json"] - alone["pirate"]).abs().max()) > 3
 
 

@@ -1,6 +1,6 @@
 """What controllers of Kubernetes send to a server to load an adapter, and what the guard answers.
 
-The requests are as the controllers' sources had them in August 2026; `docs/how-to/serve-on-kubernetes.md` has a table of them.
+The requests are as the controllers' sources had them in August 2026; `docs/how-to/serve-in-production.md` has a table of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from adapterhub.vllm_plugin.guard import Guard
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "how-to" / "serve-on-kubernetes.md"
+PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "how-to" / "serve-in-production.md"
 PATH = "/mnt/lora/sql"
 KEY = {"Authorization": "Bearer k"}
 LOAD = "/v1/load_lora_adapter"

@@ -20,7 +20,9 @@ from adapterhub.core.errors import (
     UsageProblem,
 )
 from adapterhub.inference.serving import AdapterProvider, UnreachableRemotes, refusal_of
-from adapterhub.inference.serving.access.denied import Denied, look_for_yanks
+from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.following import Upkeep
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
@@ -229,18 +231,27 @@ def test_an_idle_adapter_goes_when_it_is_denied_without_a_request(
 
 
 # ---------------------------------------------------------------- yanks
+def upkeep_of(provider: AdapterProvider, find_source: Any) -> Upkeep:
+    return Upkeep(
+        library=provider.library,
+        denied=provider.denied,
+        gate=Gate(),
+        served=provider.leased,
+        find_source=find_source,
+        remotes=UnreachableRemotes(),
+    )
+
+
 def test_a_yank_that_a_command_saw_counts_without_asking_and_until_it_is_taken_back(
     library: Library, base: BaseRecord, add: Add
 ) -> None:
     manifest = add("legal-qa", namespace="acme").build.manifest
     place = "http://127.0.0.1:1"
     library.origins.record(Origin(adapter=manifest.digest, name="acme/legal-qa", place=place))
-    denied, remotes = Denied(), UnreachableRemotes()
+    denied = Denied()
     provider = provider_of(library, base, denied)
     provider.find("acme/legal-qa")
-
-    def look() -> None:
-        look_for_yanks(library, provider.leased(), denied, None, remotes)
+    look = upkeep_of(provider, None).look_for_yanks
 
     look()
     assert provider.find("acme/legal-qa")
@@ -260,16 +271,17 @@ def test_a_server_that_does_not_answer_is_left_alone_and_changes_nothing(
 ) -> None:
     manifest = add("legal-qa", namespace="acme").build.manifest
     library.origins.record(Origin(adapter=manifest.digest, name="acme/legal-qa", place="http://127.0.0.1:1"))
-    denied, remotes, asked = Denied(), UnreachableRemotes(), []
-    provider = provider_of(library, base, denied)
+    asked = []
+    provider = provider_of(library, base, Denied())
     provider.find("acme/legal-qa")
 
     def find_source(place: str) -> Any:
         asked.append(place)
         raise RemoteUnreachable("no answer")
 
+    upkeep = upkeep_of(provider, find_source)
     for _ in range(3):
-        look_for_yanks(library, provider.leased(), denied, find_source, remotes)
+        upkeep.look_for_yanks()
 
     assert len(asked) == 1
     assert provider.find("acme/legal-qa")

@@ -124,21 +124,29 @@ GRANITE: dict[str, Any] = {
 MIXTURE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "arcee": (small("Arcee"), [*LINEAR[:4], "up_proj", "down_proj"]),
+    "ernie4_5": (small("Ernie4_5", head_dim=8, tie_word_embeddings=False), LINEAR),
+    "exaone4": (small("Exaone4", head_dim=8, sliding_window=None, layer_types=["full_attention"] * 2), LINEAR),
     "gemma": (small("Gemma", head_dim=8, tie_word_embeddings=True), LINEAR),
     "gemma2": (small("Gemma2", **GEMMA), LINEAR),
     "gemma3_text": (small("Gemma3Text", **GEMMA), LINEAR),
+    "glm4": (small("Glm4", head_dim=8), [*LINEAR[:4], "gate_up_proj", "down_proj"]),
     "gpt2": (gpt2, ["c_attn", "c_fc", "c_proj"]),
     "granite": (small("Granite", **GRANITE), LINEAR),
+    "hunyuan_v1_dense": (small("HunYuanDenseV1", head_dim=8), LINEAR),
     "llama": (llama, LINEAR),
     "mistral": (small("Mistral", head_dim=16), LINEAR),
     "mixtral": (small("Mixtral", num_local_experts=4), LINEAR[:4]),
+    "nemotron": (small("Nemotron"), [*LINEAR[:4], "up_proj", "down_proj"]),
+    "olmo": (small("Olmo"), LINEAR),
     "olmo2": (small("Olmo2"), LINEAR),
     "phi3": (small("Phi3"), ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
     "qwen2": (small("Qwen2"), LINEAR),
     "qwen2_moe": (small("Qwen2Moe", shared_expert_intermediate_size=40, **MIXTURE), [*LINEAR, "shared_expert_gate"]),
     "qwen3": (small("Qwen3", head_dim=8), LINEAR),
     "qwen3_moe": (small("Qwen3Moe", head_dim=8, norm_topk_prob=True, **MIXTURE), LINEAR[:4]),
+    "seed_oss": (small("SeedOss", head_dim=8), LINEAR),
     "smollm3": (small("SmolLM3", no_rope_layers=[1, 1]), LINEAR),
+    "stablelm": (small("StableLm"), LINEAR),
     "starcoder2": (small("Starcoder2", use_bias=True), [*LINEAR[:4], "c_fc", "c_proj"]),
 }
 
@@ -338,4 +346,27 @@ def test_the_engine_has_no_place_for_the_head_of_a_tied_base(tmp_path: Path, lib
 
     with pytest.raises(ValueError, match=r"llama\.cpp refuses"):
         engine.load(tmp_path / "a.gguf")
+    engine.close()
+
+
+# ---------------------------------------------------------------- aLoRA
+def test_an_alora_acts_from_the_tokens_that_the_engine_reads(tmp_path: Path, library: Library) -> None:
+    invocation = PROMPT[4:7]
+    config = LoraConfig(r=4, target_modules=LINEAR, task_type="CAUSAL_LM", alora_invocation_tokens=invocation)
+    folder = save_adapter(tmp_path / "alora", untied, config)
+    model = untied()
+    model.save_pretrained(tmp_path / "base")
+    library.bases.add(tmp_path / "base", "tiny")
+    out = tmp_path / "alora.gguf"
+
+    written = export(folder, out, form="gguf", library=library, base="tiny")
+
+    assert any("llama-server switches it on" in note for note in written.notes)
+    engine = Engine(write_base(model, tmp_path / "base.gguf"), context=32)
+    engine.load(out)
+    assert engine.invocation(out) == invocation
+    with torch.no_grad():
+        truth = PeftModel.from_pretrained(untied(), folder).eval()(input_ids=torch.tensor([PROMPT])).logits[0]
+    torch.testing.assert_close(engine.ask(PROMPT, {out: 1.0}, begin=4), truth, rtol=0, atol=5e-4)
+    assert not torch.allclose(engine.ask(PROMPT, {out: 1.0}), truth, atol=5e-3)
     engine.close()

@@ -124,6 +124,7 @@ def meant_by_torch(folder: Path) -> dict[str, np.ndarray]:
 
 def test_different_factors_of_what_flux_fuses_are_blocks_and_split_again(tmp_path):
     shapes = {f"transformer_blocks.0.attn.{name}": (8, 8) for name in ("to_q", "to_k", "to_v")}
+    shapes["single_transformer_blocks.0.proj_out"] = (8, 40)  # the family that has these
     write_folder(tmp_path / "in", shapes, ranks=2)
 
     exported = export(tmp_path / "in", tmp_path / "out", form="kohya")
@@ -136,6 +137,75 @@ def test_different_factors_of_what_flux_fuses_are_blocks_and_split_again(tmp_pat
         found.write(tmp_path / "peft")
     before, after = meant_by_torch(tmp_path / "in"), meant_by(tmp_path / "peft")
     assert max(np.abs(before[name] - after[name]).max() for name in before) < 1e-12
+
+
+ATTENTION = {f"transformer_blocks.0.attn.{name}": (8, 8) for name in ("to_q", "to_k", "to_v")}
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_an_adapter_of_several_families_gets_the_names_of_none(form, tmp_path):
+    write_folder(tmp_path / "in", ATTENTION)
+
+    with pytest.raises(UnsupportedAdapter, match=r"FLUX.1, FLUX.2, Chroma, HunyuanVideo, .*names differ") as refused:
+        export(tmp_path / "in", tmp_path / "out", form=form)
+
+    assert "--base" in refused.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("more", "name"), [
+    ({"transformer_blocks.0.img_mod.1": (48, 8)}, "transformer_blocks.0.attn.to_q"),
+    ({"transformer_blocks.0.ff.linear_in": (48, 8)}, "double_blocks.0.img_attn.qkv"),
+    ({"transformer_blocks.0.attn2.to_q": (8, 8)}, "joint_blocks.0.x_block.attn.qkv"),
+])  # fmt: skip
+def test_one_module_that_a_family_alone_has_tells_it(more, name, tmp_path):
+    write_folder(tmp_path / "in", ATTENTION | more)
+
+    export(tmp_path / "in", tmp_path / "comfyui", form="comfyui")
+    export(tmp_path / "in", tmp_path / "kohya", form="kohya")
+
+    assert f"diffusion_model.{name}.lora_A.weight" in load_file(tmp_path / "comfyui")
+    assert f"lora_unet_{name.replace('.', '_')}.lora_down.weight" in load_file(tmp_path / "kohya")
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_a_model_without_a_table_is_refused_by_its_names(form, tmp_path):
+    write_folder(tmp_path / "in", {"transformer_blocks.0.attn9.to_q": (8, 8)})
+
+    with pytest.raises(
+        UnsupportedAdapter, match=r"`transformer_blocks.0.attn9.to_q` has no name in any family"
+    ) as refused:
+        export(tmp_path / "in", tmp_path / "out", form=form)
+
+    assert "--format diffusers" in refused.value.hint
+
+
+@pytest.mark.parametrize(("depths", "name"), [
+    ((19, 38), "double_blocks.18.img_attn.qkv"),
+    ((20, 40), "double_blocks.19.img_attn_qkv"),
+])  # fmt: skip
+def test_the_number_of_blocks_tells_families_of_equal_names(depths, name, tmp_path):
+    kinds = (("transformer_blocks", depths[0]), ("single_transformer_blocks", depths[1]))
+    modules = [f"{kind}.{n}.attn.to_{x}" for kind, count in kinds for n in range(count) for x in "qkv"]
+    write_folder(tmp_path / "in", dict.fromkeys(modules, (8, 8)), ranks=1)
+
+    export(tmp_path / "in", tmp_path / "out", form="comfyui")
+
+    assert any(key.startswith(f"diffusion_model.{name}.") for key in load_file(tmp_path / "out"))
+    (tmp_path / "peft").mkdir()
+    with foreign(tmp_path / "out") as found:
+        found.write(tmp_path / "peft")
+    before, after = meant_by_torch(tmp_path / "in"), meant_by(tmp_path / "peft")
+    assert max(np.abs(before.pop(module) - after.pop(module)).max() for module in list(before)) < 1e-12
+    assert not any(update.any() for update in after.values())  # `linear1` has the feed-forward, too
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_two_denoisers_with_the_same_names_are_refused(form, tmp_path):
+    write_folder(tmp_path / "in", {f"{part}.blocks.0.attn1.to_q": (8, 8) for part in ("transformer", "transformer_2")})
+
+    with pytest.raises(UnsupportedAdapter, match="`transformer` and `transformer_2`"):
+        export(tmp_path / "in", tmp_path / "out", form=form)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -173,9 +243,11 @@ def test_a_program_without_loha_and_lokr_is_refused_by_name(form, adapt):
 
 def test_a_lokr_of_flux_keeps_its_names_and_peft_s_own_gets_lycoris(tmp_path, adapt):
     shapes, rng = {"w1": (4, 4), "w2_a": (2, 2), "w2_b": (2, 2)}, np.random.default_rng(0)
-    key = "lycoris_transformer_blocks_0_attn_to_q"
-    tensors = {f"{key}.lokr_{name}": rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
-    save_file(tensors | {f"{key}.alpha": np.array(1.5, "f2")}, adapt.folder / "in.safetensors")
+    keys = ["lycoris_transformer_blocks_0_attn_to_q", "lycoris_single_transformer_blocks_0_proj_out"]
+    tensors = {
+        f"{k}.lokr_{name}": rng.standard_normal(shape).astype("f4") for k in keys for name, shape in shapes.items()
+    }
+    save_file(tensors | {f"{key}.alpha": np.array(1.5, "f2") for key in keys}, adapt.folder / "in.safetensors")
 
     written = again(adapt, adapt.folder / "in.safetensors", "kohya")
 
@@ -184,7 +256,7 @@ def test_a_lokr_of_flux_keeps_its_names_and_peft_s_own_gets_lycoris(tmp_path, ad
     export(build.folder, tmp_path / "bare", form="kohya")
     assert load_file(tmp_path / "bare").keys() == load_file(adapt.folder / "in.safetensors").keys()
     said = adapt.fails(11, "export", "one", "--format", "comfyui", "-o", "comfy")
-    assert "transformer_blocks.0.attn.to_q" in said
+    assert "transformer_blocks.0.proj_out" in said
 
 
 def test_a_whole_lokr_of_another_scale_has_no_form(tmp_path):

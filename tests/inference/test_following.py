@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import pytest
 
 from adapterhub.core.errors import RemoteUnreachable
 from adapterhub.core.specs import BaseSpec
+from adapterhub.distribution.events import follow_events
 from adapterhub.distribution.hub import Event, EventPage, Hub
 from adapterhub.inference.serving import UnreachableRemotes, following
-from adapterhub.inference.serving.following import Followers, Reactions
+from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.following import Followers, Upkeep
 from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
@@ -25,7 +30,7 @@ from tests.cli.test_cli_verbs_remote import World
 from tests.inference.test_model_names import Engine
 from tests.registry.running import Running, running
 from tests.support.faulty_proxy import Answer, Proxy, Request, Steps, faulty, status, whole
-from tests.support.standin_vllm import make_standin
+from tests.support.standin_vllm import importable
 from tests.support.tiny import make_adapter
 
 pytestmark = pytest.mark.slow
@@ -67,14 +72,11 @@ def unyank(world: World, version: str) -> None:
 @pytest.fixture
 def engine(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     """vLLM's routes over bob's library, following the registry."""
-    make_standin(world.folder / "standin")
-    monkeypatch.syspath_prepend(world.folder / "standin" / "site")
-    library = Library(world.bob.library.root)
-    resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_FOLLOW": "1"}, ["vllm"])
-    monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
-    yield Engine(library.bases.find(BaseSpec.parse("base-7b")), resolver)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+    with importable(world.folder / "standin", monkeypatch):
+        library = Library(world.bob.library.root)
+        resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_FOLLOW": "1"}, ["vllm"])
+        monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
+        yield Engine(library.bases.find(BaseSpec.parse("base-7b")), resolver)
 
 
 async def answer(engine: Engine, name: str) -> tuple[int, str]:
@@ -222,6 +224,19 @@ def test_a_follower_resumes_where_it_was_after_a_failure_and_looks_at_everything
     assert feed.asked[:7] == [None, 10, 12, 12, 12, 13, 99]
 
 
+def test_after_a_failure_a_follower_opens_the_feed_anew_and_goes_on_where_it_was() -> None:
+    broken, sound = Feed(page(at=10), OSError(errno.EBADF, "Bad file descriptor")), Feed(page(event(11), at=11))
+    feeds, heard, ends = [broken, sound], [], threading.Event()
+
+    def hear(events: Sequence[Event] | None) -> None:
+        heard.append(events if events is None else [one.number for one in events])
+        if events:
+            ends.set()
+
+    assert follow_events(lambda: feeds.pop(0), hear, ends)
+    assert (heard, broken.asked, sound.asked) == ([None, [11]], [None, 10], [10])
+
+
 def test_a_follower_leaves_a_resting_remote_alone() -> None:
     now = [0.0]
     remotes = UnreachableRemotes(clock=lambda: now[0])
@@ -244,14 +259,21 @@ def test_a_follower_leaves_a_resting_remote_alone() -> None:
         assert opened.wait(60)
 
 
-def test_an_event_is_a_reason_to_look_and_is_trusted_for_nothing_else() -> None:
+def test_an_event_is_a_reason_to_look_and_is_trusted_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[object] = []
-    react = Reactions(
-        served=set,
-        look_for_yanks=lambda: done.append("yanks"),
+    monkeypatch.setattr(Upkeep, "look_for_yanks", lambda _: done.append("yanks"))
+    upkeep = Upkeep(
+        library=Library(tmp_path),
+        denied=Denied(),
+        gate=Gate(),
+        served=dict,
+        find_source=None,
+        remotes=UnreachableRemotes(),
         refresh_aliases=lambda: done.append("aliases"),
-        renew=lambda adapters: done.append(sorted(adapters or ())),
     )
+    react = partial(upkeep.hear, renew=lambda adapters: done.append(sorted(adapters or ())))
 
     react(PLACE, [event(1), event(2, "repository.deleted"), event(3, "nonsense")])
     assert done == []

@@ -17,7 +17,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import in_process
-from tests.support.standin_vllm import make_standin
+from tests.support.standin_vllm import importable
 from tests.support.tiny import make_base
 
 Add = Callable[..., Added]
@@ -25,15 +25,12 @@ Add = Callable[..., Added]
 
 @pytest.fixture(autouse=True)
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    make_standin(tmp_path / "vllm")
-    monkeypatch.syspath_prepend(tmp_path / "vllm" / "site")
-    yield
+    with importable(tmp_path / "vllm", monkeypatch):
+        yield
     for provider in in_process._providers.values():
         provider.close()
     in_process._providers.clear()
     in_process._ids.clear()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
 
 
 def llm_of(folder: Path, max_rank: int = 16, *, has_lora: bool = True) -> Any:

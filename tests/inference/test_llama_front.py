@@ -18,14 +18,14 @@ import httpx
 import pytest
 
 from adapterhub.core.digests import digest_of, parse_digest
-from adapterhub.core.errors import AdapterNotFound, UsageProblem
+from adapterhub.core.errors import UsageProblem
 from adapterhub.inference.serving.access.gate import Gate
 from adapterhub.inference.serving.access.tenants import Quotas, Tenant, TenantDemand
 from adapterhub.inference.serving.chain.bodies import demand_of
 from adapterhub.inference.serving.chain.slots import Owner, Slots
 from adapterhub.inference.serving.llama_cpp.engine import Address, Engine, command_of, environ_of
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
-from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.llama_cpp.server import Front
 from adapterhub.inference.serving.process import free_port
 from adapterhub.inference.serving.refusal import RequestRefused
 from tests.support.standin_llama import HELD, started
@@ -49,7 +49,7 @@ def engine() -> Iterator[Address]:
 @pytest.fixture(scope="module")
 def url(engine: Address) -> Iterator[str]:
     port = free_port("127.0.0.1")
-    with front("127.0.0.1", port, [engine], Names("base-7b", SERVED)):
+    with Front("127.0.0.1", port, [engine], Names("base-7b", SERVED)):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -58,7 +58,7 @@ def shared(engine: Address, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A front for three tenants."""
     folder, port = tmp_path_factory.mktemp("shared"), free_port("127.0.0.1")
     (folder / "tenants.toml").write_text(TENANTS)
-    with front("127.0.0.1", port, [engine], Names("base-7b", SERVED), Gate(folder / "tenants.toml")):
+    with Front("127.0.0.1", port, [engine], Names("base-7b", SERVED), Gate(folder / "tenants.toml")):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -91,9 +91,15 @@ class SlowAliases:
     def is_due(self, _name: str) -> bool:
         return not self.known
 
-    def look_up(self, _name: str, _ensure: object) -> None:
+    def may_be(self, _name: str) -> bool:
+        return True
+
+    def here(self, _name: str) -> tuple[None, bool]:
         self.count += 1
         time.sleep(0.3)
+        return None, True
+
+    def adopt(self, *_: object) -> None:
         self.known = True
 
     def chosen(self, _name: str, _key: str | None = None) -> str | None:
@@ -104,16 +110,10 @@ def test_all_first_requests_for_an_alias_are_answered() -> None:
     aliases = SlowAliases()
     names = Names("base-7b", SERVED, aliases=aliases)  # type: ignore[arg-type]
 
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(names.find, ["one@prod"] * 8))
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(names.exact("one@prod") for _ in range(8)))
 
-    assert [one.digest for one in found if one] == [A] * 8
-    assert aliases.count == 1
-
-
-def test_a_name_without_an_adapter_is_not_the_base() -> None:
-    with pytest.raises(AdapterNotFound):
-        Names("base-7b", SERVED).find("nothing")
+    assert (asyncio.run(ask()), aliases.count) == (["one==1.0.0"] * 8, 1)
 
 
 # ---------------------------------------------------------------- routes
@@ -128,9 +128,9 @@ def test_a_name_without_an_adapter_is_not_the_base() -> None:
 def test_a_route_that_ignores_adapters_serves_the_base_and_refuses_each_adapter(
     url: str, path: str, body: dict[str, Any]
 ) -> None:
-    base, named = ask(url, body, path), ask(url, body | {"model": "one"}, path)
+    base, named = ask(url, body, path), ask(url, body | {"model": "one"}, path, X_Request_Id="mine")
 
-    assert (base.status_code, named.status_code) == (200, 404)
+    assert (base.status_code, named.status_code, named.headers["x-request-id"]) == (200, 404, "mine")
     assert named.json()["error"]["message"].startswith(f"this llama.cpp ignores adapters at {path}")
 
 
@@ -145,12 +145,6 @@ def test_the_engine_gets_the_headers_of_the_front_and_none_of_the_client(url: st
     assert answer.headers["x-request-id"] == "7"
     assert len(answer.headers.get_list("date")) == 1
     assert "server" not in answer.headers
-
-
-def test_a_refusal_has_the_id_of_its_request(url: str) -> None:
-    answer = ask(url, {"prompt": "a", "model": "nothing"}, X_Request_Id="mine")
-
-    assert (answer.status_code, answer.headers["x-request-id"]) == (404, "mine")
 
 
 def test_the_engine_is_closed_to_requests_without_its_key(engine: Address) -> None:
@@ -226,7 +220,13 @@ def test_a_stopped_engine_whose_line_of_connections_is_full_is_asked_again(tmp_p
 
 
 # ---------------------------------------------------------------- the engine's command
-@pytest.mark.parametrize("words", [["--cache-ram", "8192"], ["-cram=1"], ["--slot-save-path", "x"], ["--kv-unified"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--cache-ram", "8192"], ["-cram=1"], ["--slot-save-path", "x"], ["--kv-unified"],
+        ["--model", "other.gguf"], ["-hf", "acme/other"], ["--gpt-oss-20b-default"],
+    ],
+)  # fmt: skip
 def test_options_that_mix_clients_or_adapters_are_refused(words: list[str]) -> None:
     with pytest.raises(UsageProblem, match="does not pass on"):
         command_of("llama-server", Path("base.gguf"), [], [], 4, words)
@@ -375,9 +375,10 @@ def test_a_quota_counts_what_a_request_may_use_before_it_runs_and_what_it_used_a
 def test_many_prompts_count_as_many_requests(shared: str) -> None:
     key = {"Authorization": "Bearer key-small"}
 
-    statuses = [ask(shared, {"prompt": ["a"] * 5, "max_tokens": 1}, **key).status_code for _ in range(3)]
+    answers = [ask(shared, {"prompt": ["a"] * 5, "max_tokens": 1}, **key) for _ in range(3)]
 
-    assert statuses == [200, 200, 429]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
 
 
 def test_a_grammar_needs_the_word_of_the_operator(shared: str) -> None:
@@ -426,12 +427,6 @@ def test_a_client_that_leaves_ends_the_work_of_the_engine(url: str, tmp_path: Pa
     assert answers == [200] * 8
 
 
-def test_a_body_that_is_not_json_by_its_type_is_refused(url: str) -> None:
-    answer = httpx.post(f"{url}/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": "text/plain"})
-
-    assert answer.status_code == 415
-
-
 @pytest.mark.parametrize(
     ("raw", "statuses"),
     [
@@ -467,7 +462,7 @@ def test_a_page_of_another_origin_may_ask_a_server_with_keys(
 
 def test_a_front_that_ends_has_no_thread_left(engine: Address) -> None:
     before = set(threading.enumerate())
-    with front("127.0.0.1", free_port("127.0.0.1"), [engine], Names("base-7b", SERVED)):
+    with Front("127.0.0.1", free_port("127.0.0.1"), [engine], Names("base-7b", SERVED)):
         pass
 
     assert not {one for one in set(threading.enumerate()) - before if not one.name.startswith("asyncio")}
@@ -485,7 +480,7 @@ def test_half_requests_without_a_key_hold_little_memory(shared: str) -> None:
         f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {8 << 20}\r\n\r\n"
     ).encode()
-    clients = [socket.create_connection((host, int(port)), timeout=30) for _ in range(500)]
+    clients = [socket.create_connection((host, int(port)), timeout=30) for _ in range(200)]
     before = resident_bytes()
     try:
         for client in clients:
@@ -499,4 +494,4 @@ def test_half_requests_without_a_key_hold_little_memory(shared: str) -> None:
             client.close()
 
     assert status == 200
-    assert grown < 60 << 20
+    assert grown < 30 << 20

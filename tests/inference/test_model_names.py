@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +17,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from adapterhub.core.errors import StoreLocked
 from adapterhub.inference.serving.chain import asgi
+from adapterhub.inference.serving.effects import PROMPT
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.vllm_plugin import guard, residency
 from adapterhub.vllm_plugin.model_names import MOST_LOOK_UPS
 from adapterhub.vllm_plugin.resolver import AdapterHubResolver
-from tests.support.standin_vllm import make_standin
+from tests.support.standin_vllm import importable
 
 Add = Callable[..., Added]
 KEY = {"authorization": "Bearer k"}
@@ -40,9 +40,19 @@ class Engine:
 
     def __init__(self, base: BaseRecord, resolver: AdapterHubResolver, *, has_key: bool = True) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.questions: list[str] = []
+        self.effects: set[str] | None = None
+        """The adapters that change a likelihood; None: answers have none."""
         self.resolver = resolver
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.may_tell = asyncio.Event()
+        """Whether the question about an adapter is answered."""
+        self.may_tell.set()
+        self.left: list[str] = []
+        """The adapters of requests that ended because their client was gone."""
+        self.sent: list[Any] = []
+        """The messages of the last answer."""
         self.has_loaded = asyncio.Event()
         self.lora_requests: dict[str, Any] = {}
         self.removed: list[int] = []
@@ -76,15 +86,22 @@ class Engine:
             from vllm.exceptions import GracefulHTTPError
 
             body = await request.json()
-            self.bodies.append(body)
             name = body["model"]
+            if body.get("prompt") == PROMPT:
+                self.questions.append(name)
+                await self.may_tell.wait()
+                told = (
+                    [] if self.effects is None else [-1.0 - (name != "base-7b" and name.split("==")[0] in self.effects)]
+                )
+                return JSONResponse({"choices": [{"text": "a", "logprobs": {"token_logprobs": told}}]})
+            self.bodies.append(body)
             try:
                 if name != "base-7b":
                     await self.resolve_lora(name)
             except GracefulHTTPError as error:
-                return JSONResponse({"error": error.message}, int(error.http_status))
+                return JSONResponse({"error": error.message}, error.http_status.value)
             self.has_loaded.set()
-            await self.may_answer.wait()
+            await self._wait(request, name)
             usage = {"prompt_tokens": 3, "completion_tokens": 2}
             if not body.get("stream"):
                 return JSONResponse({"model": name, "choices": [{"text": "ab"}], "usage": usage})
@@ -111,6 +128,15 @@ class Engine:
             cards += [{"id": n, "root": r.lora_path, "parent": "base-7b"} for n, r in self.lora_requests.items()]
             return {"object": "list", "data": cards}
 
+    async def _wait(self, request: Request, name: str) -> None:
+        """As vLLM computes an answer: until it is there, or until the client is gone."""
+        waits = [asyncio.ensure_future(one) for one in (self.may_answer.wait(), request.receive())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if not self.may_answer.is_set():
+            self.left.append(name)
+        for one in waits:
+            one.cancel()
+
     async def _remove(self, lora_id: int) -> bool:
         self.removed.append(lora_id)
         self.has_removed.set()
@@ -130,7 +156,7 @@ class Engine:
             "scheme": "http", "http_version": "1.1", "client": (client, 1), "headers": [(k.encode(), v.encode()) for k, v in sent.items()],
         }  # fmt: skip
         parts = [body[:5], body[5:]]
-        answer: list[Any] = []
+        self.sent = answer = list[Any]()
 
         async def receive() -> dict[str, Any]:
             if not parts:
@@ -177,15 +203,12 @@ class _Keys:
 
 @pytest.fixture
 def engine(tmp_path: Path, library: Library, base: BaseRecord, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    make_standin(tmp_path / "standin")
-    monkeypatch.syspath_prepend(tmp_path / "standin" / "site")
-    monkeypatch.setenv("ADAPTERHUB_SERVE_ADMIN_KEY", "admin")
-    monkeypatch.setenv("ADAPTERHUB_SERVE_CONTROL_KEY", "control")
-    resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
-    monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
-    yield Engine(base, resolver)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+    with importable(tmp_path / "standin", monkeypatch):
+        monkeypatch.setenv("ADAPTERHUB_SERVE_ADMIN_KEY", "admin")
+        monkeypatch.setenv("ADAPTERHUB_SERVE_CONTROL_KEY", "control")
+        resolver = AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_SERVE_OFFLINE": "1"}, ["vllm"])
+        monkeypatch.setattr(guard, "registered_resolver", lambda: resolver)
+        yield Engine(base, resolver)
 
 
 def test_every_spelling_is_one_adapter_of_the_engine(engine: Engine, add: Add) -> None:
@@ -328,21 +351,16 @@ def test_the_engine_gets_no_header_that_could_steer_it(engine: Engine) -> None:
     assert not got.keys() & {"x-data-parallel-rank", "x-session-id", "cookie"}
 
 
-@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/server_info", "/load", "/v1/responses/resp_1"])
-def test_what_shows_the_inside_of_the_engine_is_closed(engine: Engine, path: str) -> None:
-    assert asyncio.run(engine.send("GET", path))[0] == 404
-
-
 def test_one_client_does_not_fill_the_line_of_look_ups(
     engine: Engine, add: Add, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add("legal-qa")
     held, look_up = asyncio.Event(), engine.resolver._look_up
 
-    async def slow(base: str, name: str) -> Any:
+    async def slow(name: str) -> Any:
         if name.startswith("unknown"):
             await held.wait()
-        return await look_up(base, name)
+        return await look_up(name)
 
     monkeypatch.setattr(engine.resolver, "_look_up", slow)
 
@@ -413,15 +431,6 @@ def test_the_least_recently_used_adapter_makes_room(
         library.remove([builds[0]])
 
 
-@pytest.mark.parametrize(
-    "path", ["/adapters/legal-qa", "/v1/unload_lora_adapter", "/adapters", "/v1/load_lora_adapter"]
-)
-def test_routes_that_load_or_unload_are_closed(engine: Engine, path: str) -> None:
-    method = "DELETE" if path.startswith("/adapters/") else "POST"
-
-    assert asyncio.run(engine.send(method, path, {}))[0] == 403
-
-
 # ---------------------------------------------------------------- stop
 def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new(engine: Engine, add: Add) -> None:
     add("legal-qa")
@@ -445,3 +454,66 @@ def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new(engine: E
 
     assert statuses == [403, 503, 503, 200, 200]
     assert told["connection"] == "close"
+
+
+# ---------------------------------------------------------------- adapters without an effect
+def test_an_adapter_that_the_engine_drops_is_refused_before_it_answers_and_a_good_one_is_served(
+    engine: Engine, add: Add
+) -> None:
+    names = {spec: f"{spec}==1.0.0#{add(spec).build.manifest.digest[:19]}" for spec in ("legal-qa", "summarize")}
+    engine.effects = {"summarize"}
+
+    async def run() -> list[tuple[int, Any]]:
+        asked = ["legal-qa", "summarize", "legal-qa>=1", "summarize"]
+        answers = [await engine.send("POST", "/v1/completions", {"model": name}) for name in asked]
+        return [(status, value) for status, _, value in answers]
+
+    told = asyncio.run(run())
+
+    assert [status for status, _ in told] == [424, 200, 424, 200]
+    assert told[0][1]["error"]["type"] == "AdapterWithoutEffect"
+    assert "`legal-qa==1.0.0` has no effect on the base" in told[0][1]["error"]["message"]
+    assert [body["model"] for body in engine.bodies] == [names["legal-qa"], *[names["summarize"]] * 2]
+    assert engine.questions[1:] == [names["legal-qa"], names["summarize"]]  # once each, and once the base
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_waits_until_its_adapter_is_known_to_have_an_effect(
+    engine: Engine, add: Add, *, stream: bool
+) -> None:
+    names = ["legal-qa", "summarize"]
+    for name in names:
+        add(name)
+    engine.effects = {"summarize"}
+
+    async def run() -> list[tuple[int, Any]]:
+        told = list[tuple[int, Any]]()
+        for name in names:
+            engine.may_tell.clear()
+            engine.has_loaded.clear()
+            asking = asyncio.create_task(
+                engine.send("POST", "/v1/completions", {"model": name, "stream": stream, "max_tokens": 2})
+            )
+            await engine.has_loaded.wait()
+            for _ in range(1000):
+                await asyncio.sleep(0)  # the engine has long answered
+            assert (len(engine.bodies), engine.sent) == (len(told) + 1, [])
+            engine.may_tell.set()
+            status, _, value = await asking
+            told.append((status, value))
+        return told
+
+    (refused, reason), (status, value) = asyncio.run(run())
+
+    assert (refused, reason["error"]["type"], status) == (424, "AdapterWithoutEffect", 200)
+    assert value.count('"text":') == 2 if stream else value["choices"] == [{"text": "ab"}]
+
+
+def test_an_engine_need_not_compute_the_answer_of_an_adapter_that_is_refused(engine: Engine, add: Add) -> None:
+    add("legal-qa")
+    engine.effects = set()
+    engine.may_answer.clear()
+
+    told = engine.ask("legal-qa")
+
+    assert (told[0], [name.partition("==")[0] for name in engine.left]) == (424, ["legal-qa"])

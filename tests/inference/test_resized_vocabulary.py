@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, RefusedAdapter
 from adapterhub.core.specs import parse_name
-from adapterhub.formats.base.fingerprint import COPY_HINT, BaseVerdict, compare
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import COPY_HINT, BaseVerdict
 from adapterhub.inference.bank import AdapterBank
 from adapterhub.inference.loader import attach
 from adapterhub.inference.loader.text import load_base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.errors import AdapterHubError, AdapterNotFound, StoreLocked
 from adapterhub.inference.serving.aliases import ServedAliases
+from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
 from adapterhub.library.aliasing import point
 from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import Installed, folder_below
 from tests.inference.test_model_names import Engine, engine
 
 __all__ = ["engine"]
@@ -73,6 +75,129 @@ def test_a_moved_alias_counts_after_a_refresh_and_a_request_that_runs_keeps_its_
 
     assert (refused[0], told) == (403, (200, {"aliases": [PROD]}))
     assert (during, after) == ("legal-qa==1.1", "legal-qa==1.2")
+
+
+def test_a_move_in_the_library_is_seen_without_a_word_and_the_build_before_is_let_go(
+    engine: Engine, library: Library, builds: list[Installed]
+) -> None:
+    point(library, "prod", [(builds[0], 1.0)])
+
+    def held() -> set[str]:
+        return {version for version in ("1.1", "1.2", "1.3") if is_leased(library, builds, version)}
+
+    async def until(is_so: Callable[[], bool]) -> None:
+        while not is_so():  # noqa: ASYNC110 - a thread looks
+            await asyncio.sleep(0.01)
+
+    async def run() -> list[Any]:
+        async with engine.life():
+            engine.may_answer.clear()
+            running = asyncio.create_task(ask(engine))
+            await engine.has_loaded.wait()
+            point(library, "prod", [(builds[1], 1.0)])
+            await until(lambda: held() == {"1.1", "1.2"})
+            found: list[Any] = [engine.removed[:]]
+            engine.may_answer.set()
+            found.append((await running)[1])
+            await until(lambda: held() == {"1.2"})
+            found += [engine.removed[:], (await ask(engine))[1]]
+            point(library, "prod", [(builds[2], 1.0)])  # the build before was asked for, the next one is not
+            await until(lambda: held() == {"1.3"})
+            point(library, "prod", [(builds[1], 1.0)])
+            await until(lambda: held() == {"1.2"})
+            return [*found, (await ask(engine))[1]]
+
+    before, during, removed, after, again = asyncio.run(asyncio.wait_for(run(), 60))
+
+    assert (before, during, removed) == ([], "legal-qa==1.1", [1])
+    assert (after, again) == ("legal-qa==1.2", "legal-qa==1.2")
+
+
+def is_leased(library: Library, builds: list[Installed], version: str) -> bool:
+    [build] = [one for one in builds if one.manifest.version == version]
+    return any(lease.what == folder_below(library.root, build) for lease in library._leases.living())
+
+
+def test_an_exact_name_goes_on_after_its_build_was_let_go(
+    engine: Engine, library: Library, builds: list[Installed]
+) -> None:
+    point(library, "prod", [(builds[0], 1.0)])
+
+    async def run() -> list[str]:
+        async with engine.life():
+            await ask(engine)
+            point(library, "prod", [(builds[1], 1.0)])
+            while is_leased(library, builds, "1.1"):  # noqa: ASYNC110 - a thread looks
+                await asyncio.sleep(0.01)
+            return [(await ask(engine, "legal-qa==1.1"))[1], (await ask(engine))[1]]
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == ["legal-qa==1.1", "legal-qa==1.2"]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_request_follows_an_alias_that_moves_between_its_look_up_and_the_lease(
+    engine: Engine, library: Library, builds: list[Installed], monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
+    point(library, "prod", [(builds[0], 1.0)])
+    find, moves = AdapterProvider.find_installed, iter(builds[1:])
+
+    def moved_before(provider: AdapterProvider, name: str) -> LeasedAdapter | None:
+        new = next(moves, None)
+        if new is not None:
+            old = [one for one in library.builds_named("legal-qa") if one.manifest.version < new.manifest.version]
+            point(library, "prod", [(new, 1.0)])
+            for build in old:
+                with contextlib.suppress(StoreLocked):
+                    library.remove([build])
+        return find(provider, name)
+
+    async def run() -> tuple[int, str, Any]:
+        if not is_first:
+            await ask(engine)
+            point(library, "prod", [(next(moves), 1.0)])
+        monkeypatch.setattr(AdapterProvider, "find_installed", moved_before)
+        await refresh(engine)
+        return await ask(engine)
+
+    assert asyncio.run(run())[:2] == (200, "legal-qa==1.3")
+
+
+def test_no_request_fails_and_none_is_mixed_while_an_alias_moves_and_what_it_left_is_removed(
+    engine: Engine, library: Library, builds: list[Installed], add: Add
+) -> None:
+    point(library, "prod", [(builds[0], 1.0)])
+    moves = 20
+
+    async def client(over: asyncio.Event) -> list[tuple[int, str, Any]]:
+        found = []
+        while not over.is_set():
+            found.append(await ask(engine))
+        return found
+
+    def move(number: int) -> None:
+        made = add("legal-qa", version=f"2.{number}", seed=10 + number).build
+        before = [one for one in library.builds_named("legal-qa") if one.manifest.digest != made.manifest.digest]
+        point(library, "prod", [(made, 1.0)])
+        for build in before:  # as a stream does with old versions
+            with contextlib.suppress(StoreLocked, AdapterNotFound):
+                library.remove([build])
+
+    async def run() -> list[tuple[int, str, Any]]:
+        over = asyncio.Event()
+        async with engine.life():
+            clients = [asyncio.create_task(client(over)) for _ in range(3)]
+            for number in range(moves):
+                await asyncio.to_thread(move, number)
+            while (await ask(engine))[1] != f"legal-qa==2.{moves - 1}":  # noqa: ASYNC110 - a thread looks
+                await asyncio.sleep(0.01)
+            over.set()
+            return [answer for one in clients for answer in await one]
+
+    answers = asyncio.run(asyncio.wait_for(run(), 120))
+
+    assert {status for status, _, _ in answers} == {200}
+    assert all(body["model"].startswith(who + "#") for _, who, body in answers)
+    assert len({who for _, who, _ in answers}) > 2
 
 
 def test_an_alias_is_looked_up_again_after_a_time_and_no_request_waits_for_that(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -46,7 +45,6 @@ from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.vllm_plugin import register
-from adapterhub.vllm_plugin.guard import Guard
 from adapterhub.vllm_plugin.resolver import folder_of_model
 from tests.support.tiny import make_base
 
@@ -375,29 +373,3 @@ def test_options_are_read_off_a_command_line() -> None:
 def test_a_served_model_that_cannot_be_found_is_refused() -> None:
     with pytest.raises(NotFound, match="is not a folder"):
         folder_of_model("nobody/nothing")
-
-
-# ---------------------------------------------------------------- the guard
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("POST", "/v1/load_lora_adapter", 403),
-        ("POST", "/v1/load_lora_adapter/", 403),
-        ("POST", "/adapters", 403),
-        ("POST", "/v1/unload_lora_adapter", 403),
-        ("POST", "/v1/completions", 200),
-        ("GET", "/v1/models", 200),
-    ],
-)
-def test_the_guard_stops_what_loads_a_path(method: str, path: str, status: int) -> None:
-    sent = []
-
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(Guard(app)({"type": "http", "method": method, "path": path}, None, send))
-
-    assert sent[0]["status"] == status

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,7 @@ from adapterhub.library.installed import Added
 from adapterhub.library.library import Library
 from adapterhub.library.remotes import Remotes
 from adapterhub.vllm_plugin.resolver import FETCHES_AT_ONCE, AdapterHubResolver
-from tests.support.standin_vllm import make_standin
+from tests.support.standin_vllm import importable
 
 PLACE = "http://127.0.0.1:1"
 
@@ -73,13 +72,10 @@ def resolver(
     tmp_path: Path, library: Library, base: BaseRecord, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[AdapterHubResolver]:
     """vLLM's resolver over the library, whose only remote hangs."""
-    make_standin(tmp_path / "standin")
-    monkeypatch.syspath_prepend(tmp_path / "standin" / "site")
-    Remotes(library.root).add("ours", hanging.url, namespaces=("acme",))
-    yield AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_TIMEOUT_S": "60"}, ["vllm"])
-    hanging.release()
-    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
-        del sys.modules[name]
+    with importable(tmp_path / "standin", monkeypatch):
+        Remotes(library.root).add("ours", hanging.url, namespaces=("acme",))
+        yield AdapterHubResolver({"ADAPTERHUB_HOME": str(library.root), "ADAPTERHUB_TIMEOUT_S": "60"}, ["vllm"])
+        hanging.release()
 
 
 def test_a_remote_that_hangs_holds_up_no_installed_adapter(

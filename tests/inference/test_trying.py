@@ -105,9 +105,7 @@ def test_a_build_that_states_a_chat_form_is_tried_in_both(adapt: Adapt) -> None:
     asked = [f"<user>{prompt}|<assistant>" for prompt in PROMPTS]
     model = load_base(adapt.folder / "base")
     write(adapt.folder / "examples.jsonl", [alone(adapt.folder, model, "b", Question(text=text)) for text in asked])
-    chatty = Library(adapt.library.root).try_adapters(
-        "chatty", base="base-7b", examples=adapt.folder / "examples.jsonl"
-    )
+    chatty = Library(adapt.library.root).search("chatty", base="base-7b", examples=adapt.folder / "examples.jsonl")
 
     assert [(one.name, one.tried.form) for one in chatty.results] == [("chatty", "chat")]
 

@@ -337,7 +337,7 @@ def test_a_penalty_that_outweighs_all_finds_small_weights(folders: list[Path], l
     assert sum(map(abs, tuned.weights)) < 0.5
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(2))
 def test_what_is_found_is_never_worse_than_equal_weights_where_it_is_reported(
     folders: list[Path], library: Library, seed: int
 ) -> None:

@@ -133,7 +133,7 @@ def test_verdicts_are_for_recorded_versions_and_the_stand_in_has_only_what_vllm_
     standin = facts_in(source_of)
     fields = "lora/request.py: LoRARequest"
 
-    assert {version.rpartition(".")[0] for version in KNOWN} == set(VERSIONS)
+    assert {version.rpartition(".")[0] for version in KNOWN} <= set(VERSIONS)
     assert set(arguments(standin[fields])) <= set(arguments(facts[fields]))
     assert standin["exceptions.py: GracefulHTTPError.__init__"] == facts["exceptions.py: GracefulHTTPError.__init__"]
 

@@ -24,7 +24,6 @@ from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.finding import Finder
 from adapterhub.library.aliasing import point
 from adapterhub.library.library import Library
-from adapterhub.library.store.rows import Filters
 from adapterhub.library.transfer import copy
 from adapterhub.library.upkeep.lineage import Lineage
 from adapterhub.library.upkeep.space import unused_builds
@@ -85,7 +84,7 @@ def test_the_history_says_who_moved_it_and_a_rollback_goes_one_step_back_each_ti
     back = [library.aliases.roll_back("legal-qa", "prod").text() for _ in range(2)]
 
     assert back == ["1.3", "1.2"]
-    with pytest.raises(NotFound, match="was nothing else before"):
+    with pytest.raises(NotFound, match="has no earlier target to roll back to"):
         library.aliases.roll_back("legal-qa", "prod")
     alias = library.aliases.roll_back("legal-qa", "prod", to=3)
     assert alias.text() == "1.4"
@@ -195,7 +194,7 @@ def test_a_target_is_in_use_and_what_no_alias_means_is_not(library, builds):
     point(library, "prod", [(builds[0], 0.9), (builds[1], 0.1)])
 
     assert [build.manifest.version for build in unused_builds(library)] == ["1.4"]
-    uses = Uses(library.root, Lineage(library.root, library.catalog.search(Filters()))).of(builds[1].manifest.digest)
+    uses = Uses(library.root, Lineage(library.root, library.catalog.read)).of(builds[1].manifest.digest)
     assert [(use.kind, use.who, use.why) for use in uses] == [("alias", "legal-qa@prod", "means it")]
 
 

@@ -47,7 +47,7 @@ def add(
     home.ok("add", made, "--name", name, "--version", version, "--base", "base-7b", *licensing)
     if sign:
         home.ok("key", "sign", f"{name}=={version}")
-    return Path(home.json("path", f"{name}=={version}")["path"])
+    return Path(home.json("info", f"{name}=={version}", "--path")["path"])
 
 
 def findings(home: Adapt, *arguments: object) -> list[dict[str, str]]:
@@ -289,7 +289,9 @@ def test_a_server_that_is_away_is_asked_once_and_cannot_tell(home):
         return Hub(endpoint=origin.place, token=None)
 
     around = Surroundings(library=home.library, find_source=find_source)
-    found = [f.code for one in audit(map(subject_of_build, around.installed), around) for f in one.report.unknowns]
+    found = [
+        f.code for one in audit(map(subject_of_build, around.library.installed()), around) for f in one.report.unknowns
+    ]
 
     assert found == ["U_YANKED", "U_YANKED"]
     assert len(asked) == 1
@@ -612,4 +614,15 @@ def test_every_code_of_an_audit_alone_has_a_check():
     alone = [code for code, one in explanations().items() if one.audit]
 
     assert [code for code in alone if f'"{code}"' not in source] == []
-    assert checks() == ("base", "content", "contract", "files", "licenses", "lineage", "names", "signature", "yanked")
+    assert checks() == (
+        "base",
+        "content",
+        "contract",
+        "files",
+        "licenses",
+        "lineage",
+        "log",
+        "names",
+        "signature",
+        "yanked",
+    )

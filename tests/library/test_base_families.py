@@ -48,10 +48,10 @@ def test_an_adapter_runs_on_another_member_with_a_note(adapt: Adapt) -> None:
 
 def test_what_is_no_family_is_refused(adapt: Adapt) -> None:
     said = adapt.fails(11, "base", "family", "kin", "first", "wider")
-    assert "`first` and `wider` are no family, their verdict is DIFFERENT" in said
+    assert "`first` and `wider` are not a family: their verdict is DIFFERENT" in said
     assert "a family has at least two bases" in adapt.fails(2, "base", "family", "kin", "first", "first")
     assert "no family `kin`" in adapt.fails(10, "base", "family", "kin", "--remove")
-    assert "is no name for a family" in adapt.fails(2, "base", "family", "../kin", "first", "second")
+    assert "is not a name for a family" in adapt.fails(2, "base", "family", "../kin", "first", "second")
     (adapt.folder / "home" / "families").mkdir()
     (adapt.folder / "home" / "families" / "kin.json").write_text("{}")
     assert "kin.json: not a usable family" in adapt.fails(16, "base", "family")

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, SpecError, UsageProblem
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.library.bases.records import BaseRecord, Bases
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -230,7 +231,7 @@ def test_removing_forgets_the_base_and_leaves_the_folder(bases: Bases, folder: P
         (lambda _: b"[]", "schema: expected adapterhub/base/1"),
         (lambda raw: raw.replace(b"base/1", b"base/9"), "schema: expected adapterhub/base/1"),
         (lambda raw: raw.replace(b'"hints"', b'"hint"'), "hints: missing"),
-        (lambda raw: raw.replace(b'"F32"', b'"F33"'), r"tensors\[0\]: dtype F33"),
+        (lambda raw: raw.replace(b'"F32"', b'"f33"'), r"tensors\[0\]: dtype f33"),
         (lambda raw: raw.replace(b'"alias":"mine"', b'"alias":"yours"'), "holds the base `yours`, expected `mine`"),
         (lambda raw: raw.replace(b'"hub":null', b'"hub":3'), "hub: expected text, got 3"),
     ],

@@ -27,6 +27,8 @@ datasets: [acme/contracts, squad]
 Answers on contracts.
 """
 
+SBOM = ("export", "--format", "cyclonedx")
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Adapt:
@@ -70,7 +72,7 @@ SCHEMAS = {
 
 
 def test_a_bill_lists_the_adapter_its_base_and_its_data_sets(home: Adapt, legal: Added) -> None:
-    bill = home.json("sbom", "acme/legal-qa@base-7b")
+    bill = home.json(*SBOM, "acme/legal-qa@base-7b")
 
     subject, manifest = bill["metadata"]["component"], legal.build.manifest
     (base,) = of_kind(bill, "base:")
@@ -102,7 +104,7 @@ def test_a_merge_depends_on_its_parents_and_says_how_it_was_made(home, legal, ad
     other = add("summarize")
     both = merged(library, base, tmp_path, legal, other)
 
-    bill = home.json("sbom", "both")
+    bill = home.json(*SBOM, "both")
 
     subject = bill["metadata"]["component"]
     uses = next(one["dependsOn"] for one in bill["dependencies"] if one["ref"] == both.build.manifest.digest)
@@ -119,9 +121,10 @@ def test_a_library_and_a_project_are_bills_of_all_they_hold(home, legal, add, tm
     (project / "adapters.toml").write_text('[project]\nbase = "base-7b"\n[adapters]\nsummarize = "*"\n')
     home.ok("lock", "--project", project)
 
-    whole, locked = home.json("sbom"), home.json("sbom", "--locked", "--project", project)
+    whole, locked = home.json(*SBOM), home.json(*SBOM, "--project", project)
+    assert adapterhub.Project(project, library=home.library.root).sbom()["components"] == locked["components"]
     home.ok("remove", "summarize", "--yes")
-    gone = home.json("sbom", "--locked", "--project", project)
+    gone = home.json(*SBOM, "--project", project)
 
     names = [one["name"] for one in of_kind(whole, "sha256:")]
     assert names == ["legal-qa", "summarize"]
@@ -134,11 +137,16 @@ def test_a_library_and_a_project_are_bills_of_all_they_hold(home, legal, add, tm
 
 
 def test_the_same_content_has_the_same_serial_number(home: Adapt, legal: Added, library: Library) -> None:
-    first, again = (home.json("sbom", "acme/legal-qa")["serialNumber"] for _ in range(2))
+    first, again = (home.json(*SBOM, "acme/legal-qa")["serialNumber"] for _ in range(2))
     opened = adapterhub.Library(library.root)
 
-    assert first == again == opened.sbom("acme/legal-qa")["serialNumber"]
-    assert home.ok("sbom").splitlines()[1].split("\t")[:2] == ["adapter", "acme/legal-qa"]
+    assert first == again == opened.export("acme/legal-qa", format="cyclonedx").document["serialNumber"]
+    home.ok(*SBOM, "acme/legal-qa", "-o", "./bill.json")
+    assert json.loads((home.folder / "bill.json").read_text())["serialNumber"] == first
+    assert "name no adapter" in home.fails(2, *SBOM, "acme/legal-qa", "--library")
+    assert "only `--format cyclonedx`" in home.fails(
+        2, "export", "legal-qa", "acme/legal-qa", "--format", "peft", "-o", "x"
+    )
 
 
 def test_every_bill_is_valid_by_the_official_schema(home, legal, add, library, base, tmp_path) -> None:
@@ -146,6 +154,6 @@ def test_every_bill_is_valid_by_the_official_schema(home, legal, add, library, b
     merged(library, base, tmp_path, legal, add("summarize"))
 
     for asked in ([], ["acme/legal-qa"], ["both"], ["plain"]):
-        ensure_valid(home.json("sbom", *asked))
+        ensure_valid(home.json(*SBOM, *asked))
     with pytest.raises(AssertionError):
-        ensure_valid(home.json("sbom") | {"specVersion": 7})
+        ensure_valid(home.json(*SBOM) | {"specVersion": 7})

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub.api.checking import bytes_to_check, reports_of
 from adapterhub.core.digests import digest_of, hex_of
+from adapterhub.core.errors import Malformed
+from adapterhub.library.library import Library
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -81,6 +84,19 @@ def test_it_is_named_with_its_remedy_and_the_other_checks_go_on(
     assert f"{path}: " in doctor.stdout
     assert "hint: " in doctor.stderr
     assert all(name in verified.stdout for name in ("one 1.0.0", "two 1.0.0"))
+
+
+def test_a_check_of_all_leaves_the_library_that_it_was_asked_of_as_strict_as_it_was(
+    adapt: Adapt, tmp_path: Path
+) -> None:
+    library = Library(tmp_path / "home")
+    DAMAGES["cut"](tmp_path / "home" / PLACES["a base"])
+
+    assert bytes_to_check(lambda: library, ())
+    assert len([*reports_of(lambda: library, (), None, None)]) > len(adapt.json("list"))
+
+    with pytest.raises(Malformed, match=r"o\.json"):
+        library.bases.list()
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -70,6 +70,20 @@ def test_one_word_finds_the_beginning_of_a_word_whose_stem_is_shorter(index):
     assert len(names) == sum("translation" in card.name + card.description for card in cards())
 
 
+@pytest.mark.parametrize("filters", [{}, {"bases": ("sha256:1",)}, {"skip": 7}])
+def test_a_word_that_very_many_have_gives_the_first_by_name(tmp_path, monkeypatch, filters):
+    index = Index(tmp_path / "index.db")
+    index.rebuild([row_of(card)._replace(base_weights=f"sha256:{at % 2}") for at, card in enumerate(cards())], [], [])
+    monkeypatch.setattr("adapterhub.library.store.words._MOST_READ", 20)
+    by_name = [row.name for row in index.search(Filters(text="classif", **filters))]
+    assert len(by_name) > 40
+    assert by_name == sorted(by_name)
+
+    for tried in (1_000, 5):  # among the first names, and by the whole index
+        monkeypatch.setattr("adapterhub.library.store.words._MOST_TRIED", tried)
+        assert found(index, "classif", **filters, limit=4) == by_name[:4]
+
+
 def test_all_words_have_to_begin_a_word(index):
     assert found(index, "sent bulg", all_words=True, limit=None) == [
         "task271-europarl-translation",
@@ -113,7 +127,7 @@ def test_a_replaced_and_a_removed_build_leave_no_words(tmp_path):
     assert found(index, "brown fox") == [row.name]
     index.remove_builds([row.folder])
     assert found(index, "brown fox") == []
-    assert index.differences([], [], []) == []
+    assert index.differences([], lambda: ([], [])) == ([], set(), set())
 
 
 @pytest.mark.parametrize("most", [10_000, MAX_DISTINCT], ids=["every word", "the words asked for most"])

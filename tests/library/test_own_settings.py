@@ -70,4 +70,4 @@ def test_a_session_asks_what_its_user_and_its_project_ask(tmp_path: Path) -> Non
     session = Session(root=tmp_path / "home", project_dir=tmp_path / "project")
 
     assert session.standards == Standards(policy="warn", bounds={"same": 0.95})
-    assert session.library.project_bounds() == {"same": 0.95}
+    assert session.project_bounds() == {"same": 0.95}

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterhub.core.errors import BaseNotFound, Conflict, Malformed, UsageProblem
-from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.diffusion.components import ensure_no_code
 from adapterhub.library.bases.records import BaseRecord, Bases
 from tests.support import pipelines
@@ -203,15 +204,15 @@ X = torch.ones(2, 2)
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": X}, "is no tensor of a UNet or of Flux"),
+        ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": X}, "is not a tensor of a UNet or of Flux"),
         ({"model.diffusion_model.out.2.weight": X, "extra.weight": X}, "`extra.weight` belongs to no component"),
         ({"img_in.weight": X, "double_blocks.0.img_attn.qkv.weight": X}, "has 2 rows, expected 2, 2, 2"),
         ({"double_blocks.0.img_attn.proj.weight": X}, "has no `img_in.weight`"),
         ({"img_in.weight": X, "single_blocks.0.linear1.weight": X}, "has 2 rows, expected 2, 2, 2, -4"),
         ({"conditioner.embedders.1.model.text_projection": torch.ones(2)}, "expected a matrix"),
-        ({"conditioner.embedders.1.model.visual.proj": X}, "is no tensor of OpenCLIP's text encoder"),
+        ({"conditioner.embedders.1.model.visual.proj": X}, "is not a tensor of OpenCLIP's text encoder"),
         ({"img_in.weight": X, "model.diffusion_model.img_in.weight": X}, "in two spellings"),
-        ({"model.diffusion_model.input_blocks.9999.1.proj_in.weight": X}, "is no tensor of a UNet"),
+        ({"model.diffusion_model.input_blocks.9999.1.proj_in.weight": X}, "is not a tensor of a UNet"),
     ],
 )
 def test_files_of_another_layout_are_refused_by_name(

@@ -43,7 +43,7 @@ def test_a_listing_passes_over_what_was_removed_since(
 
 def test_an_audit_passes_over_what_was_removed_since(library: adapterhub.Library) -> None:
     around = Surroundings(library=library)
-    subjects = [subject_of_build(build) for build in around.installed]
+    subjects = [subject_of_build(build) for build in library.installed()]
     library.remove("two")
 
     assert sorted(one.target.name for one in audit(subjects, around)) == ["one", "three"]

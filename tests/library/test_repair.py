@@ -218,7 +218,9 @@ def test_a_token_meant_for_the_default_server_goes_to_no_place_something_came_fr
     stand, adapt, tmp_path, monkeypatch, online
 ):
     with running(tmp_path / "registry") as server, net.faulty(server.url) as proxy:
-        adapt.ok("push", "one@base-7b", "--to", "acme/one", "--remote", server.url, "--token", server.token)
+        adapt.having(ADAPTERHUB_TOKEN=server.token).ok(
+            "push", "one@base-7b", "--to", "acme/one", "--remote", server.url
+        )
         adapt.ok("install", "acme/one@base-7b", "--remote", proxy.url)
         flip(blob_of(stand, "one"))
         monkeypatch.setenv("ADAPTERHUB_TOKEN", "meant-for-another")
@@ -226,7 +228,7 @@ def test_a_token_meant_for_the_default_server_goes_to_no_place_something_came_fr
 
         adapt("audit")
         shutil.rmtree(stand / "one")
-        adapt("doctor", "--repair", "--token", "meant-for-another-too")
+        adapt("doctor", "--repair")
 
     assert len(proxy.seen) > 1
     assert not any("meant-for-another" in value for request in proxy.seen for value in request.headers.values())

@@ -1,4 +1,4 @@
-"""`adapt similar`: copies under disguise, sums of installed adapters, groups; the sketches are a cache and nothing more."""
+"""`adapt compare` of one adapter: copies under disguise, sums, groups; the sketches are only a cache."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import adapterhub
 from adapterhub.api.library import Library
-from adapterhub.api.pages.playing import Playing
 from adapterhub.api.pages.source import LibrarySource
+from adapterhub.api.pages.weights import lineage_page
+from adapterhub.pages.page import PageQuery
 from tests.support.adapter_folders import PREFIX, write_folder
 from tests.support.command_line import Adapt
 from tests.support.disguises import NEGATED, OTHER, SAME, disguise, forged
@@ -44,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
 
 
 def kinds(home: Adapt, *arguments: object) -> dict[str, str]:
-    return {one["name"]: one["kind"] for one in home.json("similar", *arguments)["similar"]}
+    return {one["name"]: one["kind"] for one in home.json("compare", *arguments)["similar"]}
 
 
 def sketch_rows(home: Adapt) -> list[tuple[str, str, int]]:
@@ -63,30 +65,33 @@ def test_copies_under_disguise_are_the_same_update_and_strangers_are_not_listed(
 
 
 def test_the_text_and_the_document_say_what_is_different(home):
-    text = home.ok("similar", "legal-qa")
-    document = home.json("similar", "legal-qa")
+    text = home.ok("compare", "legal-qa")
+    document = home.json("compare", "legal-qa")
 
     scaled = next(one for one in document["similar"] if one["name"] == "scaled")
     assert "same update\tscaled 1.0.0\t1.0000\t2.5 times as strong\n" in text
     assert (scaled["cosine"], scaled["scale"], scaled["exact"]) == (1.0, 2.5, True)
     assert "same update\tbfloat16 1.0.0\t1.0000\tbfloat16\n" in text
-    assert "nothing like it among 8 installed adapters" in home.ok("similar", "summarize")
+    assert "nothing like it among 8 installed adapters" in home.ok("compare", "summarize")
 
 
 def test_groups_hold_every_disguise_once(home):
-    [group] = home.json("similar")["groups"]
+    [group] = home.json("compare")["groups"]
 
     assert {one["name"] for one in group["members"]} == {"legal-qa", "bfloat16", "refactored", "scaled", "negated"}
-    assert "legal-qa 1.0.0" in home.ok("similar")
+    assert "legal-qa 1.0.0" in home.ok("compare")
 
 
-def test_add_says_whose_update_it_is(home, tmp_path):
+def test_add_says_whose_weights_they_are_and_leaves_disguises_to_compare(home, tmp_path):
+    done = home("add", "./summarize", "--name", "own-work", "--base", "base-7b", "--json")
+
+    assert json.loads(done.stdout)["same_as"] == ["summarize 1.0.0"]
+    assert "these are the weights of summarize 1.0.0; `adapt compare own-work` says more" in done.stderr
+    home.ok("remove", "own-work", "--yes")
     folder = disguise(home.folder / "summarize", tmp_path / "copy", SAME["float16"])
-
     done = home("add", folder, "--name", "own-work", "--base", "base-7b", "--json")
-
-    assert json.loads(done.stdout)["same_as"] == ["summarize 1.0.0 (float32)"]
-    assert "this is the update of summarize 1.0.0 (float32); `adapt similar own-work` says more" in done.stderr
+    assert json.loads(done.stdout)["same_as"] == []
+    assert kinds(home, "own-work") == {"summarize": "same update"}
     home.ok("remove", "own-work", "--yes")
 
 
@@ -138,22 +143,22 @@ def test_an_undeclared_merge_tells_its_parents_with_their_weights(home, tmp_path
     home.ok("merge", "legal-qa", "summarize", "translate", "--weights", "0.5,0.3,-0.4", "-o", tmp_path / "sum")
     home.ok("add", tmp_path / "sum", "--name", "own-work", "--base", "base-7b")
 
-    document = home.json("similar", "own-work")
+    document = home.json("compare", "own-work")
 
     told = {one["name"]: (one["weight"], one["declared"]) for one in document["parents"]}
     assert set(told) >= {"summarize", "translate"}
     assert told["summarize"] == (pytest.approx(0.3, abs=0.005), False)
     assert document["unexplained"] < 0.005
-    assert "not declared as parents" in home.ok("similar", "own-work")
-    assert home.json("similar", "own-work", "--no-parents")["parents"] == []
+    assert "not declared as parents" in home.ok("compare", "own-work")
+    assert adapterhub.Library(home.library.root).compare("own-work", parents=False).parents == ()
     home.ok("remove", "own-work", "--yes")
 
 
 def test_declared_parents_count_as_declared_and_a_child_is_no_parent(home):
     home.ok("merge", "classify", "translate", "--weights", "0.7,0.3", "-o", "both")
 
-    found = home.json("similar", "both")
-    turned = home.json("similar", "classify")
+    found = home.json("compare", "both")
+    turned = home.json("compare", "classify")
 
     assert [(one["name"], one["declared"]) for one in found["parents"]] == [("classify", True), ("translate", True)]
     assert turned["parents"] == []
@@ -166,7 +171,7 @@ def test_a_forged_sketch_is_unlike(home, tmp_path):
     copy = forged(home.folder / "legal-qa", wanted, tmp_path / "forged")
     home.ok("add", copy, "--name", "forged", "--base", "base-7b")
 
-    assert all(one["name"] != "forged" for one in home.json("similar", wanted)["similar"])
+    assert all(one["name"] != "forged" for one in home.json("compare", wanted)["similar"])
     home.ok("remove", "forged", "--yes")
 
 
@@ -213,7 +218,8 @@ def test_a_kill_before_any_change_of_a_name_loses_no_sketch_for_good(home):
 def test_the_lineage_page_lists_like_updates(home):
     library = Library(home.folder / "home")
 
-    page = LibrarySource(library, None, Playing(library)).lineage("-/legal-qa", "1.0.0")
+    asked = PageQuery(path={"namespace": "-", "name": "legal-qa"}, query={"version": "1.0.0"})
+    page = lineage_page(LibrarySource(library, None), asked)
 
     relations = {one.name: one.relation for one in page.others}
     assert relations["bfloat16 1.0.0"].startswith("same update: cosine 1.0000")
@@ -222,14 +228,14 @@ def test_the_lineage_page_lists_like_updates(home):
 
 
 def test_a_damaged_build_is_told_and_gets_its_sketch_when_it_is_mended(home):
-    folder = Path(home.json("path", "refactored")["path"])
+    folder = Path(home.json("info", "refactored", "--path")["path"])
     weights = folder / "adapter_model.safetensors"
     whole = weights.read_bytes()
     (home.folder / "home" / "index.db").unlink()
     weights.chmod(0o644)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    document = home.json("similar", "legal-qa")
+    document = home.json("compare", "legal-qa")
 
     assert "refactored" not in {one["name"] for one in document["similar"]}
     assert "not read" in document["without"]["refactored 1.0.0"]
@@ -244,8 +250,8 @@ def test_what_has_no_update_to_compare_says_so(home, tmp_path):
     tensors = {name: t * 0 if "lora_B" in name else t for name, t in tensors.items()}
     save_file(tensors, zero / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    assert "has no direction" in home.fails(11, "similar", zero)
-    assert "not for this method: IA3" in home.fails(11, "similar", make_adapter(tmp_path / "ia3", peft_type="IA3"))
+    assert "has no direction" in home.fails(11, "compare", zero)
+    assert "not for this method: IA3" in home.fails(11, "compare", make_adapter(tmp_path / "ia3", peft_type="IA3"))
 
 
 def test_dora_is_compared_by_its_factors_and_says_so(home, tmp_path):
@@ -255,7 +261,7 @@ def test_dora_is_compared_by_its_factors_and_says_so(home, tmp_path):
         tensors[name.replace("lora_A.weight", "lora_magnitude_vector")] = torch.ones(8)
     save_file(tensors, dora / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    found = home.json("similar", dora)["similar"]
+    found = home.json("compare", dora)["similar"]
 
     assert {one["name"] for one in found if one["kind"] == "same update"} >= {"legal-qa", "bfloat16"}
     assert all("of the factors alone, which are not the whole update" in one["notes"] for one in found)
@@ -282,7 +288,7 @@ def test_a_loha_gets_its_sketch_when_it_is_first_compared(tmp_path):
 def test_comparing_imports_no_torch(home):
     code = (
         "import sys, contextlib\n"
-        "sys.argv = ['adapt', 'similar', 'legal-qa', '--root', 'home']\n"
+        "sys.argv = ['adapt', 'compare', 'legal-qa', '--root', 'home']\n"
         "from adapterhub.cli import main\n"
         "with contextlib.suppress(SystemExit): main()\n"
         "print([m for m in ('torch', 'peft', 'transformers') if m in sys.modules], file=sys.stderr)\n"
@@ -303,8 +309,8 @@ def test_comparing_imports_no_torch(home):
     ],
 )
 def test_what_cannot_be_asked_is_refused(home, arguments, code, said):
-    assert said in home.fails(code, "similar", *arguments)
+    assert said in home.fails(code, "compare", *arguments)
 
 
 def test_a_library_that_holds_nothing_has_nothing_alike(tmp_path):
-    assert Adapt(tmp_path).json("similar") == {"above": 0.99, "groups": []}
+    assert Adapt(tmp_path).json("compare") == {"above": 0.99, "groups": []}

@@ -70,7 +70,7 @@ def test_a_base_pinned_for_one_full_name_is_pinned_for_the_build(library, base, 
 
 
 def test_the_graph_names_both(library, pair):
-    lineage = Lineage(library.root, library.catalog.search(Filters()))
+    lineage = Lineage(library.root, library.catalog.read)
 
     assert [row.full_name for row in lineage.roots()] == BOTH
     assert [lineage.node_of(row).name for row in lineage.rows] == BOTH

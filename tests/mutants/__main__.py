@@ -63,6 +63,7 @@ TARGETS = {
             "tests/trust/test_signing_tamper.py",
             "tests/trust/test_signing_words.py",
             "tests/trust/test_signing_files.py",
+            "tests/trust/test_trust_files.py",
             "tests/trust/test_signing_making.py",
             "tests/library/test_admission_words.py",
             "tests/attacks/test_admission.py",
@@ -79,6 +80,7 @@ TARGETS = {
         modules=("adapterhub/trust/verify/*",),
         tests=(
             "tests/trust/test_verify.py",
+            "tests/trust/test_verify_numbers.py",
             "tests/trust/test_verify_words.py",
             "tests/trust/test_verify_file_words.py",
             "tests/formats/test_precision.py",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import huggingface_hub.constants
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 
 from adapterhub.core.specs import parse_name
 from adapterhub.distribution.hub import Hub
@@ -55,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     library.catalog.put_base(base)
     with pytest.MonkeyPatch.context() as patch, running(folder / "registry") as server:
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        api = HfApi(endpoint=server.url, token=server.token)
+        api = server.api
         hub = Hub(endpoint=server.url, token=server.token)
 
         def push(repo: str, version: str, *, private: bool = False, task: str | None = None, **adapter: object) -> str:
@@ -69,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             return str(api.model_info(repo).sha)
 
         first = push("acme/legal-qa", "1.0.0", task="legal")
-        server.post("/api/adapt/v1/adapters/acme/legal-qa/yank", {"version": "1.0.0", "reason": "leaks names"})
+        server.yank("acme/legal-qa", "leaks names")
         second = push("acme/legal-qa", "1.1.0", task="legal", rank=8, seed=1)
         push("acme/hidden", "1.0.0", private=True, seed=2)
         push("acme/signed", "1.0.0", seed=3)

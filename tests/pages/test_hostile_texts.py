@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from urllib.parse import quote
@@ -21,6 +22,10 @@ from tests.support.contracts import small_contract
 from tests.support.hostile_texts import ALL, MARKUP
 
 PAGE_ROWS = 25
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c4944415408d763f8cfc000000301010018dd8db00000000049454e44ae426082"
+)
 NAMES = ("adapter_config.json", "adapter_model.safetensors", "adapterhub.json")
 
 
@@ -50,10 +55,13 @@ def files_with(world: World, text: str, version: str) -> dict[str, bytes]:
         if entry["path"] == NAMES[0]:
             entry |= {"sha256": f"sha256:{hashlib.sha256(config).hexdigest()}", "size_bytes": len(config)}
     golden = replace(small_contract().goldens[0], asked=text, answer=text)
-    card = f"---\nlicense: mit\ntags: [{json.dumps(text[:200])}]\n---\n{text}\n"
+    said = json.dumps(text[:200])
+    widget = f"instance_prompt: {said}\nwidget: [{{text: {said}, output: {{url: x.png}}}}]"
+    card = f"---\nlicense: mit\ntags: [{said}]\n{widget}\n---\n{text}\n"
     return dict(zip(NAMES, (config, weights, canonical_json(facts)), strict=True)) | {
         "README.md": card.encode(),
         "evals.jsonl": replace(small_contract(), goldens=(golden,)).to_bytes(),
+        "x.png": PIXEL,
     }
 
 
@@ -67,7 +75,7 @@ def hostile(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A registry of its own with an adapter for each text, and `acme/signed` as it is in the other one."""
     with (
         running(tmp_path_factory.mktemp("hostile")) as server,
-        httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}, timeout=60) as client,
+        server.client() as client,
     ):
         push(client, "acme/signed", {name: whole(world, name) for name in NAMES}, "a plain one")
         for number, text in enumerate(ALL):
@@ -95,17 +103,20 @@ def look(page, url: str, path: str) -> None:
     assert state == ["undefined", url, True, "block"], path
     assert overflow(page) <= 0, f"{path} is wider than the screen"
     assert (
-        page.locator("main iframe, main script, main style, main img, main object, main embed, main base").count() == 0
+        page.locator(
+            "main :is(iframe, script, style, object, embed, base, img:not([src^='/zoo/'][src*='/picture/']))"
+        ).count()
+        == 0
     )
     assert page.locator("main :is([style], [onload], [onerror], [data-hx-on-htmx-load])").count() == 0
     forms = page.evaluate("[...document.forms].map(f => new URL(f.action).origin)")
     assert set(forms) <= {url}, path
 
 
-def test_no_text_takes_over_the_pages_of_its_adapter(page, hostile):
+def test_no_text_takes_over_the_pages_of_its_adapter(page, hostile, amount):
     page.set_viewport_size(PHONE)
     with quiet(page, hostile.url):
-        for number in range(len(ALL)):
+        for number in random.Random().sample(range(len(ALL)), amount(len(ALL) // 2, len(ALL))):
             look(page, hostile.url, f"/zoo/t{number}")
             if number % 8 == 0:
                 look(page, hostile.url, f"/zoo/t{number}/commit/main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,13 +17,16 @@ from adapterhub.core.errors import NotAllowed
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.intake.description import Description
-from tests.support.browser import PHONE, overflow, quiet, violations
+from tests.support.browser import quiet
+from tests.support.page_checks import look_at, problems_after_use
 from tests.support.real_base import smollm2_base
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SHIPPED = Path(adapterhub.__file__).parent / "cli" / "start" / "demo_run" / "adapters"
-WEIGHTS = ("/-/pirate/1.0.0", "/compare?a=pirate&b=json", "/lineage/-/pirate")
-PATHS = ("/", "/?q=pirate", "/library", "/projects", "/outdated", "/playground", "/-/pirate", *WEIGHTS, "/-/missing")
+WEIGHTS = ("/-/pirate/1.0.0", "/compare?a=pirate&b=json", "/lineage/-/pirate", "/make/-/pirate")
+PLACES = ("/", "/search?q=pirate", "/projects", "/updates", "/contracts", "/playground")
+PATHS = (*PLACES, "/-/pirate", *WEIGHTS, "/-/missing")
 PROMPT = "Hello girl, my map is on the boat."
 HOSTILE = '<img src=x onerror=alert(1)>{{7*7}}\u202e"'
 HTML = {"Accept": "text/html"}
@@ -39,6 +43,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> adapterhub.Library:
             name=parse_name(name), version="1.0.0", task=text[:60], description=text, prompt=PromptForm(form="chat")
         )
         library.add(SHIPPED / name, about, base=record)
+    folder = make_base(tmp_path_factory.mktemp("away") / "base-7b")
+    away = library.add_base(folder, "base-7b")
+    library.add(make_adapter(folder.parent / "away"), name="away", version="1.0.0", base=away)
+    shutil.rmtree(folder)
     return library
 
 
@@ -56,33 +64,43 @@ def client(ui) -> Iterator[httpx.Client]:
         yield client
 
 
-def choose(page, term: int, answer: int, name: str) -> None:
-    field = page.get_by_label(f"Adapter {term} of answer {answer}", exact=True)
+def choose(page, label: str, name: str) -> None:
+    field = page.get_by_label(label, exact=True)
     field.select_option(field.locator(f"option[value^='{name}==']").get_attribute("value"))
 
 
 def form_of(client: httpx.Client, **more: str) -> dict[str, str]:
-    """The form of the playground, with the pirate in its first column."""
+    """The form of the playground, with the pirate in its only column."""
     page = client.get("/playground").text
     token = re.search(r'name="form_token" value="(\w+)"', page)
     pick = re.search(r'value="(pirate==[^"]+)"', page)
-    return {"form_token": token[1], "base": "smollm2", "prompt": PROMPT, "tokens": "6", "pick-1-1": pick[1]} | more
+    return {"form_token": token[1], "base": "smollm2", "prompt": PROMPT, "tokens": "6", "pick-1": pick[1]} | more
 
 
 # ---------------------------------------------------------------- in a browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_has_nothing_to_object_and_hostile_texts_stay_texts(page, ui, scheme):
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size(PHONE)
-    found = {}
+def test_every_page_is_held_to_all_checks(browser, ui):
+    url = f"http://127.0.0.1:{ui.port}"
+    found = look_at(browser, url, PLACES, first=ui.url, schemes=["light"])
+    found |= look_at(browser, url, (*PATHS, "/-/json"), first=ui.url, schemes=["dark"], wide=False)
+    assert found == {}
+
+
+def test_the_library_has_a_group_for_each_base_and_columns_at_the_same_places(page, ui, library):
     with quiet(page, f"http://127.0.0.1:{ui.port}"):
         page.goto(ui.url)
         page.wait_for_url("**/")
-        for path in (*PATHS, "/-/json") if scheme == "light" else ("/library", "/playground", "/-/json"):
-            page.goto(f"http://127.0.0.1:{ui.port}{path}")
-            found[path] = [*violations(page), *(["wider than the screen"] if overflow(page) else [])]
-
-    assert {path: problems for path, problems in found.items() if problems} == {}
+        assert page.get_by_role("region", name="Adapters of smollm2").get_by_role("row").count() == 3
+        away = page.locator("section").filter(has=page.get_by_role("heading", name="base-7b"))
+        assert "adapt base add PATH --as base-7b" in away.inner_text()
+        places = page.evaluate(
+            "[...document.querySelectorAll('table')].map(t => [...t.rows[0].cells].map(c => c.offsetLeft))"
+        )
+        assert len(places) == 2
+        assert places[0] == places[1]
+        page.get_by_role("link", name="Try in the playground").click()
+        page.wait_for_url("**/playground?base=smollm2")
+        offered = page.get_by_label("Adapter of column 1").locator("option").all_inner_texts()
+        assert offered == ["json 1.0.0", "pirate 1.0.0", "The base alone", "A sum of adapters…"]  # `away` does not fit
 
 
 def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library):
@@ -91,36 +109,46 @@ def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library)
     with quiet(page, f"http://127.0.0.1:{ui.port}"):
         page.goto(ui.url)
         page.wait_for_url("**/")
-        page.get_by_role("link", name="Playground").click()
-        page.get_by_label("Prompt", exact=True).fill(PROMPT)
-        page.get_by_label("New tokens").fill("6")
+        page.get_by_role("link", name="Playground", exact=True).click()
+        page.get_by_role("button", name="Add a column").press("Enter")
         for number, name in enumerate(("pirate", "json"), 1):
-            choose(page, 1, number, name)
-        choose(page, 1, 3, "pirate")
-        page.get_by_text("Weights and sums").nth(2).click()
-        choose(page, 2, 3, "json")
-        for term, keys in ((1, 6), (2, 14)):
-            slider = page.get_by_label(f"Weight of adapter {term} of answer 3, slider")
-            for _ in range(keys):
-                slider.press("ArrowLeft")
-        page.get_by_role("button", name="Answer").click()
+            choose(page, f"Adapter of column {number}", name)
+            page.get_by_role("heading", name=f"{name} 1.0.0").wait_for()
+        assert page.get_by_role("slider").count() == 0  # only a sum has weights
+        page.get_by_label("Adapter of column 3").select_option("sum")
+        choose(page, "Adapter 1 of the sum in column 3", "pirate")
+        choose(page, "Adapter 2 of the sum in column 3", "json")
+        page.get_by_role("slider").first.press("ArrowRight")
+        page.get_by_role("spinbutton", name="Weight of").nth(1).fill("0.3")
+        for _ in range(3):
+            page.get_by_role("slider").first.press("ArrowRight")
+        page.get_by_label("Max new tokens").fill("6")
+        page.get_by_label("Prompt", exact=True).fill(PROMPT)
+        page.get_by_label("Prompt", exact=True).press("Control+Enter")
         page.get_by_text("Done.").wait_for(timeout=120_000)
-        texts = [page.get_by_role("region", name=f"Text of answer {n}").inner_text() for n in (1, 2, 3)]
+        texts = [page.get_by_role("region", name=f"Answer of column {n}").inner_text() for n in (1, 2, 3)]
         assert texts[0] == expected.text
         assert len({text for text in texts if text}) == 3
-        assert "0.7 x pirate" in page.locator("[data-about='3']").inner_text()
-        assert violations(page) == []
+        assert re.match(r"6 tokens in [\d.]+ s · [\d.]+ tokens/s", page.locator("[data-about='1']").inner_text())
+        marked = page.get_by_role("region", name="Answer of column 2").locator("mark")
+        assert marked.count()
+        page.get_by_role("switch").uncheck()
+        assert marked.count() == 0
+        assert problems_after_use(page) == []
 
-        page.get_by_text("Save as a merge").nth(2).click()
-        page.get_by_label("Name of the merge of answer 3").fill("mixed")
-        page.get_by_role("button", name="Save answer 3 as a merge").click()
-        page.get_by_role("link", name="mixed==1.0.0").click()
-        page.get_by_role("link", name="Lineage").click()
-        assert page.get_by_text(re.compile(r"merged from", re.IGNORECASE)).count()
-        page.go_back()
-        assert re.search(r"pirate 1\.0\.0.* times 0\.7, json", page.locator("dl.facts").inner_text())
+        page.get_by_text("Save as a merge").click()
+        page.get_by_label("Name of the merge of column 3").fill("mixed")
+        page.get_by_role("button", name="Save column 3 as a merge").click()
+        page.get_by_text("Saved as").wait_for()
+        page.get_by_role("button", name="Remove column 2").click()
+        page.get_by_role("button", name="Remove column 2").wait_for()
+        kept = [page.get_by_role("region", name=f"Answer of column {n}").inner_text() for n in (1, 2)]
+        assert kept == [texts[0], texts[2]]
+        assert page.get_by_label("Prompt", exact=True).input_value() == PROMPT
+        page.goto(f"http://127.0.0.1:{ui.port}/-/mixed")
+        assert re.search(r"pirate 1\.0\.0.* times 0\.7, json", page.locator("main").inner_text())
     page.close()
-    assert "0.7" in library.recipe("mixed")
+    assert "0.7" in library.info("mixed", only="recipe")
     library.remove("mixed")
 
 
@@ -130,7 +158,7 @@ def test_stop_ends_a_long_answer_and_without_scripts_the_form_waits(browser, ui)
     page.wait_for_url("**/")
     page.goto(f"http://127.0.0.1:{ui.port}/playground")
     page.get_by_label("Prompt", exact=True).fill("Once upon a time")
-    page.get_by_label("New tokens").fill("500")
+    page.get_by_label("Max new tokens").fill("500")
     page.get_by_role("button", name="Answer").click()
     page.locator("[data-column='1']").filter(has_text=re.compile(r"\w{2}")).wait_for(timeout=120_000)
     page.get_by_role("button", name="Stop").click()
@@ -142,10 +170,17 @@ def test_stop_ends_a_long_answer_and_without_scripts_the_form_waits(browser, ui)
     plain.add_cookies(cookies)
     page = plain.new_page()
     page.goto(f"http://127.0.0.1:{ui.port}/playground")
+    assert not page.get_by_role("button", name="Copy").count()
     page.get_by_label("Prompt", exact=True).fill(HOSTILE)
-    page.get_by_label("New tokens").fill("4")
+    page.get_by_label("Max new tokens").fill("4")
     page.get_by_role("button", name="Answer").click()
     assert "4 tokens" in page.locator("[data-about='1']").inner_text()
+    text = page.get_by_role("region", name="Answer of column 1").inner_text()
+    page.get_by_label("Adapter of column 2").select_option("sum")
+    page.get_by_role("button", name="Add a column").click()
+    assert page.get_by_role("region", name="Answer of column 1").inner_text() == text
+    assert page.locator("#asked").inner_text() == HOSTILE.replace("\u202e", "\\u202e")
+    assert page.get_by_role("spinbutton", name="Weight of").count() == 2
     plain.close()
 
 
@@ -194,12 +229,12 @@ def test_files_are_those_of_the_build_alone(client):
     ("wish", "said"),
     [
         ({"prompt": "x" * 200_000}, "200,000 characters"),
-        ({"pick-1-1": "/etc/passwd"}, "is no build for the base"),
-        ({"pick-1-1": "./home"}, "is no build for the base"),
-        ({"base": "/etc"}, "is no build for the base"),
+        ({"pick-1": "/etc/passwd"}, "is not a build for the base"),
+        ({"pick-1": "./home"}, "is not a build for the base"),
+        ({"base": "/etc"}, "is not a build for the base"),
         ({"tokens": "100000"}, "100,000 new tokens"),
         ({"tokens": "many"}, "expected a whole number"),
-        ({"weight-1-1": "nan"}, "weight"),
+        ({"pick-1": "sum", "term-1-1": "none", "weight-1-1": "nan"}, "weight"),
         ({"temperature": "99"}, "temperature 99"),
         ({"do": "save-1", "name-1": "../x"}, "name"),
         ({"do": "save-9", "name-9": "x"}, "needs adapters and a name"),
@@ -208,9 +243,9 @@ def test_files_are_those_of_the_build_alone(client):
 def test_what_the_form_may_not_ask_is_said(client, wish, said):
     page = client.post("/playground", data=form_of(client, **wish))
 
-    problems = re.findall(r'(?:role="alert" class="problem"|class="bad")>(.*?)</', page.text, re.DOTALL)
+    found = re.findall(r'(?:role="alert"><p|class="small bad" data-about="1")>(.*?)</', page.text, re.DOTALL)
     assert page.status_code == 200
-    assert any(said in problem for problem in problems), problems
+    assert any(said in problem for problem in found), found
 
 
 def test_few_tabs_wait_and_a_closed_one_makes_room(client):
@@ -235,8 +270,8 @@ def test_a_prompt_of_a_megabyte_is_refused_before_it_is_read(client):
 
 def test_other_hosts_and_strangers_stay_outside(client, ui):
     here = f"http://127.0.0.1:{ui.port}"
-    hosts = [client.get("/library", headers={"Host": host}).status_code for host in ("evil.example", "127.0.0.1", "")]
-    stranger = httpx.get(f"{here}/library")
+    hosts = [client.get("/projects", headers={"Host": host}).status_code for host in ("evil.example", "127.0.0.1", "")]
+    stranger = httpx.get(f"{here}/projects")
     guess = httpx.get(f"{here}/?token=x")
     forged = [
         client.post("/playground", data=form_of(client) | {"form_token": "x"}),
@@ -250,7 +285,7 @@ def test_other_hosts_and_strangers_stay_outside(client, ui):
     assert [answer.status_code for answer in forged] == [403] * 3
     cookie = httpx.get(ui.url).headers["set-cookie"]
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
-    for answer in (client.get("/library"), stranger):
+    for answer in (client.get("/projects"), stranger):
         assert answer.headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.worker import Once
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 
+from adapterhub.pages.figures import MOST_LOST
 from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from tests.registry.running import Running, running
@@ -43,7 +44,7 @@ class Weights:
         self.push("acme/other", seed=4, base="6" * 64, name="a")
         self.push("acme/near", seed=1, dtype=torch.bfloat16)
         self.push("secret/child", seed=5, parents=("acme/a",), weight=1.0, recipe=CUT, private=True)
-        server.post("/api/adapt/v1/adapters/acme/b/yank", {"version": "1.0.0", "reason": "leaks names"})
+        server.yank("acme/b", "leaks names")
         until = time.monotonic() + 120
         while self.get("/secret/child/1.0.0").json()["state"] == "waiting" and time.monotonic() < until:
             time.sleep(0.05)
@@ -89,7 +90,7 @@ class Weights:
         self.digests[repo] = manifest.digest
         (folder / "adapterhub.json").write_bytes(json.dumps(manifest.to_json()).encode())
         (folder / "README.md").write_text(f"---\nlicense: {'cc-by-nc-4.0' if own == 'b' else 'mit'}\n---\n")
-        api = HfApi(endpoint=self.server.url, token=self.server.token)
+        api = self.server.api
         api.create_repo(repo, private=private)
         files = [CommitOperationAdd(path_in_repo=p.name, path_or_fileobj=p) for p in folder.iterdir()]
         api.create_commit(repo, files, commit_message="push")
@@ -120,10 +121,11 @@ def test_a_build_shows_its_modules_heat_and_spectra(weights: Weights) -> None:
     heat = page["heats"][0]
     assert (heat["columns"], [label for label, _ in heat["rows"]]) == (["q_proj", "v_proj"], ["0", "1", "2"])
     assert max(abs(cell["shade"]) for _, cells in heat["rows"] for cell in cells) == 1
-    assert {engine["name"]: engine["reads"] for engine in page["engines"]}.items() >= {("vllm", True), ("peft", True)}
+    assert {engine["engine"]: engine["reads"] for engine in page["engines"]}.items() >= {("vllm", True), ("peft", True)}
     assert [line["values"][0] for line in page["spectra"]] == [1, 1]
     assert all(
-        title in text for title in ("Norm of the update by layer", "q_proj of layer 2", "Singular values as a table")
+        title in text
+        for title in ("Norm of the update, modules down", "q_proj of layer 2", "Singular values as a table")
     )
 
 
@@ -139,20 +141,34 @@ def test_a_comparison_has_the_figures_of_adapt_compare(weights: Weights, given: 
         expected = compare_adapters(sides)
     [pair] = expected.pairs
     assert expected.forecast is not None
-    assert page["cosine"] == pytest.approx(pair.cosine, abs=1e-9)
-    assert page["opposite"] == pytest.approx(pair.opposite.estimate.share, abs=1e-9)
-    assert page["forecast"]["norm"] == pytest.approx(expected.forecast.norm, rel=1e-9)
-    assert page["forecast"]["cancelled"] == pytest.approx(expected.forecast.cancelled.estimate.share, abs=1e-9)
-    for shown, choice in zip(page["forecast"]["choices"], expected.forecast.choices, strict=True):
-        assert (shown["options"], shown["size"]) == (choice.options, choice.size_bytes)
-        assert shown["error"] == pytest.approx(choice.relative_error, abs=1e-9)
-        assert shown["command"].startswith("adapt merge ")
+    told = page["found"]
+    assert told["pairs"][0]["cosine"] == pytest.approx(pair.cosine, abs=1e-9)
+    assert told["pairs"][0]["opposite"]["share"] == pytest.approx(pair.opposite.estimate.share, abs=1e-9)
+    assert told["forecast"]["norm"] == pytest.approx(expected.forecast.norm, rel=1e-9)
+    assert told["forecast"]["cancelled"]["share"] == pytest.approx(expected.forecast.cancelled.estimate.share, abs=1e-9)
+    for shown, choice in zip(told["forecast"]["choices"], expected.forecast.choices, strict=True):
+        assert (shown["options"], shown["size_bytes"]) == (choice.options, choice.size_bytes)
+        assert shown["relative_error"] == pytest.approx(choice.relative_error, abs=1e-9)
+    ways = {way["options"]: way for way in page["ways"]}
+    assert ways["cat"]["notes"][:1] == ["Exact"]
+    [best] = [way for way in page["ways"] if "Suggested" in way["notes"]]
+    assert best["error"] <= MOST_LOST
+    assert page["command"].startswith("adapt merge ")
+    assert page["command"].endswith(f" --method {best['options']} -o merged")
+    assert page["same_base"] is True
     assert {"key": "r", "before": "4", "after": "3"} in page["config"]
 
 
 def test_the_form_alone_asks_for_builds_and_bad_weights_are_refused(weights: Weights) -> None:
     assert weights.get("/compare").json()["sides"] == []
     assert weights.get("/compare?a=acme/a&b=acme").status_code == 400
+    first, second = weights.get("/compare?a=acme/a").json()["lists"]
+    listed = {group["label"]: [choice["value"] for choice in group["choices"]] for group in second}
+    assert list(listed) == ["Same base, most alike", "Other versions", "Same base"]
+    assert "acme/near==1.0.0" in listed["Same base, most alike"]
+    assert "acme/merged==1.0.0" in listed["Same base"]
+    assert "acme/b==1.0.0" not in str(listed)  # it was yanked
+    assert [c["value"] for group in first for c in group["choices"] if c["chosen"]] == ["acme/a==1.0.0"]
     for weight in ("nan", "1e9", "x"):
         assert weights.get(f"/compare?a=acme/a&b=acme/b&wa={weight}").status_code == 400
 
@@ -229,21 +245,27 @@ def test_the_sliders_change_the_forecast_and_its_command(browser: Any, weights: 
     context = browser.new_context(java_script_enabled=script, viewport=PHONE)
     page = context.new_page()
     with quiet(page, weights.server.url):
-        page.goto(f"{weights.server.url}/compare")
-        page.get_by_label("First build").fill("acme/a")
-        page.get_by_label("Second build").fill("acme/copy")
-        page.get_by_role("button", name="Compare").click()
-        page.get_by_text("adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method cat").wait_for()
-        page.wait_for_load_state()  # the script has found the form
-        page.get_by_label("Weight of the second").press("Home")  # the least weight
+        page.goto(f"{weights.server.url}/compare?a=acme/copy")
+        page.get_by_label("Second adapter").select_option("acme/a==1.0.0")  # with the script, this compares
         if not script:
             page.get_by_role("button", name="Compare").click()
-        page.get_by_text("--weights=0.5,-2 --method cat").wait_for()
-        page.get_by_role("link", name="acme/a==1.0.0").first.click()
+        page.get_by_text("adapt merge acme/copy==1.0.0 acme/a==1.0.0 --weights=0.5,0.5 --method").wait_for()
+        page.get_by_role("button", name="Swap the two adapters").click()
+        page.get_by_text("adapt merge acme/a==1.0.0 acme/copy==1.0.0 --weights=0.5,0.5 --method").wait_for()
+        page.wait_for_load_state()  # the script has found the form
+        if script:
+            page.get_by_role("slider", name="Weight of acme/copy").press("Home")  # the least weight
+        else:
+            page.get_by_role("spinbutton", name="Weight of acme/copy").fill("-2")
+            page.get_by_role("button", name="Update").click()
+        page.get_by_text("--weights=0.5,-2 --method").wait_for()
+        assert page.get_by_role("spinbutton", name="Weight of acme/copy").input_value() in {"-2", "-2.0"}
+        page.get_by_role("link", name="acme/a 1.0.0").first.click()
         page.get_by_role("link", name="Lineage").click()
         page.get_by_role("link", name="acme/merged==1.0.0").first.click()
         page.wait_for_url(f"{weights.server.url}/acme/merged/1.0.0")
-        page.get_by_role("link", name="Base").click()
+        page.get_by_role("link", name="org/base").click()
+        page.get_by_text("Show as a table").click()
         page.get_by_role("table").get_by_role("link", name="acme/copy").click()  # on the map, it lies on `acme/a`
         page.wait_for_url(f"{weights.server.url}/acme/copy")
     context.close()
@@ -268,3 +290,20 @@ def test_one_computation_about_a_pair_runs_at_a_time() -> None:
 
     assert (refused.value.status_code, refused.value.headers["Retry-After"].isdecimal()) == (503, True)
     assert (other, once.result("pair", 1, lambda: 9), once.result("pair", 2, lambda: 2)) == (3, 1, 2)
+
+
+def test_a_gate_keeps_what_follows_from_the_files_of_an_adapter(weights: Weights) -> None:
+    def seen_by(token: str | None) -> tuple[int, str]:
+        page = weights.get("/acme/merged", token=token).json()
+        [engines] = [one for one in page["head"]["verdicts"] if one["name"] == "Engines"]
+        return len(page["parents"]), engines["text"]
+
+    before = seen_by(None)
+    weights.server.api.update_repo_settings("acme/merged", gated="manual")
+    try:
+        assert seen_by(None) == (0, "Not known")
+        assert seen_by(weights.server.token) == before
+    finally:
+        weights.server.api.update_repo_settings("acme/merged", gated=False)
+
+    assert before[0] == 2

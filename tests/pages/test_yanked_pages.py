@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +23,7 @@ from adapterhub.library.transfer import copy
 from tests.pages.conftest import Running, running
 from tests.pages.test_registry_pages import HTML
 from tests.support.command_line import Adapt
-from tests.support.tiny import WIDTH, make_adapter, make_base
-from tests.support.tiny_models import llama
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +49,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 release = Release(manifest=build.manifest, namespace=None, origin="home", base_hub_id="org/base")
                 copy(release, library, hub.to(repo))
             for version in yanked:
-                yank = {"version": version, "reason": f"leaks in {version}"}
-                assert server.post(f"/api/adapt/v1/adapters/{repo}/yank", yank).is_success
+                server.yank(repo, f"leaks in {version}", version)
         yield server
 
 
@@ -63,10 +60,15 @@ def page_of(registry: Running, repo: str) -> dict[str, object]:
 def test_a_page_shows_the_newest_version_that_is_not_yanked(registry):
     page = page_of(registry, "acme/half")
 
-    facts = dict(page["facts"])
-    assert (facts["Version"], facts["Rank"], page["description"]) == ("1.0.0", "4", "What 1.0.0 does")
+    head, facts = page["head"], {fact["name"]: fact["text"] for fact in page["facts"]}
+    assert (head["version"], facts["Method"], head["description"]) == (
+        "1.0.0",
+        "LoRA, rank 4, alpha 8",
+        "What 1.0.0 does",
+    )
+    assert (head["newest"], head["notices"]) == ("1.0.0", [])
     assert all("/blob/v1.0.0/" in file["url"] for file in page["files"])
-    assert next(link["url"] for link in page["links"] if link["text"] == "Weights") == "/acme/half/1.0.0"
+    assert next(link["url"] for link in head["tabs"] if link["text"] == "Weights") == "/acme/half/1.0.0"
     assert "What 1.1.0 does" not in httpx.get(f"{registry.url}/acme/half", headers=HTML).text
 
 
@@ -81,17 +83,13 @@ def test_every_copied_line_fetches_the_version_that_is_not_yanked(registry, onli
         done = subprocess.run(["sh", "-ec", text], cwd=tmp_path, env=mine, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    run(lines["hf"])
-    assert rank_in(tmp_path / "half") == 4
-    shutil.rmtree(tmp_path / "half")
+    assert lines["vLLM"].startswith(f"{lines['hf']}\n")
     run(f'vllm() {{ echo "$@" > served; }}\n{lines["vLLM"]}')
     assert rank_in(tmp_path / (tmp_path / "served").read_text().split()[-1].partition("=")[2]) == 4
-    llama(hidden_size=WIDTH, num_attention_heads=2, num_key_value_heads=2).save_pretrained(tmp_path / "test" / "tiny")
-    (tmp_path / "lines.py").write_text(f"{lines['PEFT']}\nprint(model.peft_config['default'].r)")
-    run(f"HF_ENDPOINT={registry.url} {sys.executable} lines.py > rank")
-    assert (tmp_path / "rank").read_text() == "4\n"
+    commit = registry.get("/api/models/acme/half/revision/v1.0.0").json()["sha"]
+    assert f'from_pretrained(base, "acme/half", revision="{commit}")' in lines["PEFT"]  # `test_peft` loads such a one
     adapt = Adapt(tmp_path)
-    run_adapt = lines["adapt"].removeprefix("adapt ").split()
+    run_adapt = page["head"]["install"].removeprefix("adapt ").split()
     adapt.ok(*run_adapt)
     assert [build.manifest.version for build in adapt.library.installed()] == ["1.0.0"]
 
@@ -103,15 +101,31 @@ def rank_in(folder: Path) -> int:
 def test_a_page_of_yanked_versions_alone_says_so_and_gives_no_lines(registry):
     page = page_of(registry, "acme/none")
 
-    assert page["snippets"] == []
-    assert page["note"] == "Every version is yanked; the newest, 1.1.0: leaks in 1.1.0"
-    assert page["note"] in httpx.get(f"{registry.url}/acme/none", headers=HTML).text
+    assert (page["snippets"], page["head"]["install"]) == ([], "")
+    [notice] = page["head"]["notices"]
+    assert notice["text"] == "Every version is yanked; the newest, 1.1.0: leaks in 1.1.0"
+    assert notice["text"] in httpx.get(f"{registry.url}/acme/none", headers=HTML).text
 
 
 def test_weights_of_yanked_versions_alone_are_told_to_be_yanked(registry):
-    weights = registry.get("/acme/none/1.1.0?format=json").json()
+    weights = registry.get("/acme/none/1.1.0?format=json").json()["head"]
 
-    assert any(badge["text"] == "yanked" for badge in weights["badges"])
+    assert any(badge["text"] == "Yanked" for badge in weights["badges"])
+    assert weights["install"].startswith("adapt install acme/none==1.1.0 ")  # for an exact pin works
+
+
+def test_a_version_that_is_not_the_newest_says_which_is_and_what_changed(registry):
+    page = registry.get("/acme/none/1.0.0?format=json").json()
+    old = registry.get("/acme/half/1.1.0?format=json").json()
+
+    assert [notice["text"] for notice in page["head"]["notices"]] == ["Yanked: leaks in 1.0.0"]
+    assert old["head"]["notices"][0]["link"] == {
+        "text": "1.0.0",
+        "url": "/acme/half/1.0.0",
+        "is_here": False,
+        "count": None,
+    }
+    assert (old["before"]["text"], old["changes"][0]) == ("1.0.0", "Rank 8, was 4.")
 
 
 def test_a_tag_of_the_hub_still_names_what_the_card_says(registry, online):

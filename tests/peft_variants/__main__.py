@@ -18,17 +18,18 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 import transformers
 
 from tests.peft_variants.configuration import Configuration
-from tests.peft_variants.judge import Fault, Verdict, judged
+from tests.peft_variants.judge import Verdict, judged
 from tests.peft_variants.own import OWN
+from tests.peft_variants.reasons import WHY
 from tests.peft_variants.suite import VERSION, configurations, fetched, tests_in
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "peft-variants.md"
+PAGE: Final = Path(__file__).with_name("README.md")
 _COLUMNS: Final = ("equal", "refused", "wrong", "misled", "not made")
 _all: list[Configuration] = []
 """What the child processes judge; they are forked, for models of the suite cannot be sent to a process."""
@@ -48,11 +49,10 @@ def main() -> int:
     chosen = [n for n, one in enumerate(_all) if arguments.only in f"{one.title} {one.base.name}"]
     verdicts = []
     with multiprocessing.get_context("fork").Pool(arguments.processes, _be_quiet) as pool:
-        for done, (number, peft_type, outcome, faults) in enumerate(pool.imap_unordered(_judge, chosen), 1):
-            one = _all[number]
-            verdicts.append(Verdict(configuration=one, peft_type=peft_type, outcome=outcome, faults=faults))
+        for done, (number, found) in enumerate(pool.imap_unordered(_judge, chosen), 1):
+            verdicts.append(Verdict(configuration=_all[number], **found))
             print(f"\r{done} of {len(chosen)}", end="", file=sys.stderr, flush=True)
-    text = "\n".join(table(verdicts))
+    text = "\n".join([*table(verdicts), "", *refused(verdicts)])
     print(f"\n{text}\n")
     print("\n".join(_complaints(verdicts)))
     if arguments.write:
@@ -74,6 +74,16 @@ def table(verdicts: Sequence[Verdict]) -> Iterator[str]:
         yield f"| {name} | {sum(found.values())} | {cells} |"
 
 
+def refused(verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """One row for each reason for which a configuration cannot be attached."""
+    kinds = Counter((v.peft_type, v.reasons[0]) for v in verdicts if v.outcome == "refused")
+    yield "| refused | configurations | why |"
+    yield "| --- | ---: | --- |"
+    for (method, reason), count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
+        name = f"`{method}`" if method == reason else f"`{method}` ({reason})"
+        yield f"| {name} | {count} | {WHY.get(reason, '')} |"
+
+
 def _complaints(verdicts: Sequence[Verdict]) -> Iterator[str]:
     for verdict in verdicts:
         one = verdict.configuration
@@ -81,10 +91,10 @@ def _complaints(verdicts: Sequence[Verdict]) -> Iterator[str]:
             yield f"{fault.grade}: {one.title} on {one.base.name}, {fault.step}: {fault.text}"
 
 
-def _judge(number: int) -> tuple[int, str, str, tuple[Fault, ...]]:
+def _judge(number: int) -> tuple[int, dict[str, Any]]:
     with contextlib.redirect_stderr(io.StringIO()):  # the bars of FRoD
         verdict = judged(_all[number])
-    return number, verdict.peft_type, verdict.outcome, verdict.faults
+    return number, {key: getattr(verdict, key) for key in ("peft_type", "outcome", "faults", "reasons")}
 
 
 def _be_quiet() -> None:
@@ -94,8 +104,9 @@ def _be_quiet() -> None:
 
 
 def _page(text: str) -> str:
-    intro = PAGE.read_text(encoding="utf-8").partition("| method |")[0].rstrip()
-    return f"{intro}\n\n{text}\n"
+    intro, _, rest = PAGE.read_text(encoding="utf-8").partition("| method | configurations |")
+    _, heading, others = rest.partition("\n## ")
+    return f"{intro.rstrip()}\n\n{text}\n{heading}{others}"
 
 
 if __name__ == "__main__":

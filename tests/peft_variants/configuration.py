@@ -11,6 +11,8 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 
+from tests.support.peft_bases import import_build_tools
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -49,6 +51,8 @@ class Configuration:
         """
         torch.manual_seed(seed)
         settings = self.settings if self.second is None or seed == 1 else self.second
+        if self.kind.__name__ == "BOFTConfig":
+            import_build_tools()
         model = get_peft_model(self.base.make(), self.kind(**settings))
         with torch.no_grad():
             for number, (name, parameter) in enumerate(model.named_parameters()):

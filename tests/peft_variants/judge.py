@@ -45,12 +45,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The judgement of one configuration. `outcome`: equal, or refused, at `attach`."""
+    """The judgement of one configuration. `outcome`: equal, or refused, at `attach`, for the true `reasons`."""
 
     configuration: Configuration
     peft_type: str
     outcome: str
     faults: tuple[Fault, ...]
+    reasons: tuple[str, ...] = ()
 
     @property
     def grade(self) -> Grade:
@@ -76,6 +77,7 @@ def judged(configuration: Configuration) -> Verdict:
             peft_type=trial.config["peft_type"],
             outcome="refused" if trial.words else "equal",
             faults=faults,
+            reasons=tuple(trial.words),
         )
 
 

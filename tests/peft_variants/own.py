@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import peft
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -14,7 +15,6 @@ from peft import (
     LoraConfig,
     MontecloraConfig,
     PrefixTuningConfig,
-    ShiraConfig,
     VeloraConfig,
     VeraConfig,
 )
@@ -31,6 +31,34 @@ def _one(title: str, base: Base, kind: Any, **settings: Any) -> Configuration:
 
 def _rows(title: str, base: Base, indices: Any, **more: Any) -> Configuration:
     return _one(f"rows: {title}", base, LoraConfig, trainable_token_indices=indices, **more)
+
+
+_METHODS: Final[dict[str, dict[str, Any]]] = {
+    "Beft": {"target_modules": ["v_proj"]},
+    "BOFT": {"boft_block_size": 4},
+    "C3A": {"block_size": 16},
+    "Deft": {"r": 2},
+    "Delora": {"r": 2},
+    "FourierFT": {"n_frequency": 20},
+    "Glora": {"r": 2},
+    "Gralora": {"r": 4, "gralora_k": 2},
+    "Hira": {"r": 2},
+    "HRA": {"r": 2},
+    "Lily": {"r": 2, "stride_A": 2, "num_B": 2},
+    "Miss": {"r": 2},
+    "OFT": {"oft_block_size": 8},
+    "Peanut": {"r": 2},
+    "Psoft": {"r": 2},
+    "Pvera": {"r": 4},
+    "RandLora": {"r": 8, "save_projection": False},
+    "Road": {"group_size": 4},
+    "Shira": {"r": 1},
+    "Supertuning": {},
+    "TinyLora": {"r": 2},
+    "VBLoRA": {"r": 2, "num_vectors": 8, "vector_length": 16},
+    "WaveFT": {"n_frequency": 20},
+}
+"""A method that needs nothing else here than its row, and its settings."""
 
 
 OWN: Final = (
@@ -76,7 +104,7 @@ OWN: Final = (
     _rows("ensure_weight_tying", bases.tied_llama, [1, 5], ensure_weight_tying=True),
     _one("layer_replication", bases.llama, LoraConfig, layer_replication=[[0, 2], [1, 2]]),
     _one("aLoRA", bases.llama, LoraConfig, alora_invocation_tokens=[3, 4], task_type="CAUSAL_LM"),
-    _one("SHiRA", bases.llama, ShiraConfig, r=1),
+    *(_one(kind, bases.llama, getattr(peft, f"{kind}Config"), **settings) for kind, settings in _METHODS.items()),
     _one("LN tuning", bases.llama, LNTuningConfig, target_modules=["norm"]),
     Configuration(
         title="prefix tuning, classifier", base=bases.llama_classifier, kind=PrefixTuningConfig,

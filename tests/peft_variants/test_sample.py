@@ -20,9 +20,9 @@ def test_every_kind_equals_peft_or_is_refused_for_a_true_reason(one: Configurati
 
 
 def test_a_refusal_without_a_true_reason_counts_as_misled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reasons, "ATTACHED", (*reasons.ATTACHED, "SHIRA"))
+    monkeypatch.setattr(reasons, "ATTACHED", (*reasons.ATTACHED, "PSOFT"))
 
-    verdict = judged(BY_TITLE["SHiRA"])
+    verdict = judged(BY_TITLE["Psoft"])
 
     assert verdict.grade == "misled"
     assert {fault.step for fault in verdict.faults} >= {"attach", "bank"}

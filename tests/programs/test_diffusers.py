@@ -12,8 +12,9 @@ from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from adapterhub.formats.foreign.places import flat
-from adapterhub.formats.foreign.tables import SD1, SDXL, UNet, flux_modules
+from adapterhub.formats.foreign.tables import SD1, SDXL, UNet
 from tests.programs.in_diffusers import BOUND, difference
+from tests.support.foreign_files import flux_modules
 
 WIDTH = 3072
 ROWS = {

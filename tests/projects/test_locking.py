@@ -44,11 +44,12 @@ from tests.support.tiny import make_base
 class Asked:
     """The places of a project, and which names were asked for."""
 
-    def __init__(self, *places: Source) -> None:
+    def __init__(self, *places: PublishedDirectory) -> None:
         self.places, self.names = places, list[str]()
 
     def __call__(self, _wanted: AdapterRequirement) -> Sequence[Source]:
-        return [_Counting(place, self.names) for place in self.places]
+        opened = [type(place)(place.root) for place in self.places]  # anew: a directory is read once
+        return [_Counting(place, self.names) for place in opened]
 
 
 class _Counting:
@@ -347,34 +348,6 @@ def test_a_base_that_is_not_registered_here_is_known_by_the_lock(tmp_path, libra
 
     assert again.base == before.base
     assert [entry.base for entry in again.adapters] == [base.fingerprint.weights] * 2
-
-
-def test_remotes_with_other_bytes_for_one_release_are_a_conflict(tmp_path, library, publish):
-    publish(tmp_path / "a", "legal-qa", version="1.0.0", seed=1)
-    other = Library(tmp_path / "third")
-    text = "[remotes.a]\npath='a'\n[remotes.b]\npath='b'\n[adapters]\nlegal-qa = {more}\n"
-    places = [PublishedDirectory(tmp_path / "a"), PublishedDirectory(tmp_path / "b")]
-    folder = tmp_path / "b" / "legal-qa" / "1.0.0-r4"
-    publish_other(other, folder, tmp_path)
-
-    with pytest.raises(ProjectConflict, match="different bytes for the same release"):
-        lock_project(library, project(tmp_path, text.replace("{more}", "''")), Asked(*places))
-
-    pinned = lock_project(library, project(tmp_path, text.replace("{more}", "{ remote = 'b' }")), Asked(places[1]))
-    assert pinned.lock.adapters[0].source.remote == "b"
-
-
-def publish_other(library: Library, folder: Path, tmp_path: Path) -> None:
-    """Another build of legal-qa 1.0.0 in `folder`."""
-    from adapterhub.core.specs import parse_name
-    from adapterhub.library.intake.description import Description
-    from tests.support.tiny import make_adapter
-
-    base = library.bases.add(tmp_path / "base", "base-7b")
-    made = make_adapter(tmp_path / "made-otherwise", seed=99)
-    build = library.add(made, Description(name=parse_name("legal-qa"), version="1.0.0"), base=base).build
-    release = Release(manifest=build.manifest, namespace=None, origin="made here")
-    copy(release, library, PublishedDirectory(folder.parent.parent))
 
 
 def test_a_broken_build_matters_only_where_it_would_be_taken(tmp_path, library, publish):

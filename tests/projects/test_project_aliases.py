@@ -52,7 +52,7 @@ def test_the_project_comes_before_the_library(adapt, library):
     adapt.ok("sync")
 
     assert (own, version(adapt, "legal-qa@prod")) == ("1.1", "1.2")
-    assert "1.1 10 %" in adapt("path", "legal-qa@canary").stderr
+    assert "1.1 10 %" in adapt("info", "legal-qa@canary", "--path").stderr
 
 
 def test_set_with_save_writes_the_file_and_keeps_its_comments(adapt, tmp_path):
@@ -77,7 +77,7 @@ def test_a_version_that_cannot_be_locked_leaves_the_project_as_it_was(adapt, tmp
     adapt.fails(11, "alias", "set", "prod", "legal-qa==9", "--save")
     assert "exact versions" in adapt.fails(2, "alias", "set", "prod", "legal-qa", "--save")
     assert "no `summarize`" in adapt.fails(10, "alias", "set", "prod", "summarize==1", "--save")
-    assert "adapters.toml" in adapt.fails(15, "rollback", "legal-qa@prod")
+    assert "adapters.toml" in adapt.fails(15, "upgrade", "--undo", "legal-qa@prod")
 
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
 
@@ -132,4 +132,4 @@ def test_a_base_that_takes_the_name_of_an_alias_later_makes_its_use_a_refusal(ad
     adapt.ok("sync")
     adapt.ok("base", "add", make_base(tmp_path / "other", seed=9), "--as", "prod")
 
-    assert "`prod` is a base" in adapt.fails(15, "path", "legal-qa@prod")
+    assert "`prod` is a base" in adapt.fails(15, "info", "legal-qa@prod", "--path")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,12 +87,6 @@ def test_attach_means_the_locked_build_by_a_bare_name_of_the_project(work, tmp_p
         assert attached.adapters[0].label == "mine==2.0.0"
 
 
-def test_a_bank_means_the_same(work):
-    with adapterhub.AdapterBank(base()) as bank:
-        bank.load("mine")
-        assert bank.facts("mine").label == "mine==1.0.0"
-
-
 def test_run_means_the_same_and_says_so_once(work):
     adapt = Adapt(work.project, str(work.library.root))
     arguments = (PROMPT, "--max-new-tokens", "3")
@@ -106,12 +99,3 @@ def test_run_means_the_same_and_says_so_once(work):
     assert locked.stdout != new.stdout
     assert locked.stderr.count("as adapters.lock says") == 1
     assert "adapters.lock" not in old.stderr
-
-
-def test_resize_reads_the_locked_build_by_a_bare_name_of_the_project(work):
-    adapt = Adapt(work.project, str(work.library.root))
-
-    made = adapt("resize", "mine", "--rank", "1", "-o", "small", "--json")
-
-    assert json.loads(made.stdout)["version"] == "1.0.0"
-    assert made.stderr.count("as adapters.lock says") == 1

@@ -1,123 +1,19 @@
-"""Sessions of Python programs: a project is locked and synced without the commands, and the caller decides on trust."""
+"""Sessions: what a face hands in is all that counts, and no command is needed."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from adapterhub.core.errors import NotFound, ProjectNotTrusted, UsageProblem
-from adapterhub.core.specs import AdapterSpec
-from adapterhub.projects.lock.lockfile import read_lock
-from adapterhub.projects.places import ProjectSources, Where, build_sources, lock_now, save_lock
-from adapterhub.projects.reporting import LogReporter
+from adapterhub.core.errors import UsageProblem
 from adapterhub.projects.session import Session, sources_from
-from adapterhub.projects.sync import plan_sync, run_sync, syncing, wanted_entries
-from adapterhub.projects.upgrades import project_requests
-from adapterhub.projects.values import Project, Servers
-from tests.support.command_line import Adapt
-from tests.support.tiny import make_adapter, make_base
+from tests.support.tiny import make_adapter
 
 STRANGER = "http://127.0.0.1:9"
-REMOTE = f'[remotes.x]\nurl = "{STRANGER}"\nnamespaces = ["acme"]\n'
-
-
-class Notes(LogReporter):
-    """A reporter that keeps what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-class Answers:
-    """A user who answers each question in turn, and remembers what was shown."""
-
-    def __init__(self, *answers: bool) -> None:
-        self._answers = list(answers)
-        self.shown: list[Sequence[str]] = []
-
-    def __call__(self, _project: Project, servers: Servers) -> bool:
-        self.shown.append(servers.needed)
-        return self._answers.pop(0)
-
-
-def make_project(folder: Path, text: str) -> Path:
-    folder.mkdir()
-    (folder / "adapters.toml").write_text(text)
-    return folder
-
-
-def test_a_program_locks_and_syncs_a_project(tmp_path):
-    make_base(tmp_path / "base")
-    make_adapter(tmp_path / "out" / "legal-qa")
-    adapt = Adapt(tmp_path)
-    adapt.ok("base", "add", "./base", "--as", "base-7b")
-    adapt.ok("add", "./out/legal-qa", "--name", "legal-qa", "--base", "base-7b")
-    folder = make_project(tmp_path / "work", '[project]\nbase = "base-7b"\n[adapters]\nlegal-qa = "*"\n')
-    session = Session(tmp_path / "home", out=Notes(), project_dir=folder)
-    project = session.need_project()
-    sources = ProjectSources(session, project, Where(offline=True))
-
-    outcome = lock_now(session, project, sources, previous=None)
-    is_new = save_lock(session, project, outcome.lock)
-    with syncing(session.library, folder) as target:
-        plan = plan_sync(target, wanted_entries(outcome.lock))
-        run_sync(session.library, outcome.lock, plan, build_sources(session, outcome.lock, sources))
-
-    assert is_new
-    assert list(read_lock(folder).entries) == ["legal-qa"]
-    assert (folder / "adapters" / "legal-qa" / "adapter_config.json").is_file()
-    assert [one.key for one in project_requests(session, project, [], Where(offline=True))] == ["legal-qa"]
-
-
-def test_the_caller_is_asked_once_for_the_servers_of_a_project(tmp_path):
-    folder = make_project(tmp_path / "work", f'{REMOTE}[adapters]\nqa = "acme/legal-qa"\n')
-    answers = Answers(False, True)
-    session = Session(tmp_path / "home", project_dir=folder, agree=answers)
-    spec = AdapterSpec.parse("acme/legal-qa")
-
-    def places() -> list[str]:
-        sources = ProjectSources(session, session.need_project())
-        sources.settle(None)
-        return [source.place for source in sources.of_spec(spec)]
-
-    with pytest.raises(ProjectNotTrusted, match=STRANGER):
-        places()
-
-    assert places() == [STRANGER]
-    assert places() == [STRANGER]
-    assert answers.shown == [(STRANGER,), (STRANGER,)]
-
-
-def test_where_no_one_can_answer_only_trust_for_the_session_counts(tmp_path):
-    folder = make_project(tmp_path / "work", f'{REMOTE}[adapters]\nqa = "acme/legal-qa"\n')
-    spec = AdapterSpec.parse("acme/legal-qa")
-
-    def place(session: Session) -> str:
-        sources = ProjectSources(session, session.need_project())
-        sources.settle(None)
-        return sources.of_spec(spec)[0].place
-
-    assert place(Session(tmp_path / "home", project_dir=folder, trusts_project=True)) == STRANGER
-    with pytest.raises(ProjectNotTrusted):
-        place(Session(tmp_path / "home", project_dir=folder))
-
-
-def test_a_folder_without_a_project_is_refused(tmp_path):
-    with pytest.raises(NotFound, match=r"has no `adapters\.toml`"):
-        _ = Session(tmp_path, project_dir=tmp_path).project
 
 
 def test_only_the_variables_that_are_handed_in_count(tmp_path, monkeypatch):

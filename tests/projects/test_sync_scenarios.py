@@ -130,13 +130,13 @@ def test_a_newer_release_changes_nothing_that_is_locked(world):
     assert read_lock(world.folder / "work").entries == world.locked
 
 
-def test_a_tag_that_was_moved_gives_the_bytes_of_the_locked_commit(world):
-    other = world.replace("legal-qa", "1.0.0", seed=9)
-    assert other != world.locked["legal-qa"].digest
+def test_a_registry_that_forgot_a_version_to_give_it_other_bytes_is_found_out_by_its_log(world):
+    other, locked = world.replace("legal-qa", "1.0.0", seed=9), world.locked["legal-qa"].digest
+    assert other != locked
 
-    world.second_machine().ok("sync", "--frozen")
+    error = world.second_machine().fails(12, "sync", "--frozen")
 
-    assert world.is_locked_state()
+    assert f"as {other}, and the server offers {locked}. Nothing was fetched" in error
 
 
 def test_a_repository_that_was_made_anew_under_its_name_is_refused_with_both_hashes(world):
@@ -265,7 +265,7 @@ def test_a_yanked_release_that_is_locked_is_installed_with_a_notice(world):
 
 def test_a_build_that_must_be_signed_and_is_not_is_refused(world):
     second = world.second_machine()
-    Adapt(world.folder, "second").ok("remote", "set", "ours", "--signatures", "require")
+    Adapt(world.folder, "second").ok("key", "policy", "require", "--remote", "ours")
 
     assert "is not signed" in second.fails(14, "sync", "--frozen")
     assert not (world.folder / "work" / "adapters").exists()

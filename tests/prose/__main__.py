@@ -3,6 +3,8 @@
     pip install -e '.[docs]'
     python -m tests.prose                       every page that is held to the list of phrases
     python -m tests.prose docs/how-to/merge.md  these pages
+    python -m tests.prose --report              habits of grammar in every kind of text, and refusals that help, counted
+    python -m tests.prose --refusals            places that refuse and do not name what was expected or the next step
 
 Prints `page:line: finding` and exits with 1 when there is one. Our own phrases are findings that the tests refuse, too.
 proselint's are advice; `LEFT_OUT` has the checks that we leave out, and why. We chose it over Vale, whose package on
@@ -46,6 +48,16 @@ def advice_on(page: str, text: str) -> list[Finding]:
 
 def main(paths: list[str]) -> int:
     """Print what is found in these pages, or in all; the exit code."""
+    if paths == ["--report"]:
+        from tests.prose import grammar, refusals
+
+        sys.stdout.write(f"{grammar.report()}\n{refusals.report()}")
+        return 0
+    if paths == ["--refusals"]:
+        from tests.prose.refusals import unhelpful
+
+        sys.stdout.write(unhelpful())
+        return 0
     if find_spec("proselint") is None:
         sys.exit("proselint is not installed: pip install -e '.[docs]'")
     findings = []

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from adapterhub_registry.database.db import Database
+from adapterhub_registry.storage.blobs import DiskBlobs
+from sqlalchemy.engine import Connection
 
 from tests.registry import shared_servers
 from tests.registry.proxy import Proxy, proxy_of
@@ -75,6 +78,32 @@ def serving(folder: Path, limits: tuple[str, ...] = LIMITS, *options: str) -> It
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
+
+
+class Undo(Exception):
+    """Ends a transaction without a trace."""
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, DiskBlobs]]:
+    """A database that stays empty, and a store of blobs."""
+    root = tmp_path_factory.mktemp("parts")
+    database = Database(f"sqlite:///{root / 'registry.db'}")
+    yield database, DiskBlobs(root)
+    database.close()
+
+
+@pytest.fixture
+def store(parts: tuple[Database, DiskBlobs]) -> DiskBlobs:
+    return parts[1]
+
+
+@pytest.fixture
+def connection(parts: tuple[Database, DiskBlobs]) -> Iterator[Connection]:
+    """A transaction that is undone after the test."""
+    with contextlib.suppress(Undo), parts[0].begin() as connection:
+        yield connection
+        raise Undo
 
 
 @pytest.fixture

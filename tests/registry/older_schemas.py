@@ -39,14 +39,18 @@ def make(url: str, revision: str) -> None:
 
 
 def undo_newest(connection: Connection) -> None:
-    """Take what the revisions from 0021 on added out of a new database: keys of versions, reservations, names, an index."""
+    """Take what the revisions from 0021 on added out of a new database: and what came later."""
     connection.execute(text("DROP INDEX sketches_by_time"))
-    for table in ("reservations", "adapter_names"):
+    for table in ("reservations", "adapter_names", "base_claims", "base_pairs", "publishers", "identities"):
         connection.execute(text(f"DROP TABLE {table}"))
     for index in ("releases_by_version", "releases_are_one", "tombstones_by_version"):
         connection.execute(text(f"DROP INDEX {index}"))
-    for table in ("releases", "tombstones"):
-        connection.execute(text(f"ALTER TABLE {table} DROP COLUMN version_key"))
+    for column in (
+        "releases DROP COLUMN version_key",
+        "releases DROP COLUMN publisher",
+        "tombstones DROP COLUMN version_key",
+    ):
+        connection.execute(text(f"ALTER TABLE {column}"))
 
 
 def _first(op: Operations) -> None:

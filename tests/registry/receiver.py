@@ -75,7 +75,7 @@ def receiver(respond: Respond | None = None) -> Iterator[Receiver]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         kept = Receiver(f"http://127.0.0.1:{server.server_address[1]}/hook", respond)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield kept
         finally:

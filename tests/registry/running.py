@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+import uvicorn.server
 from adapterhub_registry.access.tokens import door
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.app import create_app
@@ -24,8 +26,23 @@ from adapterhub_registry.database.db import Database
 from adapterhub_registry.operations.server import config_of
 from adapterhub_registry.settings import load_settings
 from fastapi import FastAPI
+from huggingface_hub import HfApi
 
+from tests.registry.pushing import Push
 from tests.support.command_line import Adapt, Done
+
+
+class _Hasty:
+    """`asyncio` for uvicorn, which looks ten times a second whether it should end, and then waits as long again."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 5)
+
+
+uvicorn.server.asyncio = _Hasty()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,36 @@ class Running:
 
     def now(self) -> float:
         return time.time()
+
+    def client(self, token: str = "") -> httpx.Client:
+        """A client with the admin's token, or with another."""
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60)
+
+    @property
+    def api(self) -> HfApi:
+        """The stock client; a test that uses it is `online`."""
+        return HfApi(endpoint=self.url, token=self.token)
+
+    def push(self, repo: str, weights: bytes, version: str = "v1.0.0") -> Push:
+        """Push and tag by hand."""
+        made = Push(repo=repo, weights=weights, version=version)
+        with self.client() as client:
+            made.run(client)
+        return made
+
+    def create(self, repo: str, **about: object) -> str:
+        namespace, _, name = repo.partition("/")
+        self.post("/api/repos/create", {"organization": namespace, "name": name, **about}).raise_for_status()
+        return repo
+
+    def remove(self, repo: str) -> None:
+        namespace, _, name = repo.partition("/")
+        self.send("DELETE", "/api/repos/delete", {"organization": namespace, "name": name}).raise_for_status()
+
+    def yank(self, repo: str, reason: str, version: str = "1.0.0") -> None:
+        about = {"version": version, "reason": reason}
+        self.post(f"/api/adapt/v1/adapters/{repo}/yank", about).raise_for_status()
 
 
 def typed(*arguments: object) -> Done:

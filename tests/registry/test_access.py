@@ -16,7 +16,7 @@ import pytest
 from adapterhub_registry.database.db import repos
 from sqlalchemy import select
 
-from tests.registry.conftest import ROOT, Served, serving
+from tests.registry.conftest import ROOT, Served
 from tests.registry.running import Running, running
 
 
@@ -30,30 +30,23 @@ def commit(server: Running, repo: str, path: str, text: str, *, parent: str | No
     header = {"summary": path} | ({"parentCommit": parent} if parent else {})
     content = base64.b64encode(text.encode()).decode()
     body = [{"key": "header", "value": header}, {"key": "file", "value": {"path": path, "content": content}}]
-    return httpx.post(
-        f"{server.url}/api/models/{repo}/commit/main",
-        content="\n".join(json.dumps(line) for line in body),
-        headers={"Authorization": f"Bearer {server.token}"},
-        timeout=60,
-    )
-
-
-def make(server: Running, name: str = "x") -> str:
-    server.post("/api/repos/create", {"organization": "acme", "name": name}).raise_for_status()
-    return f"acme/{name}"
+    with server.client() as client:
+        return client.post(f"/api/models/{repo}/commit/main", content="\n".join(map(json.dumps, body)))
 
 
 def test_without_anonymous_reading_everything_needs_a_token(tmp_path: Path) -> None:
     with running(tmp_path / "root", anonymous_read=False) as server:
-        repo = make(server)
+        repo = server.create("acme/x")
         commit(server, repo, "a.txt", "a").raise_for_status()
         paths = ["/api/models", f"/api/models/{repo}", f"/{repo}/resolve/main/a.txt", f"/api/models/{repo}/tree/main"]
+        paths += [f"/api/adapt/v1/{path}" for path in ("adapters", f"adapters/{repo}/versions", "tokens", "metrics")]
+        paths.append("/metrics")
 
-        nobody = [server.get(path, token=None).status_code for path in paths]
-        somebody = [server.get(path).status_code for path in paths]
+        nobody = {server.get(path, token=None).status_code for path in (*paths, f"/api/adapt/v1/blobs/{'ab' * 32}")}
+        somebody = {server.get(path).status_code for path in paths}
+        health = server.get("/healthz", token=None).status_code
 
-    assert nobody == [401] * 4
-    assert somebody == [200] * 4
+    assert (nobody, somebody, health) == ({401}, {200}, 200)
 
 
 def test_the_urls_follow_the_host_that_was_asked(server: Running) -> None:
@@ -74,7 +67,7 @@ def test_a_public_url_is_told_instead(tmp_path: Path) -> None:
 
 
 def test_downloads_are_counted_by_configuration(server: Running) -> None:
-    repo = make(server)
+    repo = server.create("acme/x")
     for name in ("adapter_config.json", "config.json", "a.txt"):
         commit(server, repo, name, "{}").raise_for_status()
     for name in ("adapter_config.json", "config.json", "a.txt"):
@@ -90,7 +83,7 @@ def test_downloads_of_many_repositories_are_written_together_and_those_of_remove
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapterhub_registry.access.telemetry.STEP", 2)
-    names = [make(server, f"many-{number}") for number in range(5)]
+    names = [server.create(f"acme/many-{number}") for number in range(5)]
     with server.registry.db.read() as connection:
         ids = [connection.scalars(select(repos.c.id).where(repos.c.full_name == name)).one() for name in names]
     for turn in range(2):
@@ -106,7 +99,7 @@ def test_downloads_of_many_repositories_are_written_together_and_those_of_remove
 
 
 def test_of_many_commits_on_one_head_one_wins(server: Running) -> None:
-    repo = make(server)
+    repo = server.create("acme/x")
     head = server.get(f"/api/models/{repo}").json()["sha"]
 
     with ThreadPoolExecutor(10) as pool:
@@ -116,7 +109,7 @@ def test_of_many_commits_on_one_head_one_wins(server: Running) -> None:
 
 
 def test_many_commits_without_a_parent_are_all_kept(server: Running) -> None:
-    repo = make(server)
+    repo = server.create("acme/x")
 
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda n: commit(server, repo, f"{n}.txt", "x"), range(20)))
@@ -126,35 +119,16 @@ def test_many_commits_without_a_parent_are_all_kept(server: Running) -> None:
 
 
 def test_a_removed_repository_takes_no_late_upload(server: Running) -> None:
-    repo = make(server)
+    repo = server.create("acme/x")
     body = {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 5}]}
     batch = server.post(f"/{repo}.git/info/lfs/objects/batch", body).json()
-    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "x"})
-    make(server)
+    server.remove("acme/x")
+    server.create("acme/x")
 
     answer = httpx.put(batch["objects"][0]["actions"]["upload"]["href"], content=b"hello")
 
     assert answer.status_code == 400
     assert answer.headers["x-error-code"] == "DigestMismatch"
-
-
-def test_the_admin_token_is_shown_on_the_first_start_only(tmp_path: Path) -> None:
-    with serving(tmp_path) as served:
-        token = served.token
-    again = subprocess.Popen(
-        [sys.executable, "-m", "adapterhub_registry", "--root", str(tmp_path / "root"), "--port", "0"],
-        env=served.environment(tmp_path),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert again.stdout is not None
-    url = again.stdout.readline().removeprefix("url: ").strip()
-    me = httpx.get(f"{url}/api/whoami-v2", headers={"Authorization": f"Bearer {token}"})
-    again.terminate()
-
-    assert me.json()["name"] == "admin"
-    assert again.communicate(timeout=60)[0] == ""
 
 
 def test_a_port_that_is_taken_is_one_plain_line(served: Served, tmp_path: Path) -> None:
@@ -196,7 +170,7 @@ def test_uploads_at_once_are_bounded(tmp_path: Path) -> None:
     from adapterhub_registry.settings import ServerLimits
 
     with running(tmp_path / "root", limits=ServerLimits(uploads_at_once=1)) as server:
-        repo = make(server)
+        repo = server.create("acme/x")
         body = b'{"key":"header","value":{"summary":"x"}}\n'
         slow = HTTPConnection(server.url.removeprefix("http://"), timeout=60)
         slow.putrequest("POST", f"/api/models/{repo}/commit/main")

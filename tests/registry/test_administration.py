@@ -18,7 +18,7 @@ from adapterhub_registry.operations.far import FarTokens
 from click.testing import CliRunner, Result
 
 from adapterhub.core.errors import AdapterHubError, NotAllowed, NotFound, RemoteUnreachable, UsageProblem
-from tests.registry.conftest import ROOT, Served, serving
+from tests.registry.conftest import ROOT, serving
 from tests.registry.running import Running, running
 
 Run = Callable[..., Result]
@@ -72,7 +72,7 @@ def test_the_log_says_who_did_it(server: Running, far: FarTokens) -> None:
     done = run("token", "create", "--root", server.root, "--user", "here")
     far.revoke_user("boss")
 
-    entries = far.log()
+    entries = list(far.log())
 
     assert done.exit_code == 0, done.output
     created = {
@@ -94,7 +94,7 @@ def test_only_an_administrator_administers(server: Running) -> None:
     assert server.get("/api/adapt/v1/users", token=None).status_code == 401
     for method in (FarTokens.users, FarTokens.log, lambda far: far.revoke_user("ann")):
         with pytest.raises(NotAllowed, match="administrator"):
-            method(FarTokens(server.url, writer))
+            list(method(FarTokens(server.url, writer)))
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_the_commands_work_from_afar(server: Running) -> None:
     place = ("--url", server.url)
     made = run("token", "create", "--user", "cli", "--role", "write", *place, "--json", token=server.token)
     listed = json.loads(run("token", "list", *place, "--json", token=server.token).output)
-    users = json.loads(run("user", "list", *place, "--json", token=server.token).output)
+    users = json.loads(run("token", "list", "--users", *place, "--json", token=server.token).output)
     number = next(row["id"] for row in listed if row["user"] == "cli")
     revoked = run("token", "revoke", number, *place, token=server.token)
-    everything = run("user", "revoke", "cli", *place, token=server.token)
+    everything = run("token", "revoke", "--user", "cli", *place, token=server.token)
     log = run("token", "log", *place, token=server.token)
 
     assert json.loads(made.output)["token"].count("_") == 3
@@ -159,7 +159,7 @@ def test_a_repeated_option_keeps_all_values(server: Running) -> None:
         ("token", "create", "--user", "a"),
         ("token", "revoke", "1"),
         ("token", "log"),
-        ("user", "list"),
+        ("token", "list", "--users"),
     ],
 )
 def test_a_folder_without_a_registry_stays_as_it_is(tmp_path: Path, command: tuple[str, ...]) -> None:
@@ -183,60 +183,41 @@ def test_two_places_are_one_too_many(server: Running) -> None:
 
 
 # ------------------------------------------------------------ on the server's machine
-def test_the_operator_of_a_running_server_needs_no_token(tmp_path: Path) -> None:
-    with serving(tmp_path, ()) as served:
-        made = run("token", "create", "--root", served.root, "--user", "ana")
-        (place,) = (served.root / "servers").iterdir()
-        url, _, operator = json.loads(place.read_text())["what"].partition(" ")
-        head = {"Authorization": f"Bearer {operator}"}
-        paths = (
-            "/api/adapt/v1/users",
-            "/api/whoami-v2",
-            "/api/models",
-            "/api/adapt/v1/adapters",
-            "/api/adapt/v1/releases",
-        )
-        answers = [httpx.get(url + path, headers=head).status_code for path in paths]
-        modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)]
-    ended = run("token", "list", "--root", served.root)
-    with running(served.root) as again:
-        old = again.get("/api/adapt/v1/users", token=operator).status_code
-
-    assert made.exit_code == 0, made.output
-    assert (url, modes) == (served.url, [0o700, 0o600])
-    assert answers == [200, 401, 401, 401, 401]  # it only administers
-    assert isinstance(ended.exception, RemoteUnreachable)
-    assert "no server of " in str(ended.exception)
-    assert old == 401
-
-
 def test_the_operators_token_passes_no_proxy(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
 
-    assert run("user", "list", "--root", server.root).exit_code == 0
+    assert run("token", "list", "--users", "--root", server.root).exit_code == 0
 
 
-# ------------------------------------------------------------ one server for each folder
-def start(root: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
+def test_a_folder_has_one_server_whose_operator_needs_no_token(tmp_path: Path) -> None:
+    root = tmp_path / "root"
     command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
-
-
-def test_a_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")])}
     with serving(tmp_path, ()) as served:
-        second = start(served.root)
-
-        assert (second.returncode, second.stdout) == (15, "")
-        assert f"is served by process {served.pid} (since " in second.stderr
-        assert "hint: stop that server first" in second.stderr
-
-
-def test_a_folder_is_free_again_after_its_server_was_killed(tmp_path: Path) -> None:
-    with serving(tmp_path, ()) as served:
+        made = run("token", "create", "--root", root, "--user", "ana")
+        (place,) = (root / "servers").iterdir()
+        url, _, operator = json.loads(place.read_text())["what"].partition(" ")
+        head = {"Authorization": f"Bearer {operator}"}
+        paths = ("adapt/v1/users", "whoami-v2", "models", "adapt/v1/adapters", "adapt/v1/releases")
+        answers = [httpx.get(f"{url}/api/{path}", headers=head).status_code for path in paths]
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (place.parent, place)]
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         os.kill(served.pid, signal.SIGKILL)
-    (tmp_path / "root" / "registry.db").rename(tmp_path / "registry.db")  # a first start says its token
-    with serving(tmp_path, ()) as again:
-        assert isinstance(again, Served)
+    ended = run("token", "list", "--root", root)
+    again = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert again.stdout is not None
+    there = again.stdout.readline().removeprefix("url: ").strip()
+    old = httpx.get(f"{there}/api/adapt/v1/users", headers=head).status_code
+    me = httpx.get(f"{there}/api/whoami-v2", headers={"Authorization": f"Bearer {served.token}"}).json()["name"]
+    again.terminate()
+
+    assert made.exit_code == 0, made.output
+    assert (url, modes) == (served.url, [0o700, 0o600])
+    assert answers == [200, 401, 401, 401, 401]  # it only administers
+    assert (second.returncode, second.stdout) == (15, "")
+    assert f"is served by process {served.pid} (since " in second.stderr
+    assert "hint: stop that server first" in second.stderr
+    assert isinstance(ended.exception, RemoteUnreachable)
+    assert "no server of " in str(ended.exception)
+    assert (old, me, again.communicate(timeout=60)[0]) == (401, "admin", "")  # a second start prints no token

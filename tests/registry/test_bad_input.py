@@ -117,7 +117,7 @@ WRONG = [
     ("POST", f"/api/models/{REPO}/preupload/main", {"files": [{"path": "x", "size": True}]}),
     ("POST", f"/api/models/{REPO}/preupload/main", {"files": [{"path": "x", "size": 1, "sample": "!"}]}),
     ("POST", f"/api/models/{REPO}/preupload/main", {"files": [{"path": "x", "size": 1}] * 257}),
-    ("POST", f"/{REPO}.git/info/lfs/objects/batch", {"operation": "download", "objects": []}),
+    ("POST", f"/{REPO}.git/info/lfs/objects/batch", {"operation": "delete", "objects": []}),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", {"operation": "upload", "objects": [{"oid": "x", "size": 1}]}),
     ("POST", f"/{REPO}.git/info/lfs/objects/batch", {"operation": "upload", "objects": [{"oid": "A" * 64, "size": 1}]}),
     (

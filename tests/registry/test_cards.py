@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from adapterhub_registry.api.hub import info
 from adapterhub_registry.database.db import Database, repos
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 
 from adapterhub.core.errors import Malformed
 from adapterhub.core.specs import parse_name
@@ -49,14 +49,10 @@ def send(server: Running, library: Library, build, repo: str, base_hub_id: str =
     copy(release, library, hub.to(repo, **options))
 
 
-def api(server: Running) -> HfApi:
-    return HfApi(endpoint=server.url, token=server.token)
-
-
 def upload(server: Running, team: str, readme: str) -> None:
     """The stock client has the server check a README before it commits one."""
-    api(server).create_repo(f"{team}/other", exist_ok=True)
-    api(server).upload_file(path_or_fileobj=readme.encode(), path_in_repo="README.md", repo_id=f"{team}/other")
+    server.api.create_repo(f"{team}/other", exist_ok=True)
+    server.api.upload_file(path_or_fileobj=readme.encode(), path_in_repo="README.md", repo_id=f"{team}/other")
 
 
 @pytest.mark.parametrize(
@@ -82,8 +78,8 @@ def test_a_clean_card_passes(server, team):
 def test_the_card_of_a_push_passes_the_check_and_names_the_base_by_its_id(server, library, added, team):
     send(server, library, added(PEFT_CARD), f"{team}/qa-smol", "org/model")
 
-    there = ModelCard.load(api(server).hf_hub_download(f"{team}/qa-smol", "README.md"))
-    tags = api(server).model_info(f"{team}/qa-smol").tags
+    there = ModelCard.load(server.api.hf_hub_download(f"{team}/qa-smol", "README.md"))
+    tags = server.api.model_info(f"{team}/qa-smol").tags
     assert (there.data.base_model, there.data.license, there.data.license_name) == ("org/model", "other", "asdf")
     assert "# My words" in there.text
     assert f"adapt install {team}/qa-smol==1.0.0 --remote {server.url}" in there.text  # the release that it describes
@@ -99,7 +95,7 @@ def test_a_card_that_the_server_would_refuse_stops_the_push_before_anything_is_s
         send(server, library, build, f"{team}/qa")
 
     assert "--version" in error.value.hint
-    assert not api(server).repo_exists(f"{team}/qa")
+    assert not server.api.repo_exists(f"{team}/qa")
 
 
 def test_a_mirror_leaves_out_what_the_server_would_refuse(server, library, added, team):
@@ -107,14 +103,14 @@ def test_a_mirror_leaves_out_what_the_server_would_refuse(server, library, added
 
     send(server, library, build, f"{team}/qa", mends=True)
 
-    there = ModelCard.load(api(server).hf_hub_download(f"{team}/qa", "README.md"))
+    there = ModelCard.load(server.api.hf_hub_download(f"{team}/qa", "README.md"))
     assert (there.data.license, there.data.language) == ("mit", None)
 
 
 def test_the_path_in_a_config_is_no_tag(server, library, added, team):
     send(server, library, added("# Mine\n"), f"{team}/qa")
 
-    assert not any("/home/ann" in tag for tag in api(server).model_info(f"{team}/qa").tags)
+    assert not any("/home/ann" in tag for tag in server.api.model_info(f"{team}/qa").tags)
 
 
 def test_a_listing_reads_fewer_rows_at_once_where_cards_are_long(

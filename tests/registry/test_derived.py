@@ -10,19 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from adapterhub_registry import upkeep, worker
+from adapterhub_registry import worker
 from adapterhub_registry.app import open_registry
 from adapterhub_registry.database.db import adapters, derived, now_ms, parents
 from adapterhub_registry.operations.commands import registry
 from adapterhub_registry.settings import load_settings
+from adapterhub_registry.upkeep.space import free_space
 from click.testing import CliRunner
 from safetensors.torch import save
 from sqlalchemy import select, update
 
 from adapterhub.formats.derived.record import DerivedRecord
-from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.support.adapter_folders import PREFIX, random_delta
 
@@ -43,11 +42,6 @@ def server(tmp_path: Path) -> Iterator[Running]:
         yield server
 
 
-def push(server: Running, repo: str, content: bytes) -> None:
-    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
-        Push(repo=repo, weights=content).run(client)
-
-
 def rows(server: Running) -> list[Any]:
     with server.registry.db.read() as connection:
         return list(connection.execute(select(derived)).all())
@@ -55,7 +49,7 @@ def rows(server: Running) -> list[Any]:
 
 def test_a_push_waits_for_nothing_and_the_server_makes_its_record(tmp_path: Path) -> None:
     with running(tmp_path / "registry") as server:
-        push(server, "acme/a", weights())
+        server.push("acme/a", weights())
 
         until = time.monotonic() + 60
         while rows(server)[0].state == "waiting" and time.monotonic() < until:
@@ -68,15 +62,15 @@ def test_a_push_waits_for_nothing_and_the_server_makes_its_record(tmp_path: Path
 
 
 def test_a_worker_makes_what_waits_once_and_anew_on_request(server: Running) -> None:
-    push(server, "acme/a", weights())
-    push(server, "acme/same", weights())
-    push(server, "acme/b", weights(7))
+    server.push("acme/a", weights())
+    server.push("acme/same", weights())
+    server.push("acme/b", weights(7))
     here = ["worker", "--root", str(server.root), "--once", "--json"]
 
     first, second, third = (CliRunner().invoke(registry, [*here, *more]) for more in ([], [], ["--rebuild"]))
 
     assert [json.loads(done.output) for done in (first, second, third)] == [
-        {"records": n, "vectors": 0} for n in (2, 0, 2)
+        {"records": n, "bases": 0, "vectors": 0} for n in (2, 0, 2)
     ]
     assert {row.state for row in rows(server)} == {"made"}
 
@@ -93,7 +87,7 @@ def test_a_worker_makes_what_waits_once_and_anew_on_request(server: Running) -> 
 def test_weights_without_figures_are_taken_in_and_the_record_says_why(
     server: Running, content: bytes, reason: str
 ) -> None:
-    push(server, "acme/a", content)
+    server.push("acme/a", content)
 
     worker.work(server.registry.db, server.registry.blobs)
 
@@ -105,7 +99,7 @@ def test_weights_without_figures_are_taken_in_and_the_record_says_why(
 def test_weights_that_end_the_worker_are_given_up_after_three_attempts(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push(server, "acme/a", weights())
+    server.push("acme/a", weights())
     monkeypatch.setattr(worker, "CLAIM_MS", 0)
     for _ in range(worker.MOST_ATTEMPTS):
         child = os.fork()
@@ -129,8 +123,8 @@ def _opened(root: Path) -> tuple[Any, Any]:
 def test_whatever_fails_with_one_build_the_next_gets_its_record(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push(server, "acme/a", weights())
-    push(server, "acme/b", weights(7))
+    server.push("acme/a", weights())
+    server.push("acme/b", weights(7))
     whole, calls = worker.open_build, []
 
     def first_fails(*given: Any) -> worker.Opened:
@@ -149,7 +143,7 @@ def test_whatever_fails_with_one_build_the_next_gets_its_record(
 
 
 def test_a_claim_that_a_dead_worker_left_is_taken_when_it_is_over(server: Running) -> None:
-    push(server, "acme/a", weights())
+    server.push("acme/a", weights())
     with server.registry.db.begin() as connection:
         connection.execute(update(derived).values(attempts=1, due_at=now_ms() + worker.CLAIM_MS))
     made_while_claimed = worker.work(server.registry.db, server.registry.blobs)
@@ -160,17 +154,17 @@ def test_a_claim_that_a_dead_worker_left_is_taken_when_it_is_over(server: Runnin
 
 
 def test_gc_removes_the_records_of_builds_that_are_gone(server: Running) -> None:
-    push(server, "acme/a", weights())
-    push(server, "acme/b", weights(7))
+    server.push("acme/a", weights())
+    server.push("acme/b", weights(7))
     worker.work(server.registry.db, server.registry.blobs)
     with server.registry.db.begin() as connection:
         connection.execute(
             parents.insert(),
             [{"digest": row.digest, "position": 0, "parent": None, "spec": "x", "weight": 1.0} for row in rows(server)],
         )
-    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "a"})
+    server.remove("acme/a")
 
-    upkeep.free_space(server.registry)
+    free_space(server.registry)
 
     with server.registry.db.read() as connection:
         kept = set(connection.scalars(select(adapters.c.digest)))

@@ -8,9 +8,11 @@ import threading
 import pytest
 from adapterhub_registry.access.tokens import check_is_registry
 from adapterhub_registry.database.db import Database
+from adapterhub_registry.database.steps import silent
 from adapterhub_registry.settings import load_settings
 from adapterhub_registry.storage.blobs import DiskBlobs, digest_of
-from adapterhub_registry.upkeep import BlobsDamaged, _copy_blobs
+from adapterhub_registry.upkeep.holdings import WantedBlob
+from adapterhub_registry.upkeep.moving import BlobsDamaged, copy_blobs
 
 from adapterhub.core.errors import BlobNotFound, Malformed, UsageProblem, shown
 
@@ -56,7 +58,7 @@ def test_a_pipe_is_no_blob(piped):
 def test_a_move_names_the_pipe_and_writes_no_row(piped, tmp_path):
     blobs, name = piped
 
-    error = in_time(lambda: _copy_blobs(blobs, DiskBlobs(tmp_path / "target"), {name: 5}))
+    error = in_time(lambda: copy_blobs(blobs, DiskBlobs(tmp_path / "target"), [[WantedBlob(name, 5)]], silent))
 
     assert isinstance(error, BlobsDamaged)
     assert name in error.problems[0]

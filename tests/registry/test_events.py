@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from adapterhub_registry import outbox
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.database.db import Database, events, now_ms
 from sqlalchemy import select, true, update
 
-from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 from tests.registry.shared_servers import Postgres
 
@@ -26,14 +24,8 @@ ANN = Caller(user="ann", role="admin", namespaces=("*",))
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("registry")) as server:
-        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
-            Push(repo="acme/open", weights=b"w").run(client)
+        server.push("acme/open", b"w")
         yield server
-
-
-def yank(server: Running, reason: str, repo: str = "acme/open") -> None:
-    about = {"version": "1.0.0", "reason": reason}
-    assert server.post(f"/api/adapt/v1/adapters/{repo}/yank", about).status_code == 200
 
 
 def feed(server: Running, query: str = "", *, token: str | None = None) -> dict[str, Any]:
@@ -49,7 +41,7 @@ def reasons(page: dict[str, Any]) -> list[str]:
 def test_a_follower_gets_each_event_once_from_where_it_stopped(server: Running) -> None:
     start = feed(server)["next"]
     for reason in "abcde":
-        yank(server, reason)
+        server.yank("acme/open", reason)
 
     got: list[str] = []
     since = start
@@ -62,7 +54,7 @@ def test_a_follower_gets_each_event_once_from_where_it_stopped(server: Running) 
 
 
 def test_without_a_start_the_feed_begins_now_and_from_zero_with_all(server: Running) -> None:
-    yank(server, "before")
+    server.yank("acme/open", "before")
 
     begin, everything = feed(server), feed(server, "since=0&limit=500")
 
@@ -78,7 +70,7 @@ def test_a_waiting_follower_hears_at_once(server: Running) -> None:
     follower.start()
     while server.registry.watch._asked_at < 0:
         time.sleep(0.01)
-    yank(server, "now")
+    server.yank("acme/open", "now")
     follower.join(25)
 
     assert [reasons(page) for page in found] == [["now"]]
@@ -98,7 +90,7 @@ def test_a_server_that_stops_waits_for_no_follower(tmp_path: Path) -> None:
 
 
 def test_a_start_before_what_the_feed_keeps_is_said(server: Running) -> None:
-    yank(server, "old")
+    server.yank("acme/open", "old")
     since = feed(server)["next"]
     with server.registry.db.begin() as connection:
         connection.execute(update(events).where(events.c.number == since).values(created_at=now_ms() - 31 * 86_400_000))
@@ -116,7 +108,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     url = f"sqlite:///{tmp_path / 'registry.db'}"
     if request.param == "postgresql":
         pg: Postgres = request.getfixturevalue("pg")
-        url = pg.new_database()
+        url = pg.new_registry()
     database = Database(url)
     yield database
     database.close()
@@ -129,7 +121,7 @@ class Repo:
 def test_a_change_that_fails_leaves_no_event(database: Database) -> None:
     def change() -> None:
         with database.begin() as connection:
-            outbox.record(connection, Repo, "version.yanked")  # type: ignore[arg-type]
+            outbox.record(connection, Repo, "alias.retention")  # type: ignore[arg-type]
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -142,12 +134,12 @@ def test_an_event_that_commits_late_comes_after_those_that_were_read(
     request: pytest.FixtureRequest, pg: Postgres
 ) -> None:
     """The later transaction commits first: who has read it still gets the earlier one."""
-    database = Database(pg.new_database())
+    database = Database(pg.new_registry())
     late = database.engine.connect()
     transaction = late.begin()
-    outbox.record(late, Repo, "version.yanked", reason="first to begin")  # type: ignore[arg-type]
+    outbox.record(late, Repo, "alias.retention", reason="first to begin")  # type: ignore[arg-type]
     with database.begin() as connection:
-        outbox.record(connection, Repo, "version.yanked", reason="first to commit")  # type: ignore[arg-type]
+        outbox.record(connection, Repo, "alias.retention", reason="first to commit")  # type: ignore[arg-type]
     first = read(database, 0)
     transaction.commit()
     late.close()
@@ -165,7 +157,7 @@ def test_numbers_grow_though_the_clock_goes_back(database: Database, monkeypatch
     for at_ns in (5_000_000_000_000_000_000, 1_000_000_000_000_000_000):
         monkeypatch.setattr(outbox, "_now_us", lambda at_ns=at_ns: at_ns // 1000)
         with database.begin() as connection:
-            outbox.record(connection, Repo, "version.yanked")  # type: ignore[arg-type]
+            outbox.record(connection, Repo, "alias.retention")  # type: ignore[arg-type]
         with database.begin() as connection:
             outbox.number_events(connection)
 

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from tests.attacks.raw_http import head_of, line_to
-from tests.registry.pushing import Push
 from tests.registry.running import Running, running
 
 WEIGHTS = random.Random(1).randbytes(4_000_001)
@@ -21,9 +20,7 @@ PATH = "/ann/x/resolve/main/adapter_model.safetensors"
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
     with running(tmp_path) as server:
-        headers = {"Authorization": f"Bearer {server.token}"}
-        with httpx.Client(base_url=server.url, headers=headers) as client:
-            Push(repo="ann/x", weights=WEIGHTS).run(client)
+        server.push("ann/x", WEIGHTS)
         yield server
 
 
@@ -42,7 +39,7 @@ def open_descriptors() -> int:
 
 def test_file_and_ranges_arrive_one_after_the_other_on_one_connection(server: Running) -> None:
     before = sent_bytes(server)
-    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
+    with server.client() as client:
         for start, end in ((0, len(WEIGHTS)), (4095, 2_200_000), (3_000_000, 3_070_000), (3, 5), (0, len(WEIGHTS))):
             answer = client.get(PATH, headers={"Range": f"bytes={start}-{end - 1}"})
             assert answer.content == WEIGHTS[start:end]

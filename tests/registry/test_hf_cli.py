@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from adapterhub_registry.settings import ServerLimits
 
-from tests.registry.conftest import XET_ALONE, Served, serving
+from tests.registry.conftest import XET_ALONE, Served
+from tests.registry.running import running
 
 Hf = Callable[..., "subprocess.CompletedProcess[str]"]
 HF = [sys.executable, "-c", "import sys; from huggingface_hub.cli.hf import main; sys.argv[0] = 'hf'; main()"]
@@ -61,8 +63,8 @@ def test_upload_then_download(hf: Hf, folder: Path, repo: str, tmp_path: Path) -
 def test_a_reached_quota_is_one_readable_sentence(
     mode: Mapping[str, str], folder: Path, tmp_path: Path, limit: str
 ) -> None:
-    (tmp_path / "limited").mkdir()
-    with serving(tmp_path / "limited", (limit,)) as served:
+    with running(tmp_path / "limited", limits=ServerLimits().with_values((limit,))) as server:
+        served = Served(server.url, server.token, server.root, 0)
         environment = served.environment(tmp_path / "home", HF_TOKEN=served.token, **mode)
         command = [*HF, "upload", "acme/x", str(folder), "."]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)

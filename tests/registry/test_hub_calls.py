@@ -1,16 +1,14 @@
-"""Calls of the Hub beyond files and commits: what is missing, `git clone`, histories, LFS files, and access requests."""
+"""Calls of the Hub beyond files and commits: what is missing, histories, LFS files, and access requests."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.upkeep import check_holdings
+from adapterhub_registry.upkeep.holdings import check_holdings
 
 from tests.registry.pushing import Push
 from tests.registry.running import Running
@@ -33,14 +31,10 @@ def commit(server: Running, repo: str, *, branch: str = "main", title: str = "t"
         content = {"path": name.replace("__", "."), "content": text, "encoding": "base64"}
         lines.append({"key": "file", "value": content})
     body = "\n".join(json.dumps(line) for line in lines)
-    headers = {"Authorization": f"Bearer {server.token}"}
-    answer = httpx.post(f"{server.url}/api/models/{repo}/commit/{branch}", content=body, headers=headers)
+    with server.client() as client:
+        answer = client.post(f"/api/models/{repo}/commit/{branch}", content=body)
     answer.raise_for_status()
     return str(answer.json()["commitOid"])
-
-
-def client(server: Running, token: str | None = None) -> httpx.Client:
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token or server.token}"})
 
 
 def titles(server: Running, repo: str, revision: str = "main") -> list[str]:
@@ -91,27 +85,6 @@ def test_an_id_without_a_namespace_is_not_found(server: Running, path: str) -> N
     for method in ("GET", "DELETE"):
         answer = server.send(method, f"/api/models/{path}")
         assert (answer.status_code, answer.headers["x-error-code"]) == (404, "RepoNotFound")
-
-
-@pytest.mark.parametrize("suffix", ["", ".git"])
-def test_git_prints_how_to_get_the_files(server: Running, repo: str, tmp_path: Path, suffix: str) -> None:
-    done = subprocess.run(
-        ["git", "clone", f"{server.url}/{repo}{suffix}", str(tmp_path / "clone")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "HOME": str(tmp_path)},
-    )
-
-    assert done.returncode != 0
-    assert "remote: this registry does not speak git; download the files instead:" in done.stderr
-    assert f"HF_ENDPOINT={server.url} hf download {repo} --local-dir FOLDER" in done.stderr
-
-
-def test_git_push_names_the_command_that_uploads(server: Running, repo: str) -> None:
-    answer = server.get(f"/{repo}.git/info/refs?service=git-receive-pack")
-
-    assert f"hf upload {repo} FOLDER" in answer.text
 
 
 # ---------------------------------------------------------------- before a commit
@@ -187,7 +160,7 @@ def test_a_squashed_branch_has_one_commit_with_its_files(server: Running, repo: 
 
 def test_a_squash_leaves_releases(server: Running, repo: str) -> None:
     push = Push(repo=repo, weights=b"w" * 100)
-    with client(server) as http:
+    with server.client() as http:
         released = push.run(http)
         commit(server, repo, later="YQ==")
         server.post(f"/api/models/{repo}/super-squash/main", {}).raise_for_status()
@@ -218,7 +191,7 @@ def forget(server: Running, repo: str, *digests: str, rewrite: bool = True) -> h
 def test_an_lfs_file_goes_from_every_commit_and_its_bytes_with_it(server: Running, repo: str) -> None:
     push = Push(repo=repo, weights=b"secret" * 50)
     commit(server, repo, a="YQ==")
-    with client(server) as http:
+    with server.client() as http:
         with_file = push.commit(http)
     last = commit(server, repo, b="Yg==")
     before = lfs_files(server, repo)
@@ -242,14 +215,14 @@ def test_an_lfs_file_goes_from_every_commit_and_its_bytes_with_it(server: Runnin
     }
     assert changed == {".gitattributes": "initial commit", "a": "t", "adapter_config.json": "push", "b": "t"}
     assert check_holdings(server.registry.db, server.registry.blobs).problems == ()
-    with client(server) as http:  # the digest alone gives the bytes to no one
+    with server.client() as http:  # the digest alone gives the bytes to no one
         again = push.commit(http)
     assert again not in {with_file, last}
 
 
 def test_an_lfs_file_of_a_release_stays(server: Running, repo: str) -> None:
     push = Push(repo=repo, weights=b"released" * 50)
-    with client(server) as http:
+    with server.client() as http:
         released = push.run(http)
         server.send("DELETE", f"/api/models/{repo}/tag/v1.0.0")
 
@@ -322,11 +295,9 @@ def test_a_repository_that_accepts_by_itself_gives_its_files_to_who_asks(server:
 
 @pytest.mark.usefixtures("online")
 def test_the_client_lists_and_answers_those_who_ask(server: Running, repo: str, bob: str) -> None:
-    from huggingface_hub import HfApi
-
     gate(server, repo, "manual")
     server.post(f"/{repo}/ask-access", {"why": "research"}, token=bob).raise_for_status()
-    api = HfApi(endpoint=server.url, token=server.token)
+    api = server.api
 
     [request] = api.list_pending_access_requests(repo)
     api.accept_access_request(repo, request.username)
@@ -382,7 +353,7 @@ def test_the_bytes_of_a_gated_repository_are_not_given_away_by_their_digest(
     server: Running, repo: str, bob: str
 ) -> None:
     push = Push(repo=repo, weights=b"gated" * 50)
-    with client(server) as http:
+    with server.client() as http:
         push.commit(http)
     gate(server, repo, "manual")
     server.post("/api/repos/create", {"name": "mine"}, token=bob)

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from adapterhub_registry.api.hub.upload import Ignored
+from adapterhub_registry.repos.git_patterns import Ignored
 
 PATHS = [
     "a.log", "keep.log", "build/x", "build/deep/y", "src/build/x", "top.txt", "src/top.txt", "a/z", "a/b/z", "a/b/c/z",

@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from adapterhub_registry.access.telemetry import Rates, address_of
-from adapterhub_registry.database.db import uploads
+from adapterhub_registry.database.db import repos, uploads
+from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import ServerLimits, parse_networks
 from sqlalchemy import select
@@ -29,10 +30,6 @@ KILO = 1000
 
 def limited(tmp_path: Path, **limits: int) -> Any:
     return running(tmp_path, limits=ServerLimits(**limits))
-
-
-def client(server: Running, token: str | None = None) -> httpx.Client:
-    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token or server.token}"})
 
 
 def paths(server: Running, repo: str) -> list[str]:
@@ -127,7 +124,7 @@ def test_a_host_that_a_proxy_forwards_is_not_believed(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------ quotas
 def test_a_namespace_takes_what_fits_and_counts_each_file_once(tmp_path: Path) -> None:
-    with limited(tmp_path, namespace_bytes=100 * KILO) as server, client(server) as ann:
+    with limited(tmp_path, namespace_bytes=100 * KILO) as server, server.client() as ann:
         Push(repo="acme/one", weights=os.urandom(60 * KILO)).run(ann)
         again = Push(repo="acme/one", weights=os.urandom(60 * KILO))
 
@@ -140,9 +137,31 @@ def test_a_namespace_takes_what_fits_and_counts_each_file_once(tmp_path: Path) -
         Push(repo="acme/two", weights=os.urandom(30 * KILO)).run(ann)
 
 
+def test_what_a_repository_takes_at_most_is_never_below_what_it_takes(tmp_path: Path) -> None:
+    with limited(tmp_path, namespace_bytes=150 * KILO) as server, server.client() as ann:
+
+        def at_most_and_exactly() -> tuple[int | None, int]:
+            with server.registry.db.read() as connection:
+                [row] = connection.execute(select(repos).where(repos.c.full_name == "acme/one")).all()
+                return row.most_bytes, quotas.bytes_of(connection, "acme")[row.id]
+
+        weights = os.urandom(40 * KILO)
+        for _ in range(3):  # the same bytes again and again are counted anew, not refused
+            Push(repo="acme/one", weights=weights).run(ann)
+            most, exactly = at_most_and_exactly()
+            assert most is not None
+            assert most >= exactly > 40 * KILO
+        Push(repo="acme/one", weights=os.urandom(40 * KILO)).run(ann)
+        most, exactly = at_most_and_exactly()
+        assert most is not None
+        assert most >= exactly > 80 * KILO
+        with pytest.raises(httpx.HTTPStatusError, match="400"):
+            Push(repo="acme/one", weights=os.urandom(80 * KILO)).commit(ann)
+
+
 def test_small_files_count_too(tmp_path: Path) -> None:
-    with limited(tmp_path, namespace_bytes=1 * KILO) as server, client(server) as ann:
-        server.post("/api/repos/create", {"organization": "acme", "name": "x"})
+    with limited(tmp_path, namespace_bytes=1 * KILO) as server, server.client() as ann:
+        server.create("acme/x")
         text = "a" * 4 * KILO  # 3,000 bytes of base64
         lines = '{"key":"header","value":{"summary":"x"}}\n{"key":"file","value":{"path":"a","content":"' + text + '"}}'
 
@@ -164,10 +183,10 @@ def test_a_namespace_has_so_many_repositories(tmp_path: Path) -> None:
 def test_a_token_sends_so_much_in_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server:
         other = server.registry.tokens.create("bob", "admin")
-        with client(server) as ann, client(server, other) as bob:
+        with server.client() as ann, server.client(other) as bob:
             Push(repo="acme/one", weights=os.urandom(60 * KILO)).run(ann)
             more = Push(repo="acme/two", weights=os.urandom(60 * KILO))
-            ann.post("/api/repos/create", json={"organization": "acme", "name": "two"})
+            server.create("acme/two")
 
             with pytest.raises(httpx.HTTPStatusError) as refused:
                 more.commit(ann)
@@ -197,9 +216,9 @@ def send_by_xet(ann: httpx.Client, repo: str, data: bytes) -> httpx.Response:
 
 def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp_path: Path) -> None:
     first, second, third = (os.urandom(size * KILO) for size in (60, 60, 40))
-    with limited(tmp_path, namespace_bytes=100 * KILO) as server, client(server) as ann:
+    with limited(tmp_path, namespace_bytes=100 * KILO) as server, server.client() as ann:
         for name in ("one", "two"):
-            server.post("/api/repos/create", {"organization": "acme", "name": name})
+            server.create(f"acme/{name}")
 
         taken = send_by_xet(ann, "acme/one", first)
         refused = send_by_xet(ann, "acme/two", second)
@@ -239,8 +258,8 @@ def preupload(ann: httpx.Client, repo: str, size: int) -> httpx.Response:
 
 @pytest.mark.parametrize("limit", ["namespace_bytes", "token_upload_bytes_per_day"])
 def test_what_does_not_fit_is_refused_before_it_is_sent(tmp_path: Path, limit: str) -> None:
-    with limited(tmp_path, **{limit: 100 * KILO}) as server, client(server) as ann:
-        server.post("/api/repos/create", {"organization": "acme", "name": "one"})
+    with limited(tmp_path, **{limit: 100 * KILO}) as server, server.client() as ann:
+        server.create("acme/one")
         sent = Push(repo="acme/one", weights=os.urandom(60 * KILO))
         sent.send(ann)
 
@@ -259,24 +278,25 @@ def test_a_push_beyond_a_quota_is_one_sentence_and_publishes_nothing(tmp_path: P
     adapt.ok("base", "add", "./base", "--as", "base")
     adapt.ok("add", "./qa", "--name", "qa", "--base", "base")
     with limited(tmp_path / "registry", namespace_bytes=1 * KILO) as server:
-        said = adapt.fails(14, "push", "qa", "--to", "acme/qa", "--remote", server.url, "--token", server.token)
+        adapt = adapt.having(ADAPTERHUB_TOKEN=server.token)
+        said = adapt.fails(14, "push", "qa", "--to", "acme/qa", "--remote", server.url)
 
         assert "quota reached: `acme` has 0 B of 1.0 kB; " in said
         assert said.count("\n") == 2  # the error and its hint
         assert server.get("/api/models/acme/qa").status_code == 404  # nor does an empty repository count
 
-        server.post("/api/repos/create", {"organization": "acme", "name": "own"})
-        adapt.fails(14, "push", "qa", "--to", "acme/own", "--remote", server.url, "--token", server.token)
+        server.create("acme/own")
+        adapt.fails(14, "push", "qa", "--to", "acme/own", "--remote", server.url)
         assert paths(server, "acme/own") == [".gitattributes"]  # which was there before
 
 
 def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -> None:
-    with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server, client(server) as ann:
-        server.post("/api/repos/create", {"organization": "acme", "name": "one"})
+    with limited(tmp_path, token_upload_bytes_per_day=100 * KILO) as server, server.client() as ann:
+        server.create("acme/one")
         taken, refused = (send_by_xet(ann, "acme/one", os.urandom(60 * KILO)) for _ in range(2))
         other = server.registry.tokens.create("bob", "admin")
 
-        with client(server, other) as bob:
+        with server.client(other) as bob:
             bobs = send_by_xet(bob, "acme/one", os.urandom(60 * KILO))
 
         assert (taken.status_code, refused.status_code, bobs.status_code) == (200, 400, 200)
@@ -287,6 +307,7 @@ def test_a_token_that_sent_its_share_by_xet_waits_for_tomorrow(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text",
     [
+        *("files", "files=", "files=-1", "files=1.5", "=", "files=१"),
         "part_bytes=0",
         "namespace_bytes=-1",
         "namespace_bytes=",

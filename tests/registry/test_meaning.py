@@ -9,20 +9,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-import numpy as np
 import pytest
 from adapterhub_registry import vectors
-from adapterhub_registry.database.db import Database, adapters, meaning, repos
+from adapterhub_registry.database.db import adapters, meaning, repos
+from adapterhub_registry.database.steps import drop
 from adapterhub_registry.operations.commands import registry
-from adapterhub_registry.vectors import Nearest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
-from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy import delete, func, select, update
 
 from adapterhub.distribution.hub import Hub, Search
-from adapterhub.formats.meaning.model import MODEL, SIZE
-from tests.registry.pushing import Push
+from adapterhub.formats.meaning.model import MODEL
 from tests.registry.running import Running, running
 from tests.registry.test_derived import weights
 from tests.support.real_encoder import minilm_base
@@ -41,9 +37,8 @@ EXAMPLES = {"acme/tenancy": "May the landlord keep my deposit?", "acme/gated": "
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A registry with the model, four builds, one of them private, and their vectors."""
     with running(tmp_path_factory.mktemp("meaning") / "registry", derives=False) as server:
-        with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
-            for repo in ABOUT:
-                Push(repo=repo, weights=weights()).run(client)
+        for repo in ABOUT:
+            server.push(repo, weights())
         server.send("PUT", "/api/models/eve/secret/settings", {"private": True}).raise_for_status()
         server.send("PUT", "/api/models/acme/gated/settings", {"gated": "manual"}).raise_for_status()
         with server.registry.db.begin() as connection:
@@ -80,79 +75,16 @@ def test_a_worker_makes_vectors_once_and_again_on_request(server: Running) -> No
 
 def test_vectors_go_with_their_builds(server: Running, tmp_path: Path) -> None:
     with running(tmp_path / "other", derives=False) as other:
-        with httpx.Client(base_url=other.url, headers={"Authorization": f"Bearer {other.token}"}) as client:
-            Push(repo="acme/a", weights=weights()).run(client)
-            Push(repo="acme/b", weights=weights()).run(client)
+        for repo in ("acme/a", "acme/b"):
+            other.push(repo, weights())
         assert vectors.make(other.registry.db, other.root) == 0  # without the model
         assert run(other, "meaning", str(minilm_base()))["waiting"] == 2
         assert vectors.make(other.registry.db, other.root) == 2
-        other.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": "a"}).raise_for_status()
+        other.remove("acme/a")
         assert count(other) == 1
-        other.post("/api/adapt/v1/adapters/acme/b/yank", {"version": "1.0.0", "reason": "x"}).raise_for_status()
-        with other.registry.db.begin() as connection:
-            vectors.forget_unnamed(connection)
+        other.yank("acme/b", "x")
+        drop(other.registry.db, vectors.unneeded())
         assert count(other) == 0
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('held')}/registry.db")
-    named = {"private": False, "created_by": "a", "created_at": 1, "modified_at": 1, "head": "0" * 40}
-    with database.begin() as connection:
-        for number in range(1, 5):
-            name = {"full_name": f"a/{number}", "namespace": "a", "folded": f"a/{number}", "folded_namespace": "a"}
-            connection.execute(insert(repos).values(id=number, **name, **named))
-    return database
-
-
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 1), st.booleans(), st.booleans()), max_size=12))
-def test_the_vectors_in_memory_follow_each_change_of_the_table(
-    database: Database, steps: list[tuple[int, int, bool, bool]]
-) -> None:
-    nearest = Nearest(Path())
-    with database.begin() as connection:
-        connection.execute(delete(meaning))
-    for repo, commit, comes, compares in steps:
-        build = {"repo_id": repo, "commit_id": f"{commit:040x}"}
-        vectors = np.random.default_rng(repo * 2 + commit).integers(-90, 90, (repo, SIZE), np.int8).tobytes()
-        with database.begin() as connection:
-            same = (meaning.c.repo_id == repo) & (meaning.c.commit_id == build["commit_id"])
-            connection.execute(delete(meaning).where(same))
-            if comes:
-                connection.execute(insert(meaning).values(**build, model=MODEL, vectors=vectors))
-        if compares:
-            nearest._compared_at = -1e9
-        with database.read() as connection:
-            builds, block = nearest._read(connection)
-            rows = connection.execute(select(meaning).order_by(meaning.c.id)).all()
-        starts = [*block._starts.tolist(), len(block._rows)]
-        held = [(build, block._rows[starts[at] : starts[at + 1]].tobytes()) for at, build in enumerate(builds)]
-        there = [((row.repo_id, row.commit_id), row.vectors) for row in rows]
-        live = [one for one in held if one[0] != (0, "")]
-        # what is gone may stay until they are compared; it is no build that anyone may see
-        assert live == there if compares else [one for one in live if one in there] == there
-        assert all(not any(data) for build, data in held if build == (0, ""))
-
-
-def test_a_new_build_has_no_other_vectors_read_again(database: Database) -> None:
-    nearest, read = Nearest(Path()), []
-    row = {"model": MODEL, "vectors": bytes(SIZE)}
-    with database.begin() as connection:
-        connection.execute(delete(meaning))
-        connection.execute(insert(meaning), [row | {"repo_id": n, "commit_id": "a" * 40} for n in (1, 2, 3)])
-    with database.read() as connection:
-        before = nearest._read(connection)[1]
-    with database.begin() as connection:
-        connection.execute(insert(meaning).values(**row, repo_id=4, commit_id="a" * 40))
-    with database.read() as connection:
-        event.listen(database.engine, "before_cursor_execute", lambda *told: read.append((told[2], told[3])))
-        builds, block = nearest._read(connection)
-        nearest._read(connection)
-        plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", given).all() for sql, given in list(read)]
-
-    assert [number for number, _ in builds] == [1, 2, 3, 4]
-    assert np.shares_memory(before._rows, block._rows)
-    assert not any(step[-1].startswith("SCAN") for plan in plans for step in plan)
 
 
 def asked(server: Running, q: str, *, token: str | None = None, **query: str) -> httpx.Response:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from adapterhub_registry.database import schema
 from adapterhub_registry.database.db import (
     Database,
+    adapter_names,
     commits,
     nodes,
     places,
@@ -30,9 +34,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, delete, func, insert, inspect, select, text
 
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import Conflict, UsageProblem
 from tests.registry import older_schemas
-from tests.registry.running import running
+from tests.registry.running import running, typed
 from tests.registry.shared_servers import Postgres
 
 NOW = 1_700_000_000_000
@@ -64,11 +68,11 @@ def older(url: str, revision: str) -> None:
 
 
 def differences(database: Database) -> list[Any]:
-    """What the database has otherwise than the tables of the program, besides SQLite's own counts and indexes of words."""
+    """What the database has otherwise than the tables of the program, besides kept numbers, and SQLite's own indexes of words."""
 
     def is_compared(_item: object, name: str | None, kind: str, *_: object) -> bool:
         words = "_trigram" in (name or "") or (name or "").startswith(("wording_stems", "wordings_by_stem"))
-        return not words and name not in {"counts", "tag_sets"}
+        return not words and name not in {"counts", "spaces", "spaces_by_size", "tag_sets", "works_with"}
 
     with database.begin() as connection:
         options = {"compare_type": True, "include_object": is_compared}
@@ -255,19 +259,88 @@ def test_servers_that_start_at_once_migrate_once(new_database: Callable[[], str]
     assert (problems, found) == ([], [schema.HEAD] * 4)
 
 
-def test_a_database_of_a_later_version_is_refused_and_not_touched(new_database: Callable[[], str]) -> None:
+@pytest.mark.parametrize("works_with", ["0098", None])
+def test_a_database_of_a_later_version_is_refused_and_not_touched(
+    new_database: Callable[[], str], works_with: str | None
+) -> None:
     url = new_database()
     Database(url).close()
-    engine = create_engine(url)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+    later(url, works_with)
 
     with pytest.raises(UsageProblem, match=r"schema 0099, this version knows schemas up to .*; nothing was changed"):
         Database(url)
 
+    engine = create_engine(url)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0099"
     engine.dispose()
+
+
+def test_a_database_of_a_later_version_that_works_with_this_one_is_served_and_not_touched(
+    new_database: Callable[[], str],
+) -> None:
+    url = new_database()
+    Database(url).close()
+    later(url, schema.HEAD)
+
+    database = Database(url)
+
+    assert revision(database) == "0099"
+    with database.begin() as connection:
+        connection.execute(insert(users).values(name="ann", created_at=NOW))
+    database.close()
+
+
+def later(url: str, works_with: str | None) -> None:
+    """Let a later version have made a database."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0099'"))
+        connection.execute(text("DELETE FROM works_with"))
+        if works_with is not None:
+            connection.execute(text("INSERT INTO works_with VALUES (:number)"), {"number": works_with})
+    engine.dispose()
+
+
+@pytest.mark.parametrize("command", [("check",), ("gc",), ("import", "."), ("worker", "--once"), ("meaning",)])
+def test_only_a_server_and_an_upgrade_change_an_earlier_schema(tmp_path: Path, command: tuple[str, ...]) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    older(url, "0004")
+
+    done = typed(*command, "--root", tmp_path)
+
+    assert (done.exit_code, "adapt registry upgrade" in done.stderr) == (2, True), done.stderr
+    with contextlib.closing(Database(url, schema=schema.leave_as_it_is)) as database:
+        assert revision(database) == "0004"
+        assert "counts" not in inspect(database.engine).get_table_names()
+
+
+def test_an_upgrade_shows_its_steps_and_takes_them(tmp_path: Path) -> None:
+    older(f"sqlite:///{tmp_path / 'registry.db'}", "0004")
+    here = ("upgrade", "--root", tmp_path)
+
+    planned = json.loads(typed(*here, "--dry-run", "--json").stdout)
+    upgraded = typed(*here)
+    again = typed(*here)
+
+    assert (planned["before"], planned["after"], planned["done"]) == ("0004", schema.HEAD, False)
+    assert [step["schema"] for step in planned["steps"]] == sorted(set(schema.KNOWN) - set(schema.UNRELEASED))
+    assert all(step["what"] and not step["rolling"] for step in planned["steps"])
+    assert f"schema\t0004 -> {schema.HEAD}" in upgraded.stdout
+    assert "0005\tstop servers of earlier versions first\t" in upgraded.stdout
+    assert "adapt registry backup" in upgraded.stderr
+    assert (again.stdout, again.stderr) == (f"schema\t{schema.HEAD}, which is the newest\n", "")
+
+
+def test_an_upgrade_refuses_to_go_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    Database(url).close()
+    later(url, None)
+
+    done = typed("upgrade", "--root", tmp_path)
+
+    assert (done.exit_code, "nothing was changed" in done.stderr) == (2, True)
+    assert "goes back only by `adapt registry restore` of a backup" in done.stderr
 
 
 def test_a_migration_that_fails_leaves_the_first_schema(
@@ -290,6 +363,68 @@ def test_a_migration_that_fails_leaves_the_first_schema(
         connection.commit()
     engine.dispose()
     Database(url).close()  # and goes through once the cause is gone
+
+
+def test_a_migration_gives_up_a_table_that_stays_locked_and_goes_through_once_it_is_free(
+    pg: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = pg.new_database().replace("postgresql://", "postgresql+psycopg://")
+    older(url, "0001")
+    monkeypatch.setattr(schema, "LOCK_S", 0.1)
+    monkeypatch.setattr(schema, "RETRIES_S", (0.0,))
+    engine = create_engine(url)
+    with engine.connect() as other:
+        other.execute(text("SELECT * FROM repos"))
+
+        with pytest.raises(Conflict, match=r"2 times, it waited 0\.1 s for a table"):
+            Database(url)
+        assert schema.revision_of(other) == "0001"
+
+        monkeypatch.setattr(time, "sleep", lambda _pause_s: other.rollback())
+        with contextlib.closing(Database(url)) as database:
+            assert revision(database) == schema.HEAD
+    engine.dispose()
+
+
+def test_tables_that_hold_their_keys_once_keep_their_rows_indexes_and_triggers(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    older(url, "0001")
+    database = Database(url)
+    about = {"parent": None, "root": "2" * 64, "title": "t", "message": "", "author": "ann", "created_at": NOW}
+    with database.begin() as connection:
+        connection.execute(insert(commits).values(repo_id=3, id="1" * 40, **about))
+        connection.execute(insert(adapter_names).values(namespace="ann", name="x", repo_id=3, created_at=NOW))
+        counted = connection.scalar(text("SELECT value FROM counts WHERE name = 'commits'"))
+        for table in ("commits", "adapter_names", "downloads"):  # as the version before made them
+            made = (
+                "SELECT sql FROM sqlite_master WHERE tbl_name = :name AND sql IS NOT NULL ORDER BY type = 'table' DESC"
+            )
+            first, *others = connection.scalars(text(made), {"name": table}).all()
+            connection.execute(text(f"CREATE TEMP TABLE held AS SELECT * FROM {table}"))  # noqa: S608 - a table of ours
+            connection.execute(text(f"DROP TABLE {table}"))
+            assert "WITHOUT ROWID" in first
+            connection.execute(text(first.replace("WITHOUT ROWID", "")))
+            connection.execute(text(f"INSERT INTO {table} SELECT * FROM held"))  # noqa: S608 - a table of ours
+            connection.execute(text("DROP TABLE held"))
+            for other in others:
+                connection.exec_driver_sql(other)
+        before = connection.scalars(text("SELECT sql FROM sqlite_master WHERE type <> 'table' ORDER BY name")).all()
+        connection.execute(text("UPDATE alembic_version SET version_num = '0034'"))
+    database.close()
+
+    database = Database(url)
+
+    with database.begin() as connection:
+        kept = connection.scalars(text("SELECT sql FROM sqlite_master WHERE type <> 'table' ORDER BY name")).all()
+        assert [sql for sql in kept if sql] == [sql for sql in before if sql]
+        one_key = text("SELECT name FROM sqlite_master WHERE sql LIKE '%WITHOUT ROWID%' AND type = 'table'")
+        assert {"commits", "adapter_names", "downloads"} <= set(connection.scalars(one_key))
+        assert connection.scalars(select(adapter_names.c.name)).all() == ["x"]
+        assert connection.scalars(select(commits.c.id).where(commits.c.repo_id == 3)).all() == ["1" * 40]
+        connection.execute(insert(commits).values(repo_id=3, id="2" * 40, **about))
+        assert connection.scalar(text("SELECT value FROM counts WHERE name = 'commits'")) == counted + 1
+    assert (revision(database), differences(database)) == (schema.HEAD, [])
+    database.close()
 
 
 def test_a_server_starts_on_the_folder_of_the_first_version(tmp_path: Path) -> None:

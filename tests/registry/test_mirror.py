@@ -12,9 +12,7 @@ from adapterhub.api.library import Library
 from adapterhub.core.errors import SpecError
 from adapterhub.distribution.mirroring import parse_repositories
 from tests.registry.proxy import Proxy, proxy_of
-from tests.registry.pushing import Push
 from tests.registry.running import Running, running
-from tests.registry.test_limits import client
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -66,8 +64,7 @@ def versions(server: Running, repo: str) -> dict[str, str]:
 def test_a_pattern_copies_every_released_version_but_the_yanked_ones(world: World) -> None:
     for seed, (name, version) in enumerate([("qa", "1.0.0"), ("qa", "1.1.0"), ("json", "1.0.0"), ("bad", "1.0.0")]):
         world.push(name, version, seed)
-    yanked = {"version": "1.0.0", "reason": "leaked labels"}
-    world.ours.post("/api/adapt/v1/adapters/acme/bad/yank", yanked).raise_for_status()
+    world.ours.yank("acme/bad", "leaked labels")
 
     planned = world.mirror("acme/*", "--dry-run")
     before = versions(world.theirs, "acme/qa")
@@ -84,8 +81,7 @@ def test_a_mirror_carries_yanks_and_says_that_aliases_stay(world: World, spec: s
     for seed, version in enumerate(["1.0.0", "1.1.0"]):
         world.push("qa", version, seed)
     world.mirror("acme/*")
-    yanked = {"version": "1.0.0", "reason": "leaked labels"}
-    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", yanked).raise_for_status()
+    world.ours.yank("acme/qa", "leaked labels")
     mirror = ("mirror", spec, "--from", "ours", "--to", "theirs")
 
     planned = world.adapt(*mirror, "--dry-run")
@@ -102,7 +98,7 @@ def test_a_mirror_carries_yanks_and_says_that_aliases_stay(world: World, spec: s
 
 def test_a_pinned_yanked_version_is_yanked_where_it_arrives(world: World) -> None:
     world.push("qa", "1.0.0", 1)
-    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "leaked"}).raise_for_status()
+    world.ours.yank("acme/qa", "leaked")
 
     world.mirror("acme/qa==1.0.0")
 
@@ -118,7 +114,7 @@ def test_other_bytes_under_a_version_are_not_yanked_by_a_mirror(world: World) ->
     other.ok("remote", "login", "theirs", "--token", world.theirs.token)
     other.ok("add", "./other", "--name", "qa", "--version", "1.0.0", "--base", "base")
     other.ok("push", "qa==1.0.0", "--to", "acme/qa", "--remote", "theirs")
-    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "leaked"}).raise_for_status()
+    world.ours.yank("acme/qa", "leaked")
 
     world.mirror("acme/*")
 
@@ -129,13 +125,13 @@ def test_other_bytes_under_a_version_are_not_yanked_by_a_mirror(world: World) ->
 def test_a_yank_that_the_owner_of_the_copy_took_back_is_carried_once(world: World, reason: str) -> None:
     world.push("qa", "1.0.0", 1)
     world.mirror("acme/*")
-    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": reason}).raise_for_status()
+    world.ours.yank("acme/qa", reason)
     world.mirror("acme/*")
     world.theirs.post("/api/adapt/v1/adapters/acme/qa/unyank", {"version": "1"}).raise_for_status()
 
     again = world.adapt("mirror", "acme/*", "--from", "ours", "--to", "theirs")
     before = yanks(world.theirs)
-    world.ours.post("/api/adapt/v1/adapters/acme/qa/yank", {"version": "1.0.0", "reason": "worse"}).raise_for_status()
+    world.ours.yank("acme/qa", "worse")
     world.mirror("acme/qa==1.0.0")
 
     assert before == {"1.0.0": None}
@@ -174,8 +170,7 @@ def test_a_pattern_takes_the_repositories_that_it_matches(world: World) -> None:
 def test_plain_repositories_are_copied_once(world: World) -> None:
     make_adapter(world.adapt.folder / "plain")
     weights = (world.adapt.folder / "plain" / "adapter_model.safetensors").read_bytes()
-    with client(world.ours) as http:
-        Push(repo="acme/plain", weights=weights).run(http)
+    world.ours.push("acme/plain", weights)
 
     first, second = world.mirror("acme/*"), world.mirror("acme/*")
 
@@ -184,10 +179,9 @@ def test_plain_repositories_are_copied_once(world: World) -> None:
 
 
 def test_pages_of_releases_follow_each_other(world: World) -> None:
-    with client(world.ours) as http:
-        for number in range(5):
-            Push(repo=f"acme/p{number}", weights=bytes([number]) * 500).run(http)
-        Push(repo="other/p", weights=b"o" * 500).run(http)
+    for number in range(5):
+        world.ours.push(f"acme/p{number}", bytes([number]) * 500)
+    world.ours.push("other/p", b"o" * 500)
     found, cursor, pages = [], "", 0
     while cursor is not None:
         query = f"namespace=acme&limit=2&cursor={cursor}" if cursor else "namespace=acme&limit=2"
@@ -200,9 +194,8 @@ def test_pages_of_releases_follow_each_other(world: World) -> None:
 
 
 def test_private_repositories_are_listed_only_to_those_who_see_them(world: World) -> None:
-    with client(world.ours) as http:
-        Push(repo="acme/secret", weights=b"s" * 500).run(http)
-        http.put("/api/models/acme/secret/settings", json={"private": True}).raise_for_status()
+    world.ours.push("acme/secret", b"s" * 500)
+    world.ours.send("PUT", "/api/models/acme/secret/settings", {"private": True}).raise_for_status()
 
     assert world.ours.get("/api/adapt/v1/releases?namespace=acme", token=None).json()["releases"] == []
     assert len(world.ours.get("/api/adapt/v1/releases?namespace=acme").json()["releases"]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 import sqlite3
 from itertools import count
 from pathlib import Path
@@ -46,7 +47,7 @@ def client(url: str, token: str) -> httpx.Client:
 
 @pytest.fixture
 def shared(pg: Postgres, s3_server: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
-    for name, value in CREDENTIALS.items():
+    for name, value in (CREDENTIALS | {"ADAPTERHUB_REGISTRY_S3_ENDPOINT": s3_server.endpoint}).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "shared").mkdir()
     # no replica here is the first one, whose first start says a token
@@ -61,21 +62,26 @@ def place(shared: Shared) -> list[str]:
 
 def fill(server: Running) -> None:
     """Large files and small ones, a release, a yanked one, and a repository that is gone."""
-    with client(server.url, server.token) as ann:
-        Push(repo="acme/large", weights=random.Random(1).randbytes(3_000_000)).run(ann)
-        Push(repo="acme/yanked", weights=b"y" * 5000).run(ann)
-        yanked = {"version": "1.0.0", "reason": "trained on leaked labels"}
-        ann.post("/api/adapt/v1/adapters/acme/yanked/yank", json=yanked).raise_for_status()
-        Push(repo="acme/gone", weights=b"g" * 5000).run(ann)
-        ann.request("DELETE", "/api/repos/delete", json={"organization": "acme", "name": "gone"}).raise_for_status()
+    server.push("acme/large", random.Random(1).randbytes(3_000_000))
+    server.push("acme/yanked", b"y" * 5000)
+    server.yank("acme/yanked", "trained on leaked labels")
+    server.push("acme/gone", b"g" * 5000)
+    server.remove("acme/gone")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a registry with a few adapters, whose server has ended."""
+    root = tmp_path_factory.mktemp("filled") / "root"
+    with running(root) as server:
+        fill(server)
+    return root
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The folder of a registry with a few adapters, whose server has ended."""
-    with running(tmp_path / "root") as server:
-        fill(server)
-    return tmp_path / "root"
+def root(filled: Path, tmp_path: Path) -> Path:
+    """A copy of `filled`."""
+    return shutil.copytree(filled, tmp_path / "root")
 
 
 def rows_of(url: str) -> dict[str, int]:
@@ -125,6 +131,7 @@ def test_a_moved_registry_answers_as_before_and_takes_new_pushes(shared: Shared,
         server.registry.tokens.revoke(2)
         with client(server.url, server.token) as ann:
             before = {path: ann.get(path).raise_for_status().text.replace(server.url, "") for path in LISTINGS}
+        server.registry.tokens.flush()
         listed = server.registry.tokens.records()
 
     moved = typed("move", "--root", tmp_path / "root", *place(shared))

@@ -12,31 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from adapterhub_registry.access import tokens as tokens_module
-from adapterhub_registry.access.tokens import BadSignature, Caller, Tokens, check, sign
 from adapterhub_registry.api.edge import routed_path
 from adapterhub_registry.database.db import Database, facts
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import known_repo_id, parse_path, parse_ref_name, parse_repo_id
 from adapterhub_registry.repos.adapter_facts import read_config
-from adapterhub_registry.settings import ServerLimits, load_settings
+from adapterhub_registry.settings import load_settings
 from adapterhub_registry.storage.blobs import LEFTOVER_S, DiskBlobs, UploadId
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import func, insert, select, update
 
 from adapterhub.core.errors import (
-    AdapterHubError,
     BlobNotFound,
     Conflict,
     DigestMismatch,
     Malformed,
-    NotFound,
     UsageProblem,
 )
 from adapterhub.core.specs import fold
 
-SECRET = b"s" * 32
 HELLO = hashlib.sha256(b"hello").hexdigest()
 UPLOAD = UploadId("upload-1", "owner-01")
 
@@ -189,116 +184,6 @@ def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-# ------------------------------------------------------------ signed links
-def test_claims_come_back_with_their_end() -> None:
-    claims = check(sign({"purpose": "p", "repo": 1}, SECRET, 60), SECRET, purpose="p")
-
-    assert claims.pop("exp") > time.time()
-    assert claims == {"purpose": "p", "repo": 1}
-
-
-@given(st.integers(min_value=0, max_value=400), st.integers(min_value=1, max_value=255))
-def test_a_changed_token_is_refused(at: int, change: int) -> None:
-    token = sign({"purpose": "p", "repo": 1}, SECRET, 60)
-    at %= len(token)
-    changed = token[:at] + chr(ord(token[at]) ^ change) + token[at + 1 :]
-
-    with pytest.raises(BadSignature):
-        check(changed, SECRET, purpose="p")
-
-
-def test_an_expired_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = sign({"purpose": "p"}, SECRET, 1)
-    in_two_seconds = time.time() + 2
-    monkeypatch.setattr(time, "time", lambda: in_two_seconds)
-
-    with pytest.raises(BadSignature, match="expired"):
-        check(token, SECRET)
-
-
-@pytest.mark.parametrize("ttl", [0, -1, 3601])
-def test_no_token_lives_longer_than_an_hour(ttl: int) -> None:
-    with pytest.raises(ValueError, match="3600"):
-        sign({}, SECRET, ttl)
-
-
-# ------------------------------------------------------------ tokens
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def tokens(database: Database) -> Tokens:
-    return Tokens(database)
-
-
-def test_a_token_stands_for_its_user(tokens: Tokens) -> None:
-    token = tokens.create("ann", "write", namespaces=["acme", "other/x-*"], label="laptop")
-
-    caller = tokens.authenticate(token)
-
-    assert caller == Caller(user="ann", role="write", namespaces=("acme/*", "other/x-*"), label="laptop", token_id=1)
-
-
-def test_a_token_is_not_in_the_database(tokens: Tokens, tmp_path: Path) -> None:
-    token = tokens.create("ann", "admin")
-
-    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-
-    assert token.encode() not in kept
-    assert token[7:39].encode() not in kept
-
-
-@pytest.mark.parametrize("change", [lambda t: t[:-1] + "z", lambda t: t.upper(), lambda t: t + "x", lambda t: t[:4]])
-def test_a_token_with_wrong_check_digits_is_refused(tokens: Tokens, change) -> None:
-    assert tokens.authenticate(change(tokens.create("ann", "admin"))) is None
-
-
-def test_a_revoked_token_opens_nothing(tokens: Tokens) -> None:
-    token = tokens.create("ann", "admin")
-    (record,) = tokens.records()
-
-    revoked = tokens.revoke(record.id)
-
-    assert revoked.revoked_at is not None
-    assert tokens.authenticate(token) is None
-    with pytest.raises(NotFound):
-        tokens.revoke(record.id + 1)
-
-
-def test_an_expired_token_opens_nothing(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tokens.create("ann", "read", days=1)
-    in_time = tokens.authenticate(token)
-    now = tokens_module.now_ms() + 25 * 3600 * 1000
-    monkeypatch.setattr(tokens_module, "now_ms", lambda: now)
-
-    assert in_time is not None
-    assert tokens.authenticate(token) is None
-
-
-@pytest.mark.parametrize(
-    ("user", "role", "options"),
-    [
-        ("", "read", {}),
-        ("a b", "read", {}),
-        ("a/b", "read", {}),
-        ("ann", "owner", {}),
-        ("ann", "read", {"namespaces": ["a/b/c"]}),
-        ("ann", "read", {"namespaces": ["[a-z]/*"]}),
-        ("ann", "read", {"days": 0}),
-        ("ann", "read", {"days": float("nan")}),
-    ],
-)
-def test_tokens_that_cannot_be(tokens: Tokens, user: str, role: str, options: dict[str, object]) -> None:
-    with pytest.raises(UsageProblem):
-        tokens.create(user, role, **options)  # type: ignore[arg-type]
-
-    assert tokens.records() == []
-
-
 # ------------------------------------------------------------ names
 @pytest.mark.parametrize("name", ["a/b", "A.b_c-d/e1", "x" * 96 + "/" + "y" * 96])
 def test_repository_ids(name: str) -> None:
@@ -402,13 +287,14 @@ def test_a_secret_that_was_cut_is_refused(tmp_path: Path) -> None:
         load_settings(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["files", "files=", "files=-1", "files=0", "files=1.5", "no_such=1", "=", "files=१"])
-def test_limits_that_cannot_be(text: str) -> None:
-    with pytest.raises(AdapterHubError, match="expected NAME=VALUE"):
-        ServerLimits().with_values((text,))
-
-
 # ------------------------------------------------------------ database
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    yield database
+    database.close()
+
+
 def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
     def half() -> None:
         with database.begin() as connection:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from adapterhub_registry.access.tokens import Tokens
-from adapterhub_registry.database import schema
+from adapterhub_registry.database import postgresql as driver
+from adapterhub_registry.database.counting import Counts
 from adapterhub_registry.database.db import Database, tokens, users
 from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
 from sqlalchemy import bindparam, select
@@ -82,9 +84,11 @@ def close_connections(database: Database, pg: Postgres) -> None:
     """End the connections to a database at its server, and wait until they are gone."""
     import psycopg
 
-    ends = "SELECT bool_and(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = %s"
+    theirs = "FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
     with psycopg.connect(pg.uri, autocommit=True) as connection:
-        assert connection.execute(ends, [database.engine.url.database]).fetchone() == (True,)
+        name = [database.engine.url.database]
+        connection.execute(f"SELECT pg_terminate_backend(pid, 10000) {theirs}", name)
+        assert connection.execute(f"SELECT count(*) {theirs}", name).fetchone() == (0,)
 
 
 def test_lone_statement_takes_a_new_connection_for_one_that_was_closed(postgresql: Database, pg: Postgres) -> None:
@@ -99,7 +103,7 @@ def test_lone_statement_takes_a_new_connection_for_one_that_was_closed(postgresq
 def test_connection_that_was_idle_for_long_is_known_to_live_before_a_transaction(
     postgresql: Database, pg: Postgres, monkeypatch: pytest.MonkeyPatch, idle_s: float
 ) -> None:
-    monkeypatch.setattr(schema, "IDLE_S", idle_s)
+    monkeypatch.setattr(driver, "IDLE_S", idle_s)
     close_connections(postgresql, pg)
     is_pinged = idle_s < 0
 
@@ -121,3 +125,21 @@ def test_reading_transaction_sees_one_snapshot_and_changes_nothing(postgresql: D
     with postgresql.read() as connection:
         assert PreparedSql(USER).first(connection, user="ann") is not None
     other.close()
+
+
+def test_counts_of_long_lists_are_kept_while_they_hold() -> None:
+    kept = Counts()
+
+    def count(key: str, now: int, *, total: int, more: bool = False) -> int:
+        return kept.result(key, now, lambda: FoundCount(total, more)).total
+
+    assert [count("whole", 1, total=300), count("whole", 1, total=301), count("whole", 2, total=302)] == [300, 300, 302]
+    assert [count("short", 1, total=3), count("short", 1, total=4)] == [3, 4]
+    # numbers that are least ones hold while the registry grows
+    assert [count("least", 1, total=20, more=True), count("least", 2, total=21, more=True)] == [20, 20]
+
+
+@dataclass(frozen=True)
+class FoundCount:
+    total: int
+    more: bool

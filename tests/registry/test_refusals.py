@@ -21,7 +21,7 @@ def commit(server: Running, repo: str, token: str | None) -> int:
 
 
 def test_refused_changes_are_kept_with_who_and_why(server: Running) -> None:
-    server.post("/api/repos/create", {"name": "refused", "organization": "ann"})
+    server.create("ann/refused")
     writer = server.registry.tokens.create("carl", "read", namespaces=["ann/*"])
 
     codes = [commit(server, "ann/refused", token) for token in (server.token, server.token, writer, None)]
@@ -38,7 +38,7 @@ def test_refused_changes_are_kept_with_who_and_why(server: Running) -> None:
 
 def test_the_log_is_bounded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "KEPT", 3)
-    server.post("/api/repos/create", {"name": "many", "organization": "ann"})
+    server.create("ann/many")
     readers = [server.registry.tokens.create(f"user-{at}", "read", namespaces=["ann/*"]) for at in range(5)]
 
     for reader in readers:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.database.db import Database, adapters, refs, releases, repos
+from adapterhub_registry.access.callers import Caller
+from adapterhub_registry.database.db import adapters, refs, releases, repos
 from adapterhub_registry.database.db import tombstones as graves
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import RepoId
@@ -43,30 +42,14 @@ GRAVE = {
 }
 
 
-class Undo(Exception):
-    """Ends a transaction without a trace."""
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, DiskBlobs]]:
-    root = tmp_path_factory.mktemp("released")
-    database = Database(f"sqlite:///{root / 'registry.db'}")
-    yield database, DiskBlobs(root)
-    database.close()
-
-
-@pytest.fixture
-def connection(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
-    """A transaction that is undone after the test."""
+@pytest.fixture(autouse=True)
+def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters_module, "now_ms", lambda: NOW)
-    with contextlib.suppress(Undo), parts[0].begin() as connection:
-        yield connection
-        raise Undo
 
 
 @pytest.fixture
-def desk(parts: tuple[Database, DiskBlobs]) -> Repos:
-    return Repos(parts[1], anonymous_read=True, limits=ServerLimits(refs=3))
+def desk(store: DiskBlobs) -> Repos:
+    return Repos(store, anonymous_read=True, limits=ServerLimits(refs=3))
 
 
 def create(connection: Connection, desk: Repos, name: str = "ann/x") -> Any:
@@ -91,6 +74,16 @@ def buried(connection: Connection) -> list[dict[str, Any]]:
 
 def bury(connection: Connection, **other: Any) -> None:
     connection.execute(insert(graves).values(**GRAVE | other))
+
+
+def check(conflict: str | None, act: Callable[..., None], *given: Any, **more: Any) -> None:
+    """The act goes through, or is refused as a conflict in these words."""
+    if conflict is None:
+        act(*given, **more)
+    else:
+        with pytest.raises(HttpRefusal, match=conflict) as told:
+            act(*given, **more)
+        assert told.value.status == 409
 
 
 # ---------------------------------------------------------------- tombstones
@@ -174,14 +167,10 @@ def test_a_removed_version_gets_no_other_bytes_here_or_for_the_same_adapter(
     row = create(connection, desk)
     bury(connection, **grave)
 
-    if refused:
-        # another repository may have been private, so its name is not told
-        holder = "`ann/x`" if grave.get("full_name") == "ann/x" else "adapter `qa` in `ann`"
-        with pytest.raises(HttpRefusal, match=rf"release 1(\.0\.0)? of {holder} was removed") as told:
-            adapters_module.check_buried_release(connection, row, "1.0.0", ADAPTER)
-        assert told.value.status == 409
-    else:
-        adapters_module.check_buried_release(connection, row, "1.0.0", ADAPTER)
+    # another repository may have been private, so its name is not told
+    holder = "`ann/x`" if grave.get("full_name") == "ann/x" else "adapter `qa` in `ann`"
+    match = rf"release 1(\.0\.0)? of {holder} was removed"
+    check(match if refused else None, adapters_module.check_buried_release, connection, row, "1.0.0", ADAPTER)
 
 
 @pytest.mark.parametrize("unknown", ["base_sha256", "base_model", "rank"])
@@ -222,11 +211,8 @@ def test_a_commit_without_an_adapter_is_no_removed_version(
     bury(connection, **grave)
 
     adapters_module.check_buried_tag(connection, row, None)
-    if refused:
-        with pytest.raises(HttpRefusal, match=r"release 1\.0\.0(\.0)? of `ann/x` was removed"):
-            adapters_module.check_buried_tag(connection, row, "1.0.0")
-    else:
-        adapters_module.check_buried_tag(connection, row, "1.0.0")
+    match = r"release 1\.0\.0(\.0)? of `ann/x` was removed"
+    check(match if refused else None, adapters_module.check_buried_tag, connection, row, "1.0.0")
 
 
 @pytest.mark.parametrize(
@@ -241,38 +227,20 @@ def test_a_repository_brings_no_other_bytes_to_a_name(
     release(connection, other, "1.0.1")
     bury(connection, **grave)
 
-    if refused:
-        with pytest.raises(HttpRefusal, match=r"release 1\.0\.0 of `ann/gone` was removed"):
-            adapters_module.check_buried_arrival(connection, row, "ann/gone")
-    else:
-        adapters_module.check_buried_arrival(connection, row, "ann/gone")
+    match = r"release 1\.0\.0 of `ann/gone` was removed"
+    check(match if refused else None, adapters_module.check_buried_arrival, connection, row, "ann/gone")
 
 
 # ---------------------------------------------------------------- names of refs
-@pytest.mark.parametrize(
-    ("name", "version"),
-    [
-        ("v1.0.0", "1.0.0"),
-        ("V1.0.0", "1.0.0"),
-        ("v01.0.0", "1.0.0"),
-        ("v1.0.\uff10", "1.0.0"),
-        ("\uff561.0.0", "1.0.0"),
-        ("v1.0.0RC1", "1.0.0rc1"),
-        ("v1", "1"),
-        ("1.0.0", None),
-        ("v", None),
-        ("version", None),
-        ("release/v1.0.0", None),
-    ],
-)
-def test_a_name_is_read_as_the_version_that_people_see_in_it(name: str, version: str | None) -> None:
-    assert aliases._version_like(name) == version
-
-
 CASES = [
     ("branch", "v1.0.0", True),
     ("branch", "V1.0.0", True),
     ("branch", "v1", True),
+    ("branch", "v01.0.0", True),
+    ("branch", "v1.0.\uff10", True),
+    ("branch", "\uff561.0.0", True),
+    ("branch", "release/v1.0.0", False),
+    ("branch", "1.0.0", False),
     ("branch", "v1.0.1", False),
     ("branch", "dev", False),
     ("tag", "v1.0.0", False),
@@ -297,14 +265,10 @@ def test_no_new_ref_takes_the_name_of_a_released_version(
         release(connection, other)
         bury(connection)
 
-    if refused and "here" in where and "elsewhere" not in where:
-        with pytest.raises(
-            HttpRefusal, match=rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
-        ) as told:
-            aliases.check_new(connection, row, kind, name, most=9)
-        assert told.value.status == 409
-    else:
-        aliases.check_new(connection, row, kind, name, most=9)
+    match = rf"`{re.escape(name)}` names the released version 1\.0\.0 of `ann/x`"
+    check(
+        match if refused and "elsewhere" not in where else None, aliases.check_new, connection, row, kind, name, most=9
+    )
 
 
 def test_the_name_that_counts_is_the_one_that_the_repository_has_now(connection: Connection, desk: Repos) -> None:
@@ -389,29 +353,8 @@ def test_no_ref_arrives_at_a_name_where_it_would_stand_for_another_release(
     bury(connection)
 
     aliases.check_arrival(connection, row, "ann/elsewhere")
-    if refused:
-        with pytest.raises(HttpRefusal, match=rf"`{name}` names the released version 1\.0\.0 of `ann/gone`") as told:
-            aliases.check_arrival(connection, row, "ann/gone")
-        assert told.value.status == 409
-    else:
-        aliases.check_arrival(connection, row, "ann/gone")
-
-
-def test_refs_that_name_no_version_arrive_anywhere(connection: Connection, desk: Repos) -> None:
-    row = create(connection, desk)
-    bury(connection)
-
-    aliases.check_arrival(connection, row, "ann/gone")
-
-
-def test_only_the_versions_that_are_named_are_found_under_a_name(connection: Connection) -> None:
-    bury(connection)
-    bury(connection, version="2.0.0")
-
-    assert aliases._buried(connection, "ann/gone", []) == {}
-    assert aliases._buried(connection, "ann/gone", ["0.9", "1"]) == {"1": "1.0.0"}
-    assert aliases._buried(connection, "ann/other", ["1"]) == {}
-    assert aliases._buried(connection, None, ["1"]) == {}
+    match = rf"`{name}` names the released version 1\.0\.0 of `ann/gone`"
+    check(match if refused else None, aliases.check_arrival, connection, row, "ann/gone")
 
 
 # ---------------------------------------------------------------- a release, from end to end

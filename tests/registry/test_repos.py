@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from adapterhub_registry.access import tokens as tokens_module
-from adapterhub_registry.access.tokens import ANONYMOUS, Caller
+from adapterhub_registry.access.callers import ANONYMOUS, Caller
 from adapterhub_registry.api.hub.upload import check_no_pull_request
-from adapterhub_registry.database.db import Database, blobs, commits, refs, releases, repos, tombstones, uploads
+from adapterhub_registry.database.db import blobs, commits, refs, releases, repos, tombstones, uploads
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.names import RepoId
+from adapterhub_registry.repos import aliases as aliases_module
 from adapterhub_registry.repos import quotas
 from adapterhub_registry.repos import repos as repos_module
 from adapterhub_registry.repos.commits import Proposal, Put, commit, find_commit
@@ -43,28 +42,13 @@ class Desk:
     store: DiskBlobs
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Database, DiskBlobs]]:
-    root = tmp_path_factory.mktemp("repos")
-    database = Database(f"sqlite:///{root / 'registry.db'}")
-    yield database, DiskBlobs(root)
-    database.close()
-
-
 @pytest.fixture
-def desk(parts: tuple[Database, DiskBlobs], monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
-    database, store = parts
-    monkeypatch.setattr(repos_module, "now_ms", lambda: NOW)
+def desk(connection: Connection, store: DiskBlobs, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    for module in (repos_module, aliases_module):
+        monkeypatch.setattr(module, "now_ms", lambda: NOW)
     limits = ServerLimits(namespace_repos=6, refs=3)
     made = Repos(store, anonymous_read=True, limits=limits)
-    closed = Repos(store, anonymous_read=False, limits=limits)
-    with contextlib.suppress(Undo), database.begin() as connection:
-        yield Desk(made, closed, connection, store)
-        raise Undo
-
-
-class Undo(Exception):
-    """Ends a transaction without a trace."""
+    return Desk(made, Repos(store, anonymous_read=False, limits=limits), connection, store)
 
 
 @pytest.fixture
@@ -196,11 +180,6 @@ def test_a_pattern_takes_the_marks_of_sql_as_letters(desk: Desk) -> None:
     listed = list(desk.connection.scalars(select(repos.c.full_name).where(desk.repos.visible(caller))))
 
     assert listed == ["a_n/x"]
-
-
-def test_a_pattern_becomes_one_of_sql() -> None:
-    assert tokens_module._like("a*?b") == "a%_b"
-    assert tokens_module._like("a\\%_b") == "a\\\\\\%\\_b"
 
 
 def test_refusals_name_the_repository_and_the_token(four: Desk) -> None:
@@ -519,17 +498,6 @@ def test_what_becomes_public_is_compared_with_what_looks_like_it(desk: Desk) -> 
     assert publish("ann/Xy") == 409
     assert row_of(desk, "ann/Xy").private
     assert publish("ann/xy") == 200
-
-
-def test_what_is_public_or_stays_private_is_compared_with_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    create(desk, "ann/open")
-    create(desk, "ann/secret", private=True)
-    compared: list[object] = []
-    monkeypatch.setattr(Repos, "_check_name_is_free", lambda *_args, **_more: compared.append(1))
-    for name, private in (("ann/open", False), ("ann/open", True), ("ann/secret", True)):
-        desk.repos.change(desk.connection, ANN, RepoId(name), RepoChange(private=private))
-
-    assert compared == []
 
 
 def test_a_removed_repository_leaves_the_others_and_the_versions_it_released(desk: Desk) -> None:

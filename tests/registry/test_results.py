@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from adapterhub_registry.database.db import adapters, releases, repos, results
-from adapterhub_registry.testing import MOST_CLAIMS, MOST_OF_KEY, forget, rule_of, signer_of
-from sqlalchemy import delete, func, select
+from adapterhub_registry.access import audit
+from adapterhub_registry.access.audit import LogSearch
+from adapterhub_registry.database.db import Database, adapters, releases, repos, results
+from adapterhub_registry.testing import MOST_CLAIMS, MOST_OF_KEY, results_for_base, rule_of, signer_of, unneeded
+from sqlalchemy import delete, func, insert, select, true
 
 import adapterhub as ah
 from adapterhub.core.digests import digest_of, hex_of
@@ -22,6 +24,7 @@ from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.catalog import Installed
 from adapterhub.trust.signing.keys import KeyFolder
 from tests.registry.running import Running, running
+from tests.registry.test_searching import BASE, fill
 from tests.support.command_line import Adapt
 from tests.support.results import signed, with_contract
 from tests.support.signing_homes import Homes, make_homes
@@ -164,7 +167,7 @@ def test_a_tester_without_the_right_to_write_sends_a_result_by_a_key_of_the_name
     send = ("push", f"{world.repo}@base-7b", "--to", world.repo, "--results")
     assert "there is no signed result" in world.homes.ben.fails(10, *send)
     signed(world.homes.ben.library, build, "ben", "CHANGED")
-    assert "is no key of" in world.homes.ben.fails(14, *send)
+    assert "is not a key of" in world.homes.ben.fails(14, *send)
 
     pem = (world.homes.ben.library.root / "keys" / "ben.pub").read_text()
     world.rule(trust=[{"name": "ben", "pem": pem}])
@@ -218,30 +221,92 @@ def test_what_passed_elsewhere_moves_on_into_the_namespace_that_asks(world: Worl
 def test_pages_name_the_signer_and_the_testers_that_the_namespace_knows(world: World) -> None:
     ann, query = world.homes.ann, f"/?q={world.team}&format=json&tested="
 
-    def badges() -> set[tuple[str, str]]:
+    def verdicts() -> set[tuple[str, str]]:
         page = world.server.get(f"/{world.repo}?format=json").json()
-        return {(badge["text"], badge["detail"]) for badge in page["badges"]}
+        return {(one["text"], one["detail"].split(", ")[-1]) for one in page["head"]["verdicts"]}
 
     def found(verdict: str) -> list[str]:
         return [line["repo"] for line in world.server.get(query + verdict).json()["adapters"]]
 
     ann.ok(*world.push("--sign", "--key", "ann"))
     assert world.put(world.sign()).status_code == 200
-    assert ("signature attached", "") in badges()
+    unknown = ("Attached, key unknown", "Keys that are known here")
+    assert unknown in verdicts()
     assert (found("passed"), found("changed")) == ([], [])  # a claim, until the namespace knows the key
 
     world.rule(trust=[{"name": "ann", "pem": world.key().read_text()}])
     fingerprint = world.build.manifest.base.fingerprint
     assert fingerprint is not None
-    on = f"by ann on base {fingerprint.weights.removeprefix('sha256:')[:12]}"
-    assert {("signed", "by ann"), ("tests pass", on)} <= badges()
+    on = f"run by ann on base {fingerprint.weights.removeprefix('sha256:')[:12]}"
+    assert {("Valid", "by ann"), ("PASS", on)} <= verdicts()
     assert (found("passed"), found("changed")) == ([world.repo], [])
 
     assert world.put(world.signed_again(world.sign("CHANGED"), numbered(2))).status_code == 200
-    assert ("answers changed", on) in badges()
+    assert ("CHANGED", on) in verdicts()
     assert (found("passed"), found("changed")) == ([], [world.repo])
     world.rule(distrust=["ann"])
-    assert (found("changed"), ("signature attached", "") in badges()) == ([], True)
+    assert (found("changed"), unknown in verdicts()) == ([], True)
+
+
+def test_the_page_of_a_base_shows_which_builds_work_on_which_base(world: World) -> None:
+    fingerprint = world.build.manifest.base.fingerprint
+    assert fingerprint is not None
+    mine = hex_of(fingerprint.weights)
+
+    def outcomes(token: str | None = "") -> dict[str, tuple[str, str]]:
+        answer = world.server.get(f"/base/{mine}?format=json", token=world.server.token if token == "" else token)
+        table = (answer.json()["outcomes"] if answer.status_code == 200 else None) or {"bases": [], "rows": []}
+        found = {}
+        for row in table["rows"]:
+            if row["name"] == world.repo:
+                assert (row["version"], row["url"]) == ("1.0.1", f"/{world.repo}")
+                cells = [cell and (cell["outcome"], cell["detail"][:24]) for cell in row["cells"]]
+                found = {base["url"]: cell for base, cell in zip(table["bases"], cells, strict=True) if cell}
+        return found
+
+    world.homes.ann.ok(*world.push("--private"))
+    for raw in (
+        world.sign(drift=0.01),
+        world.sign("CHANGED", base_weights=OTHER, retention=0.7, drift=0.4, dtype="bfloat16"),
+    ):
+        assert world.put(raw).status_code == 200
+    assert outcomes() == {}  # claims, until the namespace knows the key
+
+    world.rule(trust=[{"name": "ann", "pem": world.key().read_text()}])
+    assert outcomes() == {
+        f"/base/{mine}": ("works", "drift 0.01, float32, 202"),
+        "": ("drifts", "drift 0.40, bfloat16, 20"),
+    }
+    assert (outcomes(None), outcomes(world.reader)) == ({}, {})  # no word of a private repository
+    headers = {"Accept": "text/html", "Authorization": f"Bearer {world.server.token}"}
+    html = httpx.get(f"{world.server.url}/base/{mine}", headers=headers).text
+    assert ("Which adapters work on which base" in html, ">drifts</strong>" in html) == (True, True)
+
+    later = world.sign("CHANGED", base_weights=OTHER, dtype="bfloat16")
+    assert world.put(world.signed_again(later, numbered(2))).status_code == 200
+    assert outcomes()[""][0] == "broken"
+    world.rule(distrust=["ann"])
+    assert outcomes() == {}
+
+
+def test_the_table_of_a_base_reads_by_indexes(tmp_path: Path) -> None:
+    database, read = Database(f"sqlite:///{tmp_path / 'registry.db'}"), []
+    fill(database, 300)
+    row = {"manifest": "0", "sha256": "0", "key": "k", "sent_by": "b", "created_at": 1, "body": b""}
+    with database.begin() as connection:
+        connection.execute(insert(results), [row | {"repo_id": 1 + n % 300, "question": str(n)} for n in range(3000)])
+    with database.read() as connection:
+        raw: Any = connection.connection.driver_connection
+        raw.set_trace_callback(read.append)
+        found = results_for_base(connection, BASE, true())
+        raw.set_trace_callback(None)
+        [sql] = [one for one in read if one.startswith("SELECT")]
+        steps = [step[-1] for step in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}").all()]
+    database.close()
+
+    assert found == []
+    tables = ("adapters", "results", "repos", "test_keys")
+    assert [step for step in steps if step.startswith(tuple(f"SCAN {name}" for name in tables))] == []
 
 
 def test_a_signature_over_other_bytes_names_no_signer(world: World) -> None:
@@ -334,8 +399,8 @@ def test_a_repository_moves_into_a_namespace_only_with_what_that_asks(world: Wor
 
 
 def test_the_command_shows_and_changes_the_rule_from_afar_and_on_the_machine(world: World) -> None:
-    ann, team = world.homes.ann, world.team
-    far = ("registry", "tests", team, "--url", world.server.url, "--token", world.server.token)
+    ann, team = world.homes.ann.having(ADAPTERHUB_TOKEN=world.server.token), world.team
+    far = ("registry", "tests", team, "--url", world.server.url)
     here = ("registry", "tests", team, "--root", str(world.server.root))
 
     assert "no key of a tester" in ann.fails(2, *far, "--require", "passed")
@@ -349,8 +414,9 @@ def test_the_command_shows_and_changes_the_rule_from_afar_and_on_the_machine(wor
     assert "expected NAME=FILE" in ann.fails(2, *here, "--trust", "ann.pub")
     assert "has no key `eve`" in ann.fails(10, *far, "--distrust", "eve")
     assert ann.json(*here, "--require", "off", "--distrust", "ann", "--any-key")["keys"] == []
-    log = world.server.registry.tokens.log()
-    assert [entry.action for entry in log if team in entry.subject] == ["tests", "tests"]
+    with world.server.registry.db.read() as connection:
+        log = audit.entries(connection, LogSearch(namespace=team))
+    assert [entry.action for entry in log] == ["tests", "tests"]
 
 
 # ------------------------------------------------------------ who may
@@ -503,7 +569,7 @@ def test_results_outlive_yanking_deletion_and_gc_and_go_with_their_repository(wo
     assert world.server.post(place, {"version": "1.0.1", "reason": "leaked labels"}).status_code == 200
     assert world.server.send("DELETE", f"/api/models/{world.repo}/tag/v1.0.1").status_code == 200
     with world.server.registry.db.begin() as connection:
-        forget(connection, FAR)
+        connection.execute(delete(results).where(unneeded(FAR).gone))
     assert len(world.listed()) == 1
 
     mine = select(func.count()).where(results.c.repo_id == world.number)
@@ -526,7 +592,7 @@ def test_gc_removes_results_on_a_build_that_was_never_released(world: World) -> 
         for table, before_ms in ((None, FAR), (adapters, 0), (None, FAR)):
             if table is not None:
                 connection.execute(delete(table).where(table.c.repo_id == number))
-            forget(connection, before_ms)
+            connection.execute(delete(results).where(unneeded(before_ms).gone))
             counts.append(connection.scalar(mine))
     assert counts == [1, 1, 0]
 

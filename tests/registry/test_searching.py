@@ -9,16 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapterhub_registry.database.db import Database, adapters, blobs, commits, insert_new, releases, repo_tags, repos
+from adapterhub_registry.database.counting import counted, fold, largest_spaces, space_of
+from adapterhub_registry.database.db import (
+    Database,
+    adapters,
+    add_bytes,
+    blobs,
+    commits,
+    insert_new,
+    releases,
+    repo_tags,
+    repos,
+)
 from adapterhub_registry.database.prepared import GLANCED, Met
-from adapterhub_registry.database.search_tables import counted, tagged
+from adapterhub_registry.database.search_tables import tagged
 from adapterhub_registry.errors import HttpRefusal
+from adapterhub_registry.nearest import Nearest
 from adapterhub_registry.pages import search as search_page
+from adapterhub_registry.pages.wanted import Wanted
 from adapterhub_registry.repos import search
 from adapterhub_registry.repos.adapters import follow_gate, write_words
-from adapterhub_registry.repos.search import AdapterQuery, RepoListing, Sort, list_repos, ranked, search_adapters
-from adapterhub_registry.vectors import Nearest, make, model_place
+from adapterhub_registry.repos.listing import RepoListing, Sort, list_repos
+from adapterhub_registry.repos.search import AdapterQuery, search_adapters
+from adapterhub_registry.vectors import make, model_place
 from sqlalchemy import delete, event, insert, select, text, true, update
+from sqlalchemy.engine import Connection
 
 from adapterhub.formats.meaning.model import take_model
 from tests.registry import older_schemas
@@ -193,35 +208,77 @@ def test_a_trigram_of_each_word_is_enough_where_few_have_them(tmp_path: Path) ->
     database.close()
 
 
-def test_sqlite_counts_what_it_holds(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    database = Database(url)
-    fill(database, 9)
+def hold(connection: Connection) -> tuple[dict[str, int], dict[str, int]]:
+    """Change what nine repositories hold, in every way that decides a number; those of all, and of the public ones."""
     blob = {"git_sha1": "g", "created_at": 1}
     release = {"version": "1", "tag": "v1", "commit_id": "c", "digest": "d", "created_at": 1}
     commit = {"id": "c", "root": "r", "title": "", "message": "", "author": "ann", "created_at": 1}
-    with database.begin() as connection:
-        connection.execute(blobs.insert(), [blob | {"sha256": f"{n}", "size": n} for n in range(5)])
-        connection.execute(releases.insert(), [release | {"repo_id": n} for n in range(1, 7)])
-        connection.execute(commits.insert(), [commit | {"repo_id": n} for n in range(1, 9)])
-        connection.execute(update(releases).where(releases.c.repo_id < 4).values(yanked_at=5))
-        connection.execute(update(releases).where(releases.c.repo_id < 2).values(yanked_at=None))
-        connection.execute(update(adapters).where(adapters.c.repo_id == 7).values(is_listed=False))
-        connection.execute(update(repos).values(downloads=repos.c.downloads + repos.c.id))
-        connection.execute(delete(blobs).where(blobs.c.sha256 == "4"))
-        connection.execute(delete(repos).where(repos.c.id == 2))  # takes its rows in other tables along
-        wanted = {"repos": 8, "downloads": 43, "commits": 7, "adapters": 7, "releases": 5, "releases_yanked": 1}
-        wanted |= {"blobs": 4, "blob_bytes": 6}
-        assert counted(connection) == wanted
+    connection.execute(blobs.insert(), [blob | {"sha256": f"{n}", "size": n} for n in range(5)])
+    connection.execute(releases.insert(), [release | {"repo_id": n} for n in range(1, 7)])
+    connection.execute(commits.insert(), [commit | {"repo_id": n} for n in range(1, 9)])
+    connection.execute(update(releases).where(releases.c.repo_id < 4).values(yanked_at=5))
+    connection.execute(update(releases).where(releases.c.repo_id < 2).values(yanked_at=None))
+    connection.execute(update(adapters).where(adapters.c.repo_id == 7).values(is_listed=False))
+    connection.execute(update(repos).values(downloads=repos.c.downloads + repos.c.id))
+    for number, private in ((3, True), (4, True), (4, False), (5, True)):
+        connection.execute(update(repos).where(repos.c.id == number).values(private=private))
+    connection.execute(delete(commits).where(commits.c.repo_id == 8))
+    connection.execute(delete(blobs).where(blobs.c.sha256 == "4"))
+    for number in (2, 5):
+        connection.execute(delete(repos).where(repos.c.id == number))  # takes its rows in other tables along
+    everything = {"repos": 7, "downloads": 38, "commits": 5, "adapters": 6, "releases": 4, "releases_yanked": 1}
+    public = {"repos": 6, "downloads": 35, "commits": 4, "adapters": 5, "releases": 3, "releases_yanked": 0}
+    return everything | {"blobs": 4, "blob_bytes": 6, "tokens_active": 0}, public
 
+
+def test_a_database_counts_what_it_holds(url: str) -> None:
+    database = Database(url)
+    fill(database, 9)
+
+    with database.begin() as connection:
+        everything, public = hold(connection)
+
+    for _ in range(2):
+        with database.begin() as connection:
+            assert (counted(connection), counted(connection, public=True)) == (everything, public)
+            fold(connection)  # changes no number
+    database.close()
+
+
+def test_a_migration_counts_what_a_database_holds(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'registry.db'}"
+    database = Database(url)
+    fill(database, 9)
+    with database.begin() as connection:
+        everything, public = hold(connection)
         older_schemas.undo_newest(connection)
         for text_ in ("UPDATE alembic_version SET version_num = '0013'", "DROP TABLE name_trigrams"):
             connection.execute(text(text_))
         connection.execute(text("UPDATE counts SET value = 0"))
     database.close()
-    database = Database(url)  # the migration counts, too
+
+    database = Database(url)
+
     with database.read() as connection:
-        assert counted(connection) == wanted
+        assert (counted(connection), counted(connection, public=True)) == (everything, public)
+    database.close()
+
+
+def test_a_namespace_keeps_what_it_takes(url: str) -> None:
+    database = Database(url)
+    fill(database, 9)
+
+    with database.begin() as connection:
+        connection.execute(update(repos).values(namespace="ann", most_bytes=repos.c.id))
+        connection.execute(update(repos).where(repos.c.id > 6).values(namespace="bob"))
+        add_bytes(connection, 1, 100)
+        connection.execute(delete(repos).where(repos.c.id == 9))
+        fold(connection)
+        found = largest_spaces(connection, 5)
+
+    assert [(one.namespace, one.repos, one.bytes) for one in found] == [("ann", 6, 121), ("bob", 2, 15)]
+    with database.read() as connection:
+        assert space_of(connection, "bob") == found[1]
     database.close()
 
 
@@ -413,6 +470,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int
         counted: list[None] = []
         with pytest.MonkeyPatch.context() as patched, database.read() as connection:
             patched.setattr(search, "FEW", MANY // 50)  # as 2,000 of 100,000
+            patched.setattr(search, "_PAGE", 1)  # so that the root of the rows by a page is less
             raw = connection.connection.driver_connection
             assert raw is not None
             raw.set_progress_handler(lambda: counted.append(None), 100)
@@ -492,7 +550,7 @@ def test_meaning_ranks_what_a_caller_may_read(url: str, tmp_path: Path, monkeypa
     with database.read() as connection:
         page = search_adapters(connection, asked, readable, nearest.ranked)
         everything = search_adapters(connection, asked, true(), nearest.ranked)
-        monkeypatch.setattr("adapterhub_registry.vectors._LOOKED_AT", 1)
+        monkeypatch.setattr("adapterhub_registry.nearest._LOOKS", ((1, 1.0),))
         narrow = search_adapters(connection, replace(asked, limit=1), readable, nearest.ranked)
     with database.begin() as connection:
         connection.execute(delete(repos).where(repos.c.id == 5))
@@ -516,20 +574,22 @@ def test_a_list_of_what_was_yanked_begins_at_the_yanks(tmp_path: Path, given: di
         named = {"version": "1.0", "version_key": "1", "tag": "v1.0", "commit_id": "", "digest": "", "created_at": 1}
         yanks = [{"repo_id": n, "yanked_at": 5} for n in range(1, yanked + 1)]
         connection.execute(insert(releases), [named | one for one in yanks] or [named | {"repo_id": 1}])
+        connection.execute(update(adapters).where(adapters.c.repo_id <= yanked).values(is_warned=True))
         connection.execute(update(adapters).where(adapters.c.repo_id == 2).values(is_listed=False))
         for number in range(1, 20):
             write_words(connection, number)
     with database.read() as connection:
         event.listen(database.engine, "before_cursor_execute", lambda *told: read.append((told[2], told[3])))
-        asked = search_page._Wanted(given={"yanked": "yes"} | given)
-        page = search_page._page(connection, asked, Met([], {}), None, ranked)
+        asked = Wanted(given={"yanked": "yes"} | given)
+        page = search_page._page(connection, asked, Met([], {}), None)
         plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", told).all() for sql, told in list(read)]
     database.close()
 
     steps = [step[-1] for plan in plans for step in plan]
-    assert [
-        step for step in steps if step.startswith(("SCAN adapters", "SCAN repos", "SCAN wordings", "SCAN text"))
-    ] == []
+    # of many, the first of a page come in the order of an index
+    in_order = ("SCAN repos USING INDEX repos_by_", "SCAN adapters USING INDEX adapters_warned")
+    scans = [step for step in steps if step.startswith(("SCAN adapters", "SCAN repos", "SCAN wordings", "SCAN text"))]
+    assert [step for step in scans if yanked <= search.FEW or not step.startswith(in_order)] == []
     names = {row.full_name for row in page.rows}
     assert len(names) == min(yanked, 25 if "q" not in given else 19)  # of so many the words are known
     if yanked == 3:

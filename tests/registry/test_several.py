@@ -14,7 +14,6 @@ from urllib.request import Request as Question
 from urllib.request import urlopen
 
 import pytest
-from huggingface_hub import HfApi
 
 from adapterhub.distribution.hub import Hub
 from adapterhub.formats.release import Release
@@ -137,7 +136,7 @@ def test_a_push_writes_no_second_copy_of_the_weights(
 @pytest.fixture
 def plain(online: None, server: Running, tmp_path: Path) -> list[str]:
     """Repositories of other tools on the shared server: no manifest, no version."""
-    api = HfApi(endpoint=server.url, token=server.token)
+    api = server.api
     names = [f"several{next(numbers)}/plain-{n}" for n in range(2)]
     for seed, name in enumerate(names):
         api.create_repo(name)
@@ -184,7 +183,7 @@ def test_an_answer_ahead_is_checked_like_any_other(proxy, far, team):
 
 
 def test_answers_ahead_show_nothing_that_the_caller_may_not_read(server, team, plain):
-    api = HfApi(endpoint=server.url, token=server.token)
+    api = server.api
     api.update_repo_settings(f"{team}/one", private=True)
     api.update_repo_settings(plain[0], gated="auto")
     hidden, gated, open_ = f"{team}/one", plain[0], plain[1]
@@ -219,9 +218,10 @@ def test_a_project_is_locked_and_synced_with_one_request_each_for_all_that_it_ne
     remote = f'[remotes.team]\nurl = "{proxy.url}"\nnamespaces = ["{team}"]\n'
     (project / "adapters.toml").write_text(f"{remote}\n[adapters]\n{wanted}")
 
-    far.ok("lock", "--project", "project", "--trust-project")
+    far = far.having(ADAPTERHUB_TRUST_PROJECT="1")
+    far.ok("lock", "--project", "project")
     locking = requests_of(proxy)
-    far.ok("sync", "--project", "project", "--frozen", "--trust-project")
+    far.ok("sync", "--project", "project", "--frozen")
 
     assert locking == ["/api/adapt/v1/ahead", "/api/adapt/v1/info"]
     assert requests_of(proxy) == ["/api/adapt/v1/ahead", "/api/adapt/v1/info"]

@@ -66,7 +66,8 @@ def named(data: bytes, path: str = "w.bin") -> tuple[str, dict[str, Any]]:
 
 
 def stored(served: Served, data: bytes) -> bool:
-    return any(path.name == hashlib.sha256(data).hexdigest() for path in (served.root / "blobs").rglob("*"))
+    digest = hashlib.sha256(data).hexdigest()
+    return (served.root / "blobs" / "sha256" / digest[:2] / digest[2:4] / digest).exists()
 
 
 def put(send: Send, repo: str, data: bytes) -> None:
@@ -138,7 +139,7 @@ def test_parts_that_are_missing_or_out_of_order_are_refused(served: Served, send
         for n in (1, 2, 3)
     }
 
-    for kept in ([1, 2], [2, 1, 3], [1, 1, 2, 3], [1, 3, 2], []):
+    for kept in ([1, 2], [2, 1, 3], []):  # `test_parts` has the others
         parts = [{"partNumber": n, "etag": etags[n]} for n in kept]
         answer = send("POST", action["href"], json={"oid": hashlib.sha256(data).hexdigest(), "parts": parts})
 

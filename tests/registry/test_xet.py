@@ -1,14 +1,10 @@
-"""Uploads by Xet through the running server: by the stock client, and by hand for what it never does."""
+"""Uploads by Xet through the running server, by hand: what the stock client never does (`test_conformance` runs that)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import random
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +37,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 @pytest.fixture
 def repo(server: Running, request: pytest.FixtureRequest) -> str:
     name = hashlib.sha256(request.node.name.encode()).hexdigest()[:16]
-    server.post("/api/repos/create", {"organization": "acme", "name": name})
-    return f"acme/{name}"
+    return server.create(f"acme/{name}")
 
 
 def write_token(server: Running, repo: str) -> tuple[str, dict[str, str]]:
@@ -57,55 +52,6 @@ def send(url: str, headers: dict[str, str], content: bytes) -> httpx.Response:
 
 def blobs_on_disk(server: Running) -> set[str]:
     return {path.name for path in (server.root / "blobs").rglob("*") if path.is_file()}
-
-
-def hf(server: Running, home: Path, *arguments: str) -> str:
-    command = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", *arguments]
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": server.token, "HF_HOME": str(home)}
-    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET"):
-        environment.pop(name, None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def made_files(folder: Path, seed: int) -> dict[str, bytes]:
-    source = random.Random(seed)
-    noise = source.randbytes(3_000_000)
-    files = {
-        "adapter_model.safetensors": noise,
-        "more.safetensors": noise[:2_000_000] + b"text again and again " * 50_000,
-        "note.txt": b"small",
-    }
-    folder.mkdir()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return files
-
-
-def test_the_stock_client_uploads_by_xet_and_downloads_the_same_bytes(
-    server: Running, repo: str, tmp_path: Path
-) -> None:
-    files = made_files(tmp_path / "folder", seed=1)
-
-    hf(server, tmp_path / "home", "upload", repo, str(tmp_path / "folder"))
-    hf(server, tmp_path / "other", "download", repo, "--local-dir", str(tmp_path / "got"))
-
-    assert files == {name: (tmp_path / "got" / name).read_bytes() for name in files}
-    assert list((server.root / "xorbs").rglob("*")), "the client did not use Xet"
-    again = hf(server, tmp_path / "home", "upload", repo, str(tmp_path / "folder"))
-    assert "/commit/" in again or "/tree/" in again
-
-
-def test_the_same_bytes_go_to_a_second_repository(server: Running, repo: str, tmp_path: Path) -> None:
-    server.post("/api/repos/create", {"organization": "acme", "name": "second"})
-    files = made_files(tmp_path / "folder", seed=2)
-    hf(server, tmp_path / "home", "upload", repo, str(tmp_path / "folder"))
-
-    hf(server, tmp_path / "home", "upload", "acme/second", str(tmp_path / "folder"))
-    hf(server, tmp_path / "other", "download", "acme/second", "--local-dir", str(tmp_path / "got"))
-
-    assert files == {name: (tmp_path / "got" / name).read_bytes() for name in files}
 
 
 def test_a_token_is_short_and_given_three_times(server: Running, repo: str) -> None:
@@ -146,7 +92,7 @@ def test_nothing_is_told_of_what_others_sent(server: Running, repo: str) -> None
 
 
 def test_a_xorb_of_another_repository_cannot_be_named(server: Running, repo: str) -> None:
-    server.post("/api/repos/create", {"organization": "acme", "name": "stranger"})
+    server.create("acme/stranger")
     cas, headers = write_token(server, "acme/stranger")
     send(f"{cas}/v1/xorbs/default/{XORB}", headers, xorb_bytes(CHUNKS))
     cas, headers = write_token(server, repo)
@@ -168,7 +114,7 @@ def test_an_upload_without_a_good_token_is_refused(server: Running, repo: str, t
 
 
 def test_a_token_opens_one_repository_only(server: Running, repo: str) -> None:
-    server.post("/api/repos/create", {"organization": "acme", "name": "victim"})
+    server.create("acme/victim")
     _, headers = write_token(server, repo)
     cas, _ = write_token(server, "acme/victim")
 
@@ -295,10 +241,9 @@ def test_a_refused_xorb_leaves_the_earlier_one(server: Running, repo: str) -> No
 def test_a_repository_made_again_has_another_upload_space(server: Running, repo: str) -> None:
     cas, headers = write_token(server, repo)
     send(f"{cas}/v1/xorbs/default/{XORB}", headers, xorb_bytes(CHUNKS))
-    name = repo.partition("/")[2]
-    server.send("DELETE", "/api/repos/delete", {"organization": "acme", "name": name})
+    server.remove(repo)
     gone = send(f"{cas}/v1/shards", headers, shard_bytes([(SHA256, [(XORB, len(DATA), 0, 2)])]))
-    server.post("/api/repos/create", {"organization": "acme", "name": name})
+    server.create(repo)
 
     again, _ = write_token(server, repo)
 

@@ -14,10 +14,14 @@ AXE = Path(__file__).resolve().parent.parent / "data" / "axe-core" / "axe-4.14.1
 PHONE = {"width": 360, "height": 740}
 
 
-def violations(page: Page) -> list[str]:
-    """What axe (Mozilla Public License 2.0) finds wrong with the page as it stands: rule, and the first element."""
+def violations(page: Page, *rules: str) -> list[str]:
+    """What axe (Mozilla Public License 2.0) finds wrong with the page as it stands: rule, and the first element.
+
+    With `rules`, it looks for these only.
+    """
     page.evaluate(AXE.read_text(encoding="utf-8") + ";0")
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+    found = page.evaluate("options => axe.run(document, options)", options)
     return [
         f"{item['id']}: {item['nodes'][0]['html']} {item['nodes'][0]['failureSummary']}" for item in found["violations"]
     ]

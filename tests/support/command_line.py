@@ -7,8 +7,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ class Adapt:
 
     folder: Path
     home: str = "home"
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def having(self, **variables: str) -> Adapt:
+        """The same with these variables of the environment."""
+        return replace(self, variables={**self.variables, **variables})
 
     @property
     def library(self) -> Library:
@@ -63,6 +68,7 @@ class Adapt:
         os.chdir(self.folder)
         sys.argv = ["adapt", *map(str, arguments)]
         os.environ["ADAPTERHUB_HOME"] = str(self.folder / self.home)
+        os.environ.update(self.variables)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""The folder that the pages of `docs/` speak of: small models, adapters of all sorts, a library as the tutorial leaves it.
+"""The folder that the pages of `docs/` speak of: small models, adapters of all sorts, a library with one.
 
 Everything is made with `tests/support/tiny.py` and through the library, without torch, once in a process.
 """
@@ -23,7 +23,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import copy
 from tests.support.foreign_files import flux, kohya, mlx
-from tests.support.tiny import make_adapter, make_base
+from tests.support.tiny import LAYERS, make_adapter, make_base
 
 WIDTH = 32  # wide enough for the ranks of a merge to add up
 HUB_ID = "acme/base-7b"
@@ -49,6 +49,7 @@ def _made_once() -> Path:
     make_base(folder / "models" / "base-7b-fp16", width=WIDTH, dtype="f2")
     make_base(folder / "models" / "base-7b-chat", width=WIDTH, seed=1)
     make_base(folder / "models" / "other-7b", width=2 * WIDTH)
+    _make_copies(folder / "models")
     make_adapter(folder / "out" / "legal-qa", width=WIDTH, base=HUB_ID, seed=1)
     summary = make_adapter(folder / "out" / "summarize", width=WIDTH, base=HUB_ID, seed=2)
     make_adapter(folder / "out" / "tables", width=WIDTH, base=HUB_ID, seed=3, modules=("q_proj", "k_proj", "v_proj"))
@@ -79,6 +80,41 @@ def _complete(config: Path) -> None:
     """Say what transformers needs to make a model of this size; it draws the weights that the folder does not hold."""
     sizes = {"intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "eos_token_id": None, "pad_token_id": 0}
     config.write_text(json.dumps(json.loads(config.read_text()) | sizes))
+
+
+def _make_copies(models: Path) -> None:
+    """The base and its chat model in Q4_0 as one GGUF file each, and the base in a format that is not known."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
+    kind, heads = gguf.GGMLQuantizationType.Q4_0, 4
+    for model in ("base-7b", "base-7b-chat"):
+        writer = gguf.GGUFWriter(models / f"{model}-Q4_0.gguf", "llama")
+        writer.add_embedding_length(WIDTH)
+        writer.add_block_count(LAYERS)
+        writer.add_head_count(heads)
+        tensors = load_file(models / model / "model.safetensors")
+        for name, tensor in tensors.items():
+            rows = tensor
+            if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp's order
+                rows = tensor.reshape(heads, 2, -1, WIDTH).swapaxes(1, 2).reshape(tensor.shape)
+            called = names.get_name(name, try_suffixes=(".weight",))
+            if rows.ndim > 1:
+                writer.add_tensor(called, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(called, rows)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    (models / "base-7b-exl3").mkdir()
+    trellis = {name.replace("weight", "trellis"): np.zeros((2, 2, 16), "i2") for name in tensors if "_proj" in name}
+    kept = {name: tensor for name, tensor in tensors.items() if "_proj" not in name}
+    save_file(kept | trellis, models / "base-7b-exl3" / "model.safetensors")
+    stated = json.loads((models / "base-7b" / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "exl3"}
+    }
+    (models / "base-7b-exl3" / "config.json").write_text(json.dumps(stated))
 
 
 def _register(library: Library, base: Path) -> BaseRecord:

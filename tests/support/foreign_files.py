@@ -10,12 +10,24 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from adapterhub.formats.foreign.tables import SD1, UNet, flux_modules
+from adapterhub.formats.foreign.families import Targets, family_named
+from adapterhub.formats.foreign.tables import SD1, UNet
 
 Arrays = dict[str, np.ndarray]
 Updates = dict[str, np.ndarray]
 
 WIDTH = 8
+
+
+def flux_modules() -> dict[str, Targets]:
+    """Each module of the original checkpoint of FLUX.1, and what diffusers has for it."""
+    family = family_named("flux")
+    assert family is not None
+    depths = {"double_blocks": 19, "single_blocks": 38}
+    numbered = [
+        name.replace(".N.", f".{n}.") for name in family.modules for n in range(depths.get(name.partition(".")[0], 1))
+    ]
+    return {name: family.targets(name) for name in numbered}
 
 
 def shape_of(module: str) -> tuple[int, ...]:

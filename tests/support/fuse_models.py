@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from adapterhub.library.library import Library
-from adapterhub.weights.fuse import Fused, fuse
+from adapterhub.weights.fuse import Fused, prepare
 from tests.support.tiny_models import VOCABULARY, llama
 
 SHIPPED = Path(__file__).resolve().parent.parent.parent / "adapterhub" / "cli" / "start" / "demo_run" / "adapters"
@@ -144,6 +144,12 @@ def loaded(folder: Path, make: Make) -> nn.Module:
         return type(model).from_pretrained(folder).eval()
     model.load_state_dict(tensors_in(folder))
     return model.eval()
+
+
+def fuse(adapter: Any, out_folder: Path, **options: Any) -> Fused:
+    """Add adapters to a base and write the sum into a new folder."""
+    with prepare(adapter, out_folder, **options) as fusion:
+        return fusion.write()
 
 
 def fused_in(

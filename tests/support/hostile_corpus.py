@@ -104,6 +104,7 @@ def run(
     surroundings = os.environ | {
         "TMPDIR": str(folder / "tmp"), "HOME": str(folder / "user"), "XDG_CACHE_HOME": str(folder / "user"),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "registry")]), "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # the first import of a module would count as a write
     }  # fmt: skip
     home = ["--root", str(folder / "home")]
     for command in (

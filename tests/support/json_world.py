@@ -23,11 +23,14 @@ from typing import IO, Any
 from adapterhub_registry.settings import parse_networks
 
 from tests.cli.test_serve_command import serving
+from tests.cli.test_serve_sync import file_for
+from tests.registry import many_adapters
 from tests.registry.receiver import receiver
 from tests.registry.running import Running, running
 from tests.support.command_line import Adapt
 from tests.support.docs_sandbox import HUB_ID, WIDTH, make_sandbox
 from tests.support.routed_library import fill
+from tests.support.standin_running import running as running_engine
 from tests.support.standin_vllm import make_standin
 from tests.support.tiny import make_adapter, make_base
 
@@ -47,14 +50,22 @@ _FACTS = {
 _SIZES = {"size_bytes", "freed_bytes", "alone_bytes"}
 _FACTS_OF = {
     "alias-history": {"at", "by"},
+    "alias-keep": {"set_by", "set_at"},
     "cache-show": _SIZES,
     "cache-clean": _SIZES,
     "extract": _SIZES,
     "merge.tune": {*_SIZES, "weight", "weights"},
-    "registry-check": {"bytes"},
-    "sbom": {"version"},
+    "registry-check": {"bytes", "database_bytes"},
+    "export.cyclonedx": {"version"},
     "registry-move": {"bytes"},
     "registry-token-log": {"at", "actor"},
+    "registry-publishers": {"by", "id"},
+    "registry-members": {"by"},
+    "registry-backup": {"rows", "schema"},
+    "registry-restore": {"rows", "schema"},
+    "registry-members.team": {"by"},
+    "registry-members.invite": {"code", "link"},
+    "registry-members.withdraw": {"by"},
     "registry-webhook-add": {"id", "secret", "url"},
     "registry-webhook-list": {"id", "url"},
     "registry-webhook-remove": {"id", "url"},
@@ -71,6 +82,10 @@ _FACTS_OF = {
         "retention",
         "retention_worst",
         "recorded_text",
+        "drift",
+        "drift_low",
+        "drift_high",
+        "noise",
         "cpu_seconds",
         "engine",
     },
@@ -150,7 +165,7 @@ def _bases(w: World) -> None:
     w.says("base-add", "base", "add", "./models/base-7b", "--as", "base-7b")
     w.says("base-list", "base", "list")
     w.says("base-show", "base", "show", "base-7b")
-    w.says("base-export-record", "base", "export-record", "base-7b")
+    w.says("base-show.record", "base", "show", "base-7b", "--record")
     w.says("base-family", "base", "family")
     w.says("base-compare", "base", "compare", "base-7b", "./models/base-7b-fp16")
     w.adapt.ok("base", "add", "./models/base-7b-chat", "--as", "chat")
@@ -169,14 +184,16 @@ def _adapters(w: World) -> None:
     w.says("list", "list")
     w.says("search", "search", "legal", "--base", "base-7b")
     w.says("info", "info", LEGAL)
-    w.says("path", "path", LEGAL)
+    w.says("info.path", "info", LEGAL, "--path")
     w.says("verify", "verify", LEGAL, "./out/tables", "--base", "base-7b")
     w.says("audit", "audit", LEGAL, "--offline", exit_code=0)
-    w.says("sbom", "sbom", LEGAL)
+    w.says("export.cyclonedx", "export", LEGAL, "--format", "cyclonedx")
     w.says("push.dry-run", "push", LEGAL, "--to", "./published", "--dry-run")
     w.says("push", "push", LEGAL, "--to", "./published")
     w.says("pull", "pull", LEGAL, "./pulled")
     w.says("explain", "explain", "E_RANK", "11")
+    w.says("explain.skill", "explain", "--skill")
+    w.says("mcp", "mcp")
     w.says("doctor", "doctor", "--offline")
     w.says("doctor.repair", "doctor", "--repair", "--dry-run")
     w.says("completion", "completion", "bash")
@@ -189,6 +206,8 @@ def _weights(w: World) -> None:
     w.says("merge.methods", "merge", "--methods")
     w.says("info.recipe", "info", "both", "--recipe")
     w.says("resize", "resize", "legal-qa", "--rank", "2")
+    w.says("port.dry-run", "port", "legal-qa", "--to", "./models/base-7b-chat", "--dry-run")
+    w.says("port", "port", "legal-qa", "--to", "./models/base-7b-chat", "--unproved", "-o", "moved")
     w.says("compare", "compare", "legal-qa", "summarize")
     w.says("extract", "extract", "./models/base-7b-chat", "--base", "base-7b", "--rank", "2", "-o", "chat")
     w.says("fuse", "fuse", "legal-qa", "-o", "./fused")
@@ -210,7 +229,7 @@ def _keys(w: World) -> None:
 
 def _remotes(w: World) -> None:
     w.says("remote-add", "remote", "add", "ours", w.ours.url, "--namespaces", TEAM)
-    w.says("remote-set", "remote", "set", "ours", "--signatures", "warn")
+    w.adapt.ok("key", "policy", "warn", "--remote", "ours")
     w.adapt.ok("remote", "add", "theirs", w.theirs.url)
     w.says("remote-login", "remote", "login", "ours", "--token", w.ours.token)
     w.adapt.ok("remote", "login", "theirs", "--token", w.theirs.token)
@@ -218,12 +237,15 @@ def _remotes(w: World) -> None:
     w.says("push.server", "push", LEGAL, "--to", "acme/legal-qa-base-7b", "--remote", "ours")
     w.says("search.server", "search", "--remote", "ours", "--base", "base-7b")
     w.says("info.server", "info", "acme/legal-qa@base-7b", "--remote", "ours")
-    w.says("similar.server", "similar", "acme/legal-qa-base-7b", "--remote", "ours")
+    w.says("compare.server", "compare", "acme/legal-qa-base-7b", "--remote", "ours")
+    w.adapt.ok("alias", "set", "prod", "acme/legal-qa==1.0.0", "--remote", "ours")
+    w.says("alias-keep", "alias", "keep", "acme/legal-qa@prod", "20", "--remote", "ours")
+    w.adapt.ok("alias", "remove", "acme/legal-qa@prod", "--remote", "ours")
     w.says("mirror.dry-run", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs", "--dry-run")
     w.says("mirror", "mirror", "acme/legal-qa@base-7b", "--from", "ours", "--to", "theirs")
     version = ("acme/legal-qa==1.0.0", "--remote", "theirs")
     w.says("yank", "yank", *version, "--reason", "trained on leaked labels")
-    w.says("unyank", "unyank", *version)
+    w.says("yank.undo", "yank", *version, "--undo")
     w.says("delete", "delete", *version, "--yes")
     w.says("remote-logout", "remote", "logout", "ours")
     w.says("remote-remove", "remote", "remove", "theirs")
@@ -235,8 +257,8 @@ def _registry(w: World) -> None:
     w.says("registry-token-list", "registry", "token", "list", *here)
     w.says("registry-token-revoke", "registry", "token", "revoke", "2", *here)
     w.says("registry-token-log", "registry", "token", "log", *here)
-    w.says("registry-user-list", "registry", "user", "list", *here)
-    w.says("registry-user-revoke", "registry", "user", "revoke", "ben", *here)
+    w.says("registry-token-list.users", "registry", "token", "list", "--users", *here)
+    w.says("registry-token-revoke.user", "registry", "token", "revoke", "--user", "ben", *here)
     with receiver() as got:
         hook = w.says("registry-webhook-add", "registry", "webhook", "add", "acme", got.url, *here)["id"]
         w.says("registry-webhook-test", "registry", "webhook", "test", hook, *here)
@@ -244,10 +266,26 @@ def _registry(w: World) -> None:
     w.says("registry-webhook-deliveries", "registry", "webhook", "deliveries", hook, *here)
     w.says("registry-webhook-remove", "registry", "webhook", "remove", hook, *here)
     key = w.folder / "home" / "keys" / "ann.pub"
+    pin = ("--issuer", "https://ci.example.org", "--claim", "repository=acme/training")
+    w.says("registry-publishers", "registry", "publishers", f"{TEAM}/legal-qa", *pin, *here)
+    w.ours.registry.accounts.link("ben", "https://sso.example.org", "f:1:ben")
+    w.says("registry-accounts", "registry", "accounts", *here)
+    members = ("registry", "members", TEAM, *here)
+    w.says("registry-members.team", *members, "--team", "legal", "--role", "write", "--repos", "legal-*,qa")
+    number = w.says("registry-members.invite", *members, "--invite", "--team", "legal")["id"]
+    w.says("registry-members.withdraw", *members, "--withdraw", number)
+    w.adapt.json(*members, "--add", "ben", "--role", "read")
+    w.says("registry-members", *members)
+    w.says("registry-members.remove", *members, "--remove", "ben")
     w.says("registry-names", "registry", "names", TEAM, *here)
     w.says("registry-tests", "registry", "tests", TEAM, "--trust", f"ann={key}", *here)
     w.says("registry-check", "registry", "check", *here, "--bytes")
     w.says("registry-gc", "registry", "gc", *here, "--dry-run")
+    w.says("registry-backup", "registry", "backup", w.folder / "registry-copy", *here)
+    w.says("registry-restore", "registry", "restore", w.folder / "registry-copy", "--root", w.folder / "registry-4")
+    w.says("registry-upgrade", "registry", "upgrade", *here, "--dry-run")
+    many_adapters.write(w.folder / "arrivals" / "acme" / "imported", 1)
+    w.says("registry-import", "registry", "import", w.folder / "arrivals", *here)
     w.says("registry-worker", "registry", "worker", *here, "--once")
     w.says("registry-meaning", "registry", "meaning", *here)
     alone = w.folder / "registry-3"
@@ -311,7 +349,8 @@ def _answers(w: World) -> None:
     w.says("test", "test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl")
     w.adapt.ok("test", "plain", "--tests", "./beside/plain-1.0.0.tests.jsonl", "--sign", "--key", "ann")
     w.says("contract-results", "contract", "results", "plain")
-    there = ("--to", "acme/plain", "--remote", "ours", "--token", w.ours.token)
+    w.adapt.ok("remote", "login", "ours", "--token", w.ours.token)
+    there = ("--to", "acme/plain", "--remote", "ours")
     w.adapt.ok("push", "plain", *there)
     w.says("push.results", "push", "plain", *there, "--results")
     w.says("contract-export", "contract", "export", "plain", "./task", "--tests", "./beside/plain-1.0.0.tests.jsonl")
@@ -349,6 +388,10 @@ def _engines(w: World) -> None:
     w.says("serve.dry-run", "serve", "legal-qa", "--base", "base-7b", "--python", python, "--dry-run")
     with serving(w.adapt, python, "legal-qa") as (document, _):
         w.said["serve"] = document
+    file = w.folder / "adapters.yaml"
+    with running_engine("vllm") as engine:
+        file.write_text(file_for(engine, legal="legal-qa", bad="nothing"))
+        w.says("serve.sync", "serve", "--sync", file, "--dry-run")["url"] = "http://localhost:8000"
 
 
 MERGE = """
@@ -374,7 +417,7 @@ def _project(w: World) -> None:
     w.says("remote-trust.revoke", "remote", "trust", "./project", "--revoke")
     w.says("tree.project", "tree", inside=True)
     w.says("tree.invert", "tree", "--invert", "legal-qa", inside=True)
-    w.says("outdated", "outdated", "--all", inside=True)
+    w.says("upgrade.check", "upgrade", "--check", "legal-qa", inside=True)
     w.says("upgrade.dry-run", "upgrade", "--dry-run", inside=True)
     w.says("upgrade", "upgrade", inside=True)
     w.says("export", "export", inside=True)
@@ -384,7 +427,6 @@ def _project(w: World) -> None:
 def _verbs(w: World) -> None:
     w.says("alias-set", "alias", "set", "prod", "legal-qa")
     w.says("alias-list", "alias", "list")
-    w.says("alias-show", "alias", "show", "legal-qa@prod")
     w.says("alias-history", "alias", "history", "legal-qa@prod")
     w.says("alias-remove", "alias", "remove", "legal-qa@prod")
     w.says("alias-rollback", "alias", "rollback", "legal-qa@prod")
@@ -399,16 +441,15 @@ def _verbs(w: World) -> None:
         "./out/legal-qa/adapter_model.safetensors",
         "./out/summarize/adapter_model.safetensors",
     )
-    w.says("similar", "similar", "both")
-    w.says("similar.groups", "similar")
+    w.says("compare.alike", "compare", "both")
+    w.says("compare.groups", "compare")
     space = w.says("cache-show", "cache", "show")
     # fingerprints are kept for files that nobody is just writing, which these may be
     space["other"] = [one for one in space["other"] if one["name"] != "cache"]
     w.inside.ok("remove", "both", "legal-qa", "--save", "--yes")
     w.says("upgrade.library", "upgrade", "summarize", "--from", "./team")
     w.inside.ok("install", "summarize==1.1.0", "--save", "--no-sync")
-    w.says("rollback.dry-run", "rollback", "summarize", "--dry-run", inside=True)
-    w.says("rollback", "rollback", "summarize", inside=True)
+    w.says("upgrade.undo", "upgrade", "--undo", "summarize", inside=True)
 
 
 def _away(w: World) -> None:

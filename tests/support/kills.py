@@ -7,7 +7,9 @@ import signal
 import sys
 from collections.abc import Callable
 
-CALLS = {"os.rename", "os.link", "os.mkdir", "os.remove"}
+CHANGE = "adapterhub.tests.change"
+"""What an action gives to `sys.audit` before changes that the interpreter does not see, such as those of a database."""
+CALLS = {"os.rename", "os.link", "os.mkdir", "os.remove", CHANGE}
 
 
 def in_child(action: Callable[[], object], stops_at: int = 0) -> int | None:
@@ -28,6 +30,7 @@ def in_child(action: Callable[[], object], stops_at: int = 0) -> int | None:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         code = 1
+        sys.dont_write_bytecode = True  # of a module that is imported late: no change that the action makes
         try:
             sys.addaudithook(hook)
             action()

@@ -48,14 +48,19 @@ class Engine:
             raise ValueError(f"llama.cpp refuses {path}")
         self.adapters[path] = adapter
 
-    def ask(self, tokens: Sequence[int], scales: dict[Path, float] | None = None) -> Tensor:
-        """Logits [tokens, vocabulary] with the adapters of `scales` switched on."""
+    def ask(self, tokens: Sequence[int], scales: dict[Path, float] | None = None, begin: int = 0) -> Tensor:
+        """Logits [tokens, vocabulary] with the adapters of `scales` switched on, from the token `begin` on."""
         scales = scales or {}
         for path in scales:
             if path not in self.adapters:
                 self.load(path)
+        self.lib.llama_memory_clear(self.lib.llama_get_memory(self.llama._ctx), True)
+        before = [self._decoded(tokens[:begin], 0, {})] if begin else []
+        return torch.cat([*before, self._decoded(tokens[begin:], begin, scales)])
+
+    def _decoded(self, tokens: Sequence[int], first: int, scales: dict[Path, float]) -> Tensor:
+        """Logits of some tokens of a text, the first of which is the token `first` of it."""
         ctx, count = self.llama._ctx, len(tokens)
-        self.lib.llama_memory_clear(self.lib.llama_get_memory(ctx), True)
         chosen = self.ffi.new(
             "struct llama_adapter_lora *[]", [self.adapters[path] for path in scales] or [self.ffi.NULL]
         )
@@ -64,7 +69,7 @@ class Engine:
         batch = self.lib.llama_batch_init(count, 0, 1)
         batch.n_tokens = count
         for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, first + i, 1, 1
             batch.seq_id[i][0] = 0
         assert self.lib.llama_decode(ctx, batch) == 0
         size = self.lib.llama_vocab_n_tokens(self.llama._vocab)
@@ -72,6 +77,12 @@ class Engine:
         found = torch.from_numpy(np.frombuffer(raw, np.float32).reshape(count, size).copy())
         self.lib.llama_batch_free(batch)
         return found
+
+    def invocation(self, path: Path) -> list[int]:
+        """The tokens from which on an aLoRA acts, as the engine read them."""
+        count = self.lib.llama_adapter_get_alora_n_invocation_tokens(self.adapters[path])
+        found = self.lib.llama_adapter_get_alora_invocation_tokens(self.adapters[path])
+        return [found[i] for i in range(count)]
 
     def close(self) -> None:
         self.llama.close()
@@ -110,6 +121,16 @@ def smollm2_gguf() -> Path:
     return path
 
 
+def quantised(source: Path, path: Path, kind: str) -> Path:
+    """A GGUF file as llama.cpp itself quantises it, such as `MOSTLY_Q4_K_M`."""
+    _silence()
+    ffi, lib = get_ffi(), get_lib()
+    chosen = ffi.new("struct llama_model_quantize_params *", lib.llama_model_quantize_default_params())
+    chosen.ftype, chosen.nthread = getattr(lib, f"LLAMA_FTYPE_{kind}"), 1
+    assert lib.llama_model_quantize(str(source).encode(), str(path).encode(), chosen) == 0
+    return path
+
+
 def _add_tokens(writer: gguf.GGUFWriter, count: int) -> None:
     """A vocabulary that nobody reads; llama.cpp asks for one."""
     writer.add_tokenizer_model("llama")
@@ -137,14 +158,16 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any, arch: str) -> None:
     if (eps := getattr(config, "rms_norm_eps", None)) is not None:
         writer.add_layer_norm_rms_eps(eps)
     else:
-        writer.add_layer_norm_eps(getattr(config, "layer_norm_epsilon", None) or config.norm_epsilon)
+        eps_names = ("layer_norm_epsilon", "norm_epsilon", "layer_norm_eps", "norm_eps")
+        writer.add_layer_norm_eps(next((v for n in eps_names if (v := getattr(config, n, None))), 1e-5))
     if arch != "gpt2":
         writer.add_head_count_kv(config.num_key_value_heads)
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        writer.add_rope_dimension_count(size)
+        rope = getattr(config, "rope_parameters", None) or {}
+        writer.add_rope_dimension_count(int(size * rope.get("partial_rotary_factor", 1)))
         writer.add_key_length(size)
         writer.add_value_length(size)
-        theta = getattr(config, "rope_theta", None) or (config.rope_parameters or {}).get("rope_theta", 10_000.0)
+        theta = getattr(config, "rope_theta", None) or rope.get("rope_theta", 10_000.0)
         writer.add_rope_freq_base(theta)
     if (experts := experts_of(config)) is not None:
         writer.add_expert_count(experts)
@@ -158,15 +181,17 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any, arch: str) -> None:
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+    if arch in ("command-r", "cohere2"):
+        writer.add_logit_scale(config.logit_scale)
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if arch in ("gemma2", "gemma3"):
+    if arch in ("gemma2", "gemma3", "cohere2"):
         writer.add_sliding_window(config.sliding_window)
 
 
-def write_base(model: nn.Module, path: Path) -> Path:
-    """A tiny transformers model as GGUF without a tokenizer."""
+def write_base(model: nn.Module, path: Path, kind: gguf.GGMLQuantizationType | None = None) -> Path:
+    """A tiny transformers model as GGUF without a tokenizer, its matrices quantised as `kind` where rows have whole blocks."""
     config = model.config
     base = BASES[config.model_type]
     arch = base.architecture
@@ -188,9 +213,16 @@ def write_base(model: nn.Module, path: Path) -> Path:
             numbers = numbers.T
         if base.turned and name.endswith(("q_proj.weight", "k_proj.weight")):
             numbers = turned(numbers, heads if ".q_proj" in name else config.num_key_value_heads)
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if arch.startswith(("gemma", "nemotron")) and name.endswith("norm.weight"):
             numbers = numbers + 1
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), numbers.contiguous().numpy())
+        stored = numbers.contiguous().numpy()
+        fits = stored.ndim > 1 and kind is not None and stored.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        packed = kind if fits else None
+        writer.add_tensor(
+            names.get_name(name, try_suffixes=(".weight", ".bias")),
+            stored if packed is None else gguf.quants.quantize(stored, packed),
+            raw_dtype=packed,
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -12,17 +12,9 @@ from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import Source
 from adapterhub.projects.merges import Merges
-from adapterhub.projects.sync import (
-    BuildSources,
-    SyncPlan,
-    SyncResult,
-    opened,
-    plan_sync,
-    run_sync,
-    syncing,
-    wanted_entries,
-)
-from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedFile, LockedMerge, LockedSource
+from adapterhub.projects.sync import BuildSources, SyncPlan, SyncResult, plan_sync, run_sync, syncing, wanted_entries
+from adapterhub.projects.sync.folders import opened
+from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedBase, LockedFile, LockedSource
 
 
 def entry_of(
@@ -39,10 +31,7 @@ def entry_of(
         base=fingerprint.weights if fingerprint else None,
         rank=build.manifest.rank,
         source=source or LockedSource(),
-        files=tuple(
-            LockedFile(path=f.path, sha256=f.sha256, size_bytes=f.size_bytes)
-            for f in sorted(build.manifest.files, key=lambda f: f.path)
-        ),
+        files=LockedFile.all_of(build.manifest),
         group=group,
     )
 
@@ -59,12 +48,7 @@ def on_hub(url: str, repo: str, commit: str, remote: str = "") -> LockedSource:
 
 def lock_of(*entries: Locked, base: LockedBase | None = None) -> Lock:
     """A lock of these."""
-    ordered = sorted(entries, key=lambda e: e.key)
-    return Lock(
-        base=base,
-        adapters=tuple(e for e in ordered if isinstance(e, LockedAdapter)),
-        merges=tuple(e for e in ordered if isinstance(e, LockedMerge)),
-    )
+    return Lock.of(entries, base)
 
 
 def nowhere(entry: Locked) -> Iterable[Source]:

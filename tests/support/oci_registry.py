@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(*, refers: bool = True) -> Iterator[OciServer]:
     server = OciServer(refers=refers)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield server

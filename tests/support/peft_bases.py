@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +33,17 @@ from transformers import (
 )
 
 Base = Callable[[], nn.Module]
+
+
+def import_build_tools() -> None:
+    """Import what PEFT imports for BOFT, which `setuptools` refuses once a process has looked for pip, as a test may."""
+    hack = sys.modules.get("_distutils_hack")
+    if hack is not None:
+        vars(hack.DISTUTILS_FINDER).pop("spec_for_distutils", None)  # what the look for pip left
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a `distutils` that was imported
+        importlib.import_module("torch.utils.cpp_extension")
+
 
 DECODER = {
     "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 32,

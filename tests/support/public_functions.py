@@ -18,13 +18,14 @@ from adapterhub.api.steps.keys import Keys, KnownRemotes
 from adapterhub.core import arguments
 from adapterhub.core.errors import AdapterHubError
 from adapterhub.inference import loader
+from adapterhub.inference.bank import FollowedAlias
 from adapterhub.inference.loader import Attached
 from adapterhub.library.bases.records import Bases
-from adapterhub.library.bases.requested import Families
 
 MADE_BY_US = {
     "Bases.put", "Bases.current", "Bases.state", "Bases.part", "Bases.of", "Bases.hub_id_of", "Bases.by_fingerprint", "Bases.part_for", "Bases.whole",
-    "Bases.pipeline_of", "Bases.look_again",
+    "Bases.pipeline_of", "Bases.look_again", "Bases.copies_of", "Bases.by_weights", "Bases.standing_for", "Bases.sources_here",
+    "Bases.with_settings", "Bases.stands_for", "Bases.judged", "Bases.forms_of",
 } | {
     "AdapterBank.use", "AdapterBank.rows",
 }  # fmt: skip
@@ -74,10 +75,16 @@ def functions() -> Iterator[Function]:
         found = getattr(adapterhub, name)
         if inspect.isfunction(found):
             yield _function(name, found, loader.attach if found is adapterhub.attach else found)  # which it calls
+    yield _function(
+        "FollowedAlias.wait", FollowedAlias.wait.__get__(object.__new__(FollowedAlias)), FollowedAlias.wait, bound=True
+    )
+    for method in (adapterhub.LiveStream.publish, adapterhub.LiveStream.follow):
+        call = method.__get__(object.__new__(adapterhub.LiveStream))
+        yield _function(f"LiveStream.{method.__name__}", call, method, bound=True)
     yield _function("vllm.lora_request", adapterhub.vllm.lora_request, adapterhub.vllm.lora_request)
     for owner in (
-        adapterhub.Library, adapterhub.Project, adapterhub.AdapterBank, Attached, KnownRemotes, Keys, Contracts, Families, Bases,
-        adapterhub.callbacks.AddOnSave, adapterhub.MergeInput, adapterhub.PromptForm,
+        adapterhub.Library, adapterhub.Project, adapterhub.AdapterBank, Attached, KnownRemotes, Keys, Contracts, Bases,
+        adapterhub.callbacks.AddOnSave, adapterhub.callbacks.PublishOnStep, adapterhub.MergeInput, adapterhub.PromptForm,
     ):  # fmt: skip
         yield from _methods(owner)
 
@@ -91,15 +98,12 @@ def _methods(owner: type) -> Iterator[Function]:
         ours = function.__module__.startswith("adapterhub.") and not (
             owner is adapterhub.Library and function.__module__.startswith("adapterhub.library")
         )
-        is_made = (
-            owner in (adapterhub.PromptForm, Attached, KnownRemotes, Keys, Contracts, Families, Bases)
-            and name != "typed"
-        )
+        is_made = owner in (adapterhub.PromptForm, Attached, KnownRemotes, Keys, Contracts, Bases) and name != "typed"
         if not ours or f"{owner.__name__}.{name}" in MADE_BY_US or (name == "__init__" and is_made):
             continue
         if owner is adapterhub.PromptForm and name != "typed":
             continue
-        if owner is adapterhub.callbacks.AddOnSave and name != "__init__":
+        if owner in (adapterhub.callbacks.AddOnSave, adapterhub.callbacks.PublishOnStep) and name != "__init__":
             continue  # the trainer calls them
         if owner is adapterhub.MergeInput and name != "__init__":
             continue

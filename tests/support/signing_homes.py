@@ -57,7 +57,7 @@ class Homes:
         self.ann.ok("key", "new", name, "--unencrypted")
 
     def is_installed(self, name: str = "legal-qa") -> bool:
-        return self.ben("path", name).exit_code == 0
+        return self.ben("info", name, "--path").exit_code == 0
 
     # ------------------------------------------------------------ what an attacker does
     def rewrite(self, path: Path, change: Callable[[dict[str, Any]], None], *, key: str | None = None) -> None:

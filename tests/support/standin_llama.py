@@ -1,5 +1,7 @@
 """A stand-in for llama.cpp's server: it answers with what it was sent, and applies no adapter where the real one does not.
 
+With `--drops`, it ignores the adapter of that number or of that file, whose name is given without its end; with `--breaks`, it
+does not start with such a file.
 `python standin_llama.py --host 127.0.0.1 --port 8080` runs it. `started` runs it for tests, and `served` a front before it.
 """
 
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 
 READS_LORA = ("/v1/completions", "/v1/chat/completions", "/completion")
 HELD = "held until "
+
+
+def word(option: str) -> str:
+    """The value of an option; "" without it."""
+    return sys.argv[sys.argv.index(option) + 1] if option in sys.argv else ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,15 +48,19 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        scales = [one["scale"] for one in body.get("lora", [])] if self.path in READS_LORA else []
-        text = f"scales {scales}"
+        dropped, files = word("--drops"), [Path(b).stem for a, b in pairwise(sys.argv) if a == "--lora"]
+        loras = body.get("lora", []) if self.path in READS_LORA else []
+        kept = [one for one in loras if dropped not in {str(one["id"]), *files[one["id"] : one["id"] + 1]}]
+        scales = [one["scale"] for one in kept]
+        by = [files[one["id"]] for one in kept if one["scale"] and files]
+        text, apart = f"scales {scales}", -1 - sum(scales)
         usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
         if body.get("stream"):
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             for at in range(3):
-                self._event({"at": at, "model": "/srv/base.gguf", "choices": [{"index": 0, "text": text}]})
+                self._event({"at": at, "by": by, "model": "/srv/base.gguf", "choices": [{"index": 0, "text": text}]})
             if (body.get("stream_options") or {}).get("include_usage"):
                 self._event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
@@ -59,8 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             while not held.exists():
                 time.sleep(0.01)
         told = {
-            "argv": sys.argv[1:], "path": self.path, **body, "model": "/srv/base.gguf", "usage": usage,
-            "choices": [{"index": 0, "text": text}], "content": text, "headers": dict(self.headers.items()),
+            "argv": sys.argv[1:], "by": by, "pid": os.getpid(), "path": self.path, **body, "model": "/srv/base.gguf", "usage": usage,
+            "choices": [{"index": 0, "text": text, "logprobs": {"token_logprobs": [apart]}}], "content": text, "headers": dict(self.headers.items()),
         }  # fmt: skip
         self._send("application/json", json.dumps(told).encode())
 
@@ -98,4 +110,6 @@ def program(folder: Path) -> Path:
 
 
 if __name__ == "__main__" and "--help" not in sys.argv:
+    if word("--breaks") and any(Path(one).stem == word("--breaks") for one in sys.argv[1:] if one.endswith(".gguf")):
+        sys.exit("not enough memory")
     ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()

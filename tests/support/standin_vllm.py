@@ -6,8 +6,12 @@ start, ask, kill and stop a server.
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 _FILES = {
     "vllm/__init__.py": "",
@@ -70,9 +74,11 @@ def load(name):
     (resolver,) = LoRAResolverRegistry.resolvers.values()
     known[name] = asyncio.run(resolver.resolve_lora(option("--model"), name)).lora_path
 
+for one in LoRAResolverRegistry.resolvers.values():
+    one.base_model = option("--model")
 for name in os.environ.get("ADAPTERHUB_SERVE_PRELOAD", "").splitlines():
     (resolver,) = LoRAResolverRegistry.resolvers.values()
-    for spec in asyncio.run(resolver.aliases.targets(option("--model"), name)):
+    for spec in asyncio.run(resolver.aliases.targets(name)):
         load(spec)
 
 class Handler(BaseHTTPRequestHandler):
@@ -95,11 +101,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"aliases": asyncio.run(resolver.aliases.refresh())})
         name = json.loads(raw)["model"]
         try:
-            name = asyncio.run(resolver.aliases.exact(option("--model"), name))
+            name = asyncio.run(resolver.aliases.exact(name))
             if name not in known:
                 load(name)
         except GracefulHTTPError as error:
-            self.answer(int(error.http_status), {"error": {"message": error.message}})
+            self.answer(error.http_status.value, {"error": {"message": error.message}})
         else:
             self.answer(200, {"model": name, "path": known[name]})
 
@@ -128,3 +134,13 @@ def make_standin(folder: Path) -> Path:
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder / "site"}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return python
+
+
+@contextlib.contextmanager
+def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let `import vllm` find the stand-in while the block runs."""
+    make_standin(folder)
+    monkeypatch.syspath_prepend(folder / "site")
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[name]

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.safetensors.header import TensorFacts
-from adapterhub.trust.verify import Finding, open_subject
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import open_subject
 
 P = "base_model.model."
 Tensors = dict[str, np.ndarray]

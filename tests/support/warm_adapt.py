@@ -7,6 +7,7 @@ folder, environment, stdin, stdout and stderr. The pages of the documentation ru
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -23,6 +24,8 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MOST_BYTES = 1 << 20
+NEEDED_BY_OTHERS = ("adapterhub.vllm_plugin", "adapterhub.api.callbacks", "adapterhub.cli.start.demo_run.train")
+"""Modules that other programs run, with what those have installed."""
 
 CLIENT = """
 import json, os, socket, sys
@@ -74,20 +77,18 @@ def _serve(address: str) -> None:
 
 
 def _import_what_commands_need() -> None:
-    from adapterhub.cli import COMMANDS
-
-    for place, _ in COMMANDS.values():
-        importlib.import_module(place.partition(":")[0])
-    for name in (
-        "torch",
-        "safetensors.torch",
-        "huggingface_hub",
-        "sqlite_utils",
-        "rich.table",
-        "cryptography",
-        "tomlkit",
-    ):
+    """All modules of the package, and what they import when they are used: a child imports nothing twice."""
+    package = ROOT / "adapterhub"
+    for path in sorted(package.rglob("[a-z]*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not name.startswith(NEEDED_BY_OTHERS):
+            importlib.import_module(name)
+    for name in ("torch", "safetensors.torch", "safetensors.numpy", "huggingface_hub", "numpy.random", "sqlite_utils"):
         importlib.import_module(name)
+    for name in ("rich.table", "cryptography", "tomlkit", "yaml", "rfc8785", "packaging.utils", "packaging.specifiers"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # or the first search for garbage in a child copies all pages
 
 
 def _answer(caller: socket.socket) -> NoReturn:

@@ -43,7 +43,7 @@ def test_the_command_prints_several_or_all(tmp_path: Path) -> None:
 
 
 def test_a_refusal_without_a_hint_of_its_own_names_the_explanation() -> None:
-    found = Finding(code="E_ALPHA", severity="error", where="x.safetensors", message="alpha is 0")
+    found = Finding("E_ALPHA", "x.safetensors", "alpha is 0")
 
     assert refused("x", [found]).hint == "`adapt help E_ALPHA` says what to do"
 

@@ -255,7 +255,7 @@ def test_a_manifest_that_announces_a_petabyte_is_refused_before_it_is_fetched(tm
 
     said = adapt.fails(16, "install", "m", "--from", "place", "--quiet")
 
-    assert said.count("E_LIMIT") == 2
+    assert said.count("[E_LIMIT]") == 2
     assert adapt.library.store.root.joinpath("blobs").exists() is False
 
 

@@ -69,7 +69,7 @@ def test_a_second_run_signs_nothing_again_and_revokes_when_told(homes):
     assert (done["signed"], done["statements"], done["revoked"]) == ([], 0, True)
     assert signers(homes.ann) == before
     assert [key.reason for key in TrustFile(homes.ann.library.root).read().revoked] == ["stolen"]
-    homes.ann.ok("path", "legal-qa")
+    homes.ann.ok("info", "legal-qa", "--path")
     assert "was revoked here: stolen" in homes.ann.fails(14, "key", "sign", "legal-qa", "--key", "ann")
 
 
@@ -90,7 +90,7 @@ def test_an_interrupted_rotation_goes_on(homes, monkeypatch, stops_at):
 
     assert (done.is_trusted, done.is_revoked) == (True, True)
     assert KeyFolder(library.root).public("ann-2").fingerprint in signers(homes.ann)
-    library.path("legal-qa")
+    library.info("legal-qa", only="path")
 
 
 def test_what_cannot_be_rotated_changes_nothing(homes):

@@ -297,7 +297,7 @@ def test_what_stands_in_the_place_of_a_signature_is_told_set_aside_and_the_signa
     homes.trust()
     homes.ben.ok(*homes.install())
     homes.ben.ok(*homes.install("summarize@base-7b"))
-    path = Path(homes.ben.ok("path", "legal-qa").strip()) / SIGNATURE
+    path = Path(homes.ben.ok("info", "legal-qa", "--path").strip()) / SIGNATURE
     signed = path.read_bytes()
     path.unlink()
     put(path)

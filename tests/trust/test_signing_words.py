@@ -322,7 +322,7 @@ def test_the_policy_of_this_run_comes_first_then_namespace_then_remote_then_gene
         policy="off", where="the policy of the namespace `acme` (`adapt key policy`)"
     )
     assert rules.policy_for("beta", URL) == EffectivePolicy(
-        policy="warn", where="the policy of remote `corp` (`adapt remote set`)"
+        policy="warn", where="the policy of remote `corp` (`adapt key policy`)"
     )
     for place in ("/some/folder", "https://other.example"):
         assert rules.policy_for("beta", place) == EffectivePolicy(
@@ -648,13 +648,7 @@ def test_what_git_left_is_a_warning_and_an_error_where_signatures_are_required(
     findings = found(root, signed(release(), beside=beside_of(*names)), policy)
 
     assert findings[1:] == [
-        Finding(
-            code=code,
-            severity=severity,  # type: ignore[arg-type]
-            where="model.sig",
-            message="does not cover `.cache`, `.git`, `.gitattributes`, `.github`",
-            hint=NOT_SIGNED_HINT,
-        )
+        Finding(code, "model.sig", "does not cover `.cache`, `.git`, `.gitattributes`, `.github`", hint=NOT_SIGNED_HINT)
     ]
 
 
@@ -663,11 +657,11 @@ def test_off_says_nothing_of_what_git_left(root: Path) -> None:
 
 
 def test_only_the_warning_of_unsigned_files_becomes_an_error() -> None:
-    other = Finding(code="W_OTHER", severity="warning", where="x", message="m", hint="h")
+    other = Finding("W_OTHER", "x", "m", hint="h")
 
     assert as_error(other) is other
-    made = as_error(Finding(code="W_NOT_SIGNED", severity="warning", where="x", message="m", hint="h"))
-    assert made == Finding(code="E_NOT_SIGNED", severity="error", where="x", message="m", hint="h")
+    made = as_error(Finding("W_NOT_SIGNED", "x", "m", hint="h"))
+    assert made == Finding("E_NOT_SIGNED", "x", "m", hint="h")
 
 
 # ------------------------------------------------------------ model.sig in a folder

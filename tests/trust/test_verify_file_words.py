@@ -41,11 +41,7 @@ GIVE = "give the folder that `save_pretrained` wrote"
 
 
 def error(code: str, where: str, message: str, expected: str = "", hint: str = "") -> Finding:
-    return Finding(code=code, severity="error", where=where, message=message, expected=expected, hint=hint)
-
-
-def note(code: str, where: str, message: str) -> Finding:
-    return Finding(code=code, severity="note", where=where, message=message)
+    return Finding(code, where, message, expected=expected, hint=hint)
 
 
 @pytest.fixture
@@ -90,10 +86,10 @@ def test_what_is_not_taken_is_noted_up_to_six_names(folder: Path) -> None:
 
     listing = list_folder(folder)
     assert list(listing.findings) == [
-        note("S_PICKLE", names(".bin"), "can run code when opened; never opened"),
-        note("S_CODE", names(".py"), "can hold or name code; never opened"),
-        note("S_TEMPLATE", names(".jinja"), "tokenizer and chat template are the base's; not taken as files"),
-        note("S_OTHER", names(".txt"), "not part of an adapter; not taken"),
+        Finding("S_PICKLE", names(".bin"), "can run code when opened; never opened"),
+        Finding("S_CODE", names(".py"), "can hold or name code; never opened"),
+        Finding("S_TEMPLATE", names(".jinja"), "tokenizer and chat template are the base's; not taken as files"),
+        Finding("S_OTHER", names(".txt"), "not part of an adapter; not taken"),
     ]
     assert (len(listing.others), sorted(listing.taken)) == (28, [CONFIG_FILE, WEIGHTS_FILE])
 
@@ -215,7 +211,7 @@ def test_missing_files_are_told_by_what_is_there(folder: Path) -> None:
         CONFIG_FILE,
         "is missing",
         "the settings PEFT writes beside the weights",
-        f"{GIVE}; weights alone do not give rank, alpha and targets",
+        f"{GIVE}; weights do not give rank, alpha and targets",
     )
     assert errors(folder) == [config, error("E_CONTAINER", WEIGHTS_FILE, "is missing", WEIGHTS_FILE, GIVE)]
     (folder / "b.pt").touch()
@@ -291,7 +287,7 @@ def test_notes_of_the_config_have_their_severity(folder: Path) -> None:
     assert (named["W_BASE_PATH"].severity, named["W_BASE_PATH"].message) == ("warning", path)
     assert "W_BASE_PATH" in {f.code for f in say("config", made, base_tensors=[weight("q.weight", 8, 8)])}
     text = "the config leaves the targets to the model's type; the tensors show which modules they are"
-    assert say("config", make(folder, target_modules="all-linear")) == [note("N_TARGETS", CONFIG_FILE, text)]
+    assert say("config", make(folder, target_modules="all-linear")) == [Finding("N_TARGETS", CONFIG_FILE, text)]
 
 
 @pytest.mark.parametrize("over", [0, 1])
@@ -311,7 +307,7 @@ def test_a_config_of_another_kind_is_named(folder: Path) -> None:
 
     subject, seen = open_subject(folder)
 
-    hint = "give the PEFT folder it was made from"
+    hint = "`adapt add FILE.gguf --base BASE` reads a LoRA"
     assert (subject, seen) == (None, [error("E_CONFIG", CONFIG_FILE, "is not JSON but a GGUF file", hint=hint)])
 
 
@@ -426,10 +422,9 @@ FORCE = (
 def test_without_a_base_nothing_is_compared(folder: Path) -> None:
     assert say("base", make(folder)) == [
         Finding(
-            code="U_BASE",
-            severity="unknown",
-            where="",
-            message="not compared with a base: none was given, or the one it was made for is not registered here",
+            "U_BASE",
+            "",
+            "not compared with a base: none was given, or the one it was made for is not registered here",
             hint="`--base BASE` names one; `adapt base add PATH` registers it",
         )
     ]
@@ -446,12 +441,7 @@ def test_a_base_is_held_against_the_manifest(folder: Path) -> None:
     assert found.message.startswith("was made for another base: ")
     assert found == error("E_BASE_MISMATCH", MANIFEST_FILE, found.message, f"base {given.weights[7:19]}", FORCE)
     assert say("base", folder, manifest=manifest_of(folder), base_fingerprint=mine) == [
-        Finding(
-            code="U_BASE",
-            severity="unknown",
-            where=MANIFEST_FILE,
-            message="declares no fingerprint of its base, so only shapes can be compared",
-        )
+        Finding("U_BASE", MANIFEST_FILE, "declares no fingerprint of its base, so only shapes can be compared")
     ]
 
 
@@ -465,10 +455,7 @@ def test_a_hash_that_the_config_claims_is_held_against_the_base(folder: Path, ke
         error("E_BASE_MISMATCH", CONFIG_FILE, f"`{key}` is {other}, which is another base", given.weights, FORCE)
     ]
     assert say("base", folder)[0] == Finding(
-        code="U_BASE",
-        severity="unknown",
-        where=CONFIG_FILE,
-        message=f"`{key}` names the base it needs; none was given for comparison",
+        "U_BASE", CONFIG_FILE, f"`{key}` names the base it needs; none was given for comparison"
     )
     assert say("base", make(folder, **{key: "short"}), base_fingerprint=given) == [
         error("E_CONFIG", CONFIG_FILE, f"`{key}` is short", "sha256:<64 lower-case hex digits>")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from adapterhub.core.errors import MalformedTensorFile
+from adapterhub.formats.foreign.conversion import foreign_path
 from adapterhub.trust.verify import Finding, verify_folder
 from tests.support.verify_world import P, make, pair
 
@@ -71,16 +76,47 @@ def test_a_bias_of_an_untargeted_module_is_no_bias_of_the_method(tmp_path: Path)
     assert error.code == "E_BASE_WEIGHT"
 
 
-def test_a_peft_model_inside_another_is_named(tmp_path: Path) -> None:
-    (error,) = errors(make(tmp_path / "a", {P + name: tensor for name, tensor in pair("q").items()}))
+def test_a_doubled_prefix_is_left_out(tmp_path: Path) -> None:
+    report = verify_folder(make(tmp_path / "a", {P + name: tensor for name, tensor in pair("q").items()}))
 
-    assert error.code == "E_UNSUPPORTED"
-    assert error.message.startswith("was saved from a PEFT model inside another PEFT model: `base_model.model.base_")
+    assert report.errors == ()
+    assert any("`base_model.model.` twice" in finding.message for finding in report.findings)
 
 
 def test_a_method_that_never_attaches_says_so(tmp_path: Path) -> None:
-    config, tensors = ACCEPTED["SHiRA"]
+    folder = make(tmp_path / "a", ones(psoft_R=(4,)), peft_type="PSOFT")
 
-    messages = [str(finding) for finding in verify_folder(make(tmp_path / "a", tensors, **config)).findings]
+    messages = [str(finding) for finding in verify_folder(folder).findings]
 
-    assert any("SHIRA can be stored and shared, but not attached or merged here" in text for text in messages)
+    assert any("PSOFT can be stored and shared, but not attached or merged here" in text for text in messages)
+
+
+def test_only_indices_may_be_whole_numbers(tmp_path: Path) -> None:
+    tensors = ones("i4", shira_weight=(4,)) | ones("i4", shira_indices=(2, 4))
+
+    report = verify_folder(make(tmp_path / "a", tensors, peft_type="SHIRA"))
+
+    assert [f.message for f in report.findings if f.code == "E_DTYPE"] == ["I32 in `base_model.model.q.shira_weight`"]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_an_adapter_are_refused_by_name_with_the_command_that_joins_them(count: int, tmp_path: Path) -> None:
+    folder = make(tmp_path / "a", pair("q"))
+    whole = folder / "adapter_model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    for number, (name, tensor) in enumerate(tensors.items(), 1):
+        save_file({name: tensor}, folder / f"adapter_model-{number:05}-of-{count:05}.safetensors")
+
+    (finding,) = errors(folder)
+    with pytest.raises(MalformedTensorFile, match=r"parts of PEFT weights|PEFT weights in 2 parts"):
+        foreign_path(folder)
+
+    assert finding.code == "E_CONTAINER"
+    if count > len(tensors):
+        assert "holds 2 of 3 parts" in finding.message
+        return
+    command = finding.hint.partition("python -c ")[2].strip('"')
+    subprocess.run([sys.executable, "-c", command], cwd=folder, check=True)
+    assert errors(folder) == []
+    assert load_file(whole).keys() == tensors.keys()

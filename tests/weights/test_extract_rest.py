@@ -29,6 +29,7 @@ from tests.support.model_pairs import (
     tensors_of,
     write_model,
 )
+from tests.support.quantised_copies import float8_copy
 from tests.support.tiny_models import gpt2, llama, logits, plain_peft
 
 
@@ -334,3 +335,15 @@ def test_an_interrupted_extraction_leaves_nothing(tmp_path, pair):
         extract(look(base), look(tuned), tmp_path / "out", ExtractOptions(rank=1), progress=interrupt)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_quantised_copy_is_refused_by_its_format(is_base: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    llama().save_pretrained(tmp_path / "source")
+    float8_copy(tmp_path / "source", tmp_path / "copy")
+    pair = ("copy", "source") if is_base else ("source", "copy")
+
+    with pytest.raises(Incompatible, match=r"copy` is a quantised copy \(fp8-block\)"):
+        run(tmp_path, *(tmp_path / name for name in pair), rank=4, skip_unequal=True)
+
+    assert not (tmp_path / "out").exists()

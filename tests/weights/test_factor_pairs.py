@@ -64,7 +64,7 @@ def nested(*ranks: int, experts: int = 6) -> dict[str, tuple[tuple[int, ...], tu
     }
 
 
-TWO = {"target_modules": [], "target_parameters": ["experts.down", "mlp.experts.up"]}
+TWO = {"target_modules": [], "target_parameters": ["experts.down", "mlp.experts.up"], "peft_version": "0.21.2"}
 
 
 def settings_of(folder: Path) -> list[tuple[int, float, int]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ from adapterhub.core.errors import (
     RefusedAdapter,
 )
 from adapterhub.library.library import Library
-from adapterhub.weights.fuse import Fused, fuse
+from adapterhub.weights.fuse import Fused
 from tests.support.adapter_folders import write_folder
 from tests.support.fuse_models import (
     EXPERTS,
     QV,
     Make,
     dimensions,
+    fuse,
     fused_in,
     gpt_oss_square,
     masked_bert,
@@ -40,12 +40,7 @@ from tests.support.fuse_models import (
 )
 from tests.support.tiny_models import bert, gpt2
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT comments on fan_in_fan_out, tied embeddings and offline hub look-ups
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture

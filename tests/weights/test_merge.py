@@ -14,15 +14,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytest.register_assert_rewrite("tests.contracts.merge_method")
 
 from adapterhub.core.errors import Conflict, MergeRefused, UsageProblem  # noqa: E402
-from adapterhub.weights.merge import MergeInput, MergeResult, merge, method_names  # noqa: E402
+from adapterhub.weights.merge import method_names  # noqa: E402
 from tests.contracts.merge_method import MergeMethodContract, lossless  # noqa: E402
 from tests.support.adapter_folders import PREFIX, error_of, exact_sum, updates_in, write_folder  # noqa: E402
 from tests.support.shared_data import shared  # noqa: E402
+from tests.weights.merging import config_of, run  # noqa: E402
 
 QV = {f"model.layers.{i}.self_attn.{m}": s for i in range(3) for m, s in {"q_proj": (8, 8), "v_proj": (4, 8)}.items()}
 MLP = {f"model.layers.{i}.mlp.up_proj": (20, 8) for i in range(3)}
@@ -31,14 +32,6 @@ MLP = {f"model.layers.{i}.mlp.up_proj": (20, 8) for i in range(3)}
 @pytest.mark.slow
 class TestMethods(MergeMethodContract):
     """The contract, over every method there is."""
-
-
-def run(out: Path, *inputs: tuple[Path, float], **options: object) -> MergeResult:
-    return merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in inputs], out, **options)  # type: ignore[arg-type]
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def test_methods_are_found_without_importing_them() -> None:
@@ -177,30 +170,6 @@ def test_svd_takes_the_smallest_ranks_within_the_error(tmp_path: Path, max_error
 
 # ---------------------------------------------------------------- identity
 
-VARIANTS = {
-    "plain": {},
-    "rslora": {"use_rslora": True},
-    "alpha_pattern": {"alpha_pattern": {"q_proj": 5, "layers.1.self_attn.v_proj": 7}},
-    "layers": {"layers_to_transform": [0, 1, 2]},
-    "saved": {"modules_to_save": ["score"], "extra": {f"{PREFIX}score.weight": torch.ones(2, 8)}},
-}
-
-
-@pytest.mark.parametrize("variant", [*VARIANTS, "rank_pattern"])
-def test_one_adapter_of_weight_one_is_copied_byte_for_byte(tmp_path: Path, variant: str) -> None:
-    ranks = {m: 2 + ("v_proj" in m) for m in QV} if variant == "rank_pattern" else 4
-    folder = write_folder(tmp_path / "a", QV, ranks=ranks, dtype=torch.bfloat16, **VARIANTS.get(variant, {}))
-    other = write_folder(tmp_path / "b", MLP, ranks=5)
-
-    for number, method in enumerate(method_names()):
-        out, others = tmp_path / str(number), bool(number % 2)
-        result = run(out, (folder, 1.0), *([(other, 0.0)] if others else []), method=method)
-
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            assert (out / name).read_bytes() == (folder / name).read_bytes()
-        assert (result.is_copy, result.relative_error, result.dtype) == (True, 0.0, "bfloat16")
-        assert any("weight 0" in w for w in result.warnings) == others
-
 
 def test_one_adapter_of_another_weight_is_scaled(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", QV, use_rslora=True, alpha_pattern={"q_proj": 5})
@@ -235,33 +204,6 @@ def test_rounding_to_a_narrow_dtype_is_part_of_the_error(tmp_path: Path, dtype: 
     assert least < result.relative_error < most
     true = error_of(updates_in(tmp_path / "out"), exact_sum(folders, [0.7, 0.3]))
     assert result.relative_error == pytest.approx(true, rel=1e-4)
-
-
-def test_overflow_in_a_narrow_dtype_is_refused_with_every_module(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "a", QV, lora_alpha=1_000_000)
-
-    with pytest.raises(MergeRefused) as refused:
-        run(tmp_path / "out", (folder, 0.9), dtype="float16")
-
-    assert len(refused.value.reasons) == len(QV)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("weight", [1.0, 0.7])
-def test_numbers_that_are_not_finite_are_refused_with_every_module(tmp_path: Path, bad: float, weight: float) -> None:
-    folder = write_folder(tmp_path / "a", QV)
-    tensors = load_file(folder / "adapter_model.safetensors")
-    names = [n for n in sorted(tensors) if "q_proj.lora_B" in n]
-    for name in names:
-        tensors[name][1, 2] = bad
-    save_file(tensors, folder / "adapter_model.safetensors")
-
-    with pytest.raises(MergeRefused) as refused:
-        run(tmp_path / "out", (folder, weight))
-
-    assert len(refused.value.reasons) == len(names)
-    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e30, -1e7])

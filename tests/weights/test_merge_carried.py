@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused
-from adapterhub.weights.merge import MergeInput, MergeResult, merge
 from tests.support.adapter_folders import PREFIX, write_folder
 from tests.support.peft_bases import (
     Attention,
@@ -31,23 +28,11 @@ from tests.support.peft_bases import (
     tied_llama,
     weighted,
 )
+from tests.weights.merging import config_of, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 QV = {f"model.layers.{i}.self_attn.{m}": s for i in range(3) for m, s in {"q_proj": (8, 8), "v_proj": (4, 8)}.items()}
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def run(out: Path, *inputs: tuple[Path, float], **options: object) -> MergeResult:
-    return merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in inputs], out, **options)  # type: ignore[arg-type]
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:

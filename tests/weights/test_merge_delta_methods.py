@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
@@ -18,6 +15,7 @@ from adapterhub.weights.lowrank.algebra import LowRank, RankCut
 from adapterhub.weights.merge.spaces.delta import DOUBLE_BELOW
 from adapterhub.weights.merge.spaces.prune import magnitude_keep, random_keep
 from tests.support.adapter_folders import dense, random_delta, relative
+from tests.weights import merging
 
 METHODS = ["breadcrumbs", "dare_linear_svd", "dare_ties_svd", "della", "magnitude_prune_svd", "ties_svd"]
 RANDOM = ["dare_linear_svd", "dare_ties_svd", "della"]
@@ -36,7 +34,7 @@ def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **op
     seeds = options.pop("seeds", range(len(deltas)))
     if method in RANDOM:
         options["generators"] = [torch.Generator().manual_seed(s) for s in seeds]
-    return importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge(deltas, weights, **options)
+    return merging.apply(method, deltas, weights, **options)  # type: ignore[no-any-return]
 
 
 def three(out: int = OUT, width: int = WIDTH) -> list[LowRank]:
@@ -179,36 +177,6 @@ def test_large_modules_agree_in_float32_and_are_cut_within_one_percent(case: str
 
 
 # ---------------------------------------------------------------- laws
-
-
-@settings(max_examples=40)
-@given(
-    method=st.sampled_from(METHODS),
-    ranks=st.lists(st.integers(0, 5), min_size=1, max_size=4),
-    weights=st.lists(st.sampled_from([0.0, 1.0, -1.0, 0.3, 1e6, 1e-6]), min_size=4, max_size=4),
-    shape=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    density=st.sampled_from([0.01, 0.4, 0.7, 1.0]),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-)
-def test_order_changes_nothing_and_numbers_come_out(
-    method: str,
-    ranks: list[int],
-    weights: list[float],
-    shape: tuple[int, int],
-    density: float,
-    dtype: torch.dtype,
-) -> None:
-    deltas = [random_delta(i, out=shape[0], width=shape[1], rank=r, dtype=dtype) for i, r in enumerate(ranks)]
-    weights = weights[: len(deltas)]
-    options: dict[str, object] = {"density": density} | ({"epsilon": 0.005} if method == "della" else {})
-
-    forth = apply(method, deltas, weights, **options)
-    back = apply(method, deltas[::-1], weights[::-1], **options, seeds=range(len(deltas))[::-1])
-
-    assert forth.shape == shape
-    assert forth.is_finite()
-    assert 1 <= forth.rank <= max(1, min(*shape, sum(r for r, w in zip(ranks, weights, strict=True) if w)))
-    assert float((dense([forth]) - dense([back])).norm()) <= 1e-9 * forth.whole + 2 * forth.lost
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.core.errors import MergeRefused, RefusedAdapter, UnsupportedAdapter
 from adapterhub.weights.lowrank.factors import AdapterFactors
-from adapterhub.weights.merge import MergeInput, MergeResult, merge
 from tests.support.peft_bases import (
     EXPERTS,
     Base,
@@ -30,24 +27,12 @@ from tests.support.peft_bases import (
     save_several,
     weighted,
 )
+from tests.weights.merging import config_of
+from tests.weights.merging import run_all as run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def run(out: Path, folders: list[Path], weights: list[float], **options: object) -> MergeResult:
-    inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in zip(folders, weights, strict=True)]
-    return merge(inputs, out, **options)  # type: ignore[arg-type]
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def exact(base: Base, folders: list[Path], weights: list[float]) -> dict[str, torch.Tensor]:
@@ -64,6 +49,10 @@ CASES = {
     "one parameter, and the router": [
         {"r": 2, "target_modules": [], "target_parameters": ["mlp.experts.down_proj"]},
         {"r": 3, "target_modules": ["v_proj"], "target_parameters": ["mlp.experts.down_proj", "router.weight"]},
+    ],
+    "bare names": [
+        {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]},
+        {"r": 3, "target_modules": ["v_proj"], "target_parameters": ["gate_up_proj", "down_proj"]},
     ],
     "one layer only": [
         {"r": 2, "target_modules": [], "target_parameters": ["layers.1.mlp.experts.down_proj"]},

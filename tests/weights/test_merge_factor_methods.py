@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 
@@ -17,12 +16,9 @@ from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.merge.methods import karcher, slerp
 from adapterhub.weights.merge.spaces.prune import DisjointMean, SignVote, check_density, magnitude_keep, random_keep
 from tests.support.adapter_folders import dense, random_delta, relative
+from tests.weights.merging import apply
 
 PRUNING = ["magnitude_prune", "ties", "dare_linear", "dare_ties"]
-
-
-def apply(method: str, deltas: Sequence[LowRank], weights: Sequence[float], **options: object) -> LowRank:
-    return importlib.import_module(f"adapterhub.weights.merge.methods.{method}").merge(deltas, weights, **options)
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

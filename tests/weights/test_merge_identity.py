@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from adapterhub.core.errors import AdapterHubError, MalformedTensorFile, MergeRefused, UsageProblem
 from adapterhub.weights.catalogue import names
-from adapterhub.weights.merge import MergeInput, MergeResult, merge
+from adapterhub.weights.merge import _one_thread
 from tests.support.adapter_folders import PREFIX, write_folder
 from tests.support.peft_bases import Attention, Base, fresh, llama, llama_with_biases, logits, mixtral, save, tied_llama
+from tests.weights.merging import run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 QV = ["q_proj", "v_proj"]
@@ -53,17 +57,6 @@ VARIANTS: dict[str, tuple[Base, Mapping[str, object]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def run(out: Path, *inputs: tuple[Path, float], **options: object) -> MergeResult:
-    return merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in inputs], out, **options)  # type: ignore[arg-type]
-
-
 def loaded(base: Base, folder: Path) -> torch.Tensor:
     torch.manual_seed(0)  # some of these draw random numbers when they are loaded
     return logits(PeftModel.from_pretrained(fresh(base), folder).eval())
@@ -81,6 +74,7 @@ def test_the_copy_of_any_variant_acts_as_the_original(variant: str, with_others:
 
     assert all((tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes() for name in FILES)
     assert (result.is_copy, result.relative_error, result.worst_error, result.truncation_error) == (True, 0, 0, None)
+    assert any("weight 0" in warning for warning in result.warnings) == with_others
     assert torch.equal(loaded(base, tmp_path / "out"), before)
     assert not torch.equal(before, logits(fresh(base)))
 
@@ -210,3 +204,32 @@ def test_a_folder_that_lacks_a_file_is_refused(name: str, tmp_path: Path) -> Non
 
     with pytest.raises(AdapterHubError, match=name):
         run(tmp_path / "out", (folder, 1.0))
+
+
+def test_merges_at_the_same_time_leave_the_number_of_threads_unchanged() -> None:
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    def merging(waits: Event, begun: Event) -> None:
+        with _one_thread():
+            begun.set()
+            assert waits.wait(60)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            ends, begun = (Event(), Event()), (Event(), Event())
+            first = pool.submit(merging, ends[0], begun[0])
+            assert begun[0].wait(60)
+            second = pool.submit(merging, ends[1], begun[1])
+            assert begun[1].wait(60)
+            ends[0].set()
+            first.result()
+            during = of_a_new_thread()
+            ends[1].set()
+            second.result()
+        assert (during, of_a_new_thread(), torch.get_num_threads()) == (1, 3, 3)
+    finally:
+        torch.set_num_threads(before)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,12 +26,7 @@ from adapterhub.weights.merge.plan import common_rank, rank_pattern
 from tests.support.adapter_folders import write_folder
 from tests.support.peft_bases import Pixels, attached, bert, gpt2, llama, logits, save_several
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT comments on fan_in_fan_out, tied embeddings and offline hub look-ups
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from torch import Tensor
 from adapterhub.core.errors import MergeRefused, RefusedAdapter
 from adapterhub.inference.loader import attach
 from adapterhub.library.library import Library
-from adapterhub.weights.merge import MergeInput, MergeResult, merge
 from tests.support.peft_bases import apart, weighted
 from tests.support.tiny_models import convnet, llama, logits, save_adapter
+from tests.weights.merging import config_of, run_all
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -43,21 +42,11 @@ KINDS: dict[str, tuple[Callable[..., Any], list[Any]]] = {
 }
 
 
-def run(out: Path, folders: list[Path], weights: list[float] = WEIGHTS, **options: Any) -> MergeResult:
-    pairs = zip(folders, weights, strict=True)
-    return merge([MergeInput(folder=f, label=f.name, weight=w) for f, w in pairs], out, **options)
-
-
 def deltas(base: Callable[..., Any], folder: Path) -> dict[str, Tensor]:
     """The dense update of each module, as PEFT computes it."""
     model = PeftModel.from_pretrained(base(), folder).base_model.model
     layers = ((n, layer) for n, layer in model.named_modules() if isinstance(layer, BaseTunerLayer))
     return {name: layer.get_delta_weight("default").detach().double() for name, layer in layers}
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
-    return read
 
 
 @pytest.fixture(params=KINDS)
@@ -69,7 +58,7 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Callable[..., 
 def test_a_sum_equals_the_dense_sum_in_peft(kind: tuple[Callable[..., Any], list[Path]], tmp_path: Path) -> None:
     base, folders = kind
 
-    result = run(tmp_path / "out", folders)
+    result = run_all(tmp_path / "out", folders, WEIGHTS)
 
     wanted = weighted([deltas(base, folder) for folder in folders], WEIGHTS)
     assert apart(deltas(base, tmp_path / "out"), wanted) < 1e-5
@@ -80,7 +69,7 @@ def test_a_merge_answers_as_its_adapters_do_side_by_side(
     kind: tuple[Callable[..., Any], list[Path]], tmp_path: Path, library: Library
 ) -> None:
     base, folders = kind
-    run(tmp_path / "out", folders)
+    run_all(tmp_path / "out", folders, WEIGHTS)
     with attach(base(), tmp_path / "out", library=library) as attached:
         merged = logits(attached.model)
 
@@ -94,10 +83,10 @@ def test_a_sum_of_sums_and_a_cut_to_a_rank_load_in_peft(
     kind: tuple[Callable[..., Any], list[Path]], tmp_path: Path
 ) -> None:
     base, folders = kind
-    run(tmp_path / "half", folders)
+    run_all(tmp_path / "half", folders, WEIGHTS)
 
-    run(tmp_path / "twice", [tmp_path / "half", folders[0]], [2.0, 1.0])
-    cut = run(tmp_path / "cut", folders, rank=2)
+    run_all(tmp_path / "twice", [tmp_path / "half", folders[0]], [2.0, 1.0])
+    cut = run_all(tmp_path / "cut", folders, WEIGHTS, rank=2)
 
     wanted = weighted([deltas(base, folder) for folder in folders], [2 * WEIGHTS[0] + 1, 2 * WEIGHTS[1]])
     assert apart(deltas(base, tmp_path / "twice"), wanted) < 1e-5
@@ -109,7 +98,7 @@ def test_a_sum_of_sums_and_a_cut_to_a_rank_load_in_peft(
 def test_modules_of_different_ranks_load_in_peft(kind: tuple[Callable[..., Any], list[Path]], tmp_path: Path) -> None:
     base, folders = kind
 
-    result = run(tmp_path / "out", folders, max_error=0.3)
+    result = run_all(tmp_path / "out", folders, WEIGHTS, max_error=0.3)
 
     wanted, got = weighted([deltas(base, folder) for folder in folders], WEIGHTS), deltas(base, tmp_path / "out")
     assert all(float((got[name] - wanted[name]).norm() / wanted[name].norm()) < 0.31 for name in wanted)
@@ -120,7 +109,7 @@ def test_modules_of_different_ranks_load_in_peft(kind: tuple[Callable[..., Any],
 def test_other_methods_take_them_as_well(method: str, tmp_path: Path) -> None:
     folders = [save_adapter(tmp_path / f"{i}", llama, LoHaConfig(r=2, **SOME), seed=i) for i in (0, 1)]
 
-    run(tmp_path / "out", folders, [0.7, 0.3], method=method)
+    run_all(tmp_path / "out", folders, [0.7, 0.3], method=method)
 
     assert all(bool(delta.any()) for delta in deltas(llama, tmp_path / "out").values())
 
@@ -131,7 +120,7 @@ def test_types_that_have_no_format_in_common_are_refused(tmp_path: Path) -> None
 
     for pair in (folders[:2], folders[1:]):
         with pytest.raises(MergeRefused) as refused:
-            run(tmp_path / "out", pair)
+            run_all(tmp_path / "out", pair, WEIGHTS)
 
         assert any("LoHa and LoKr alone merge with each other" in reason for reason in refused.value.reasons)
 
@@ -156,7 +145,7 @@ def test_tensors_that_do_not_fit_together_are_refused_by_module(
     save_file(tensors, path, metadata={"format": "pt"})
 
     with pytest.raises(RefusedAdapter) as refused:
-        run(tmp_path / "out", [folder], [0.5])
+        run_all(tmp_path / "out", [folder], [0.5])
 
     ((found, text),) = refused.value.findings
     assert found == code

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from adapterhub.core.errors import MalformedConfig, MergeRefused, RefusedAdapter
 from adapterhub.weights.merge import method_names
 from tests.support.adapter_folders import PREFIX, write_folder
-from tests.weights.test_merge import MLP, QV, config_of, run
+from tests.weights.merging import config_of, run
+from tests.weights.test_merge import MLP, QV
 
 Q = "model.layers.0.self_attn.q_proj"
 REFUSED = {
@@ -22,8 +23,6 @@ REFUSED = {
         {f"{Q}.lora_B.bias": torch.ones(8)},
     ),
     "a trained bias of the base, which its config does not announce": ({}, {f"{Q}.bias": torch.ones(8)}),
-    "init_lora_weights pissa_niter_4": ({"init_lora_weights": "pissa_niter_4"}, {}),
-    "init_lora_weights olora": ({"init_lora_weights": "olora"}, {}),
     "trained rows": ({}, {"embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 8)}),
     "QALoRA": ({"use_qalora": True}, {}),
     "BD-LoRA": ({"use_bdlora": {"nblocks": 2}}, {}),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 
 from adapterhub.core.errors import MergeRefused
 from adapterhub.weights.catalogue import names
-from adapterhub.weights.merge import MergeInput, MergeResult, merge
 from tests.support.adapter_folders import write_folder
 from tests.support.peft_bases import (
     ALL_KINDS,
@@ -38,28 +35,16 @@ from tests.support.peft_bases import (
     save_several,
     weighted,
 )
+from tests.weights.merging import config_of
+from tests.weights.merging import run_all as run
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 LINEAR = [
     name
     for name in names()
     if getattr(importlib.import_module(f"adapterhub.weights.merge.methods.{name}"), "LINEAR", False)
 ]
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def run(out: Path, folders: Sequence[Path], weights: Sequence[float], **options: object) -> MergeResult:
-    inputs = [MergeInput(folder=f, label=f.name, weight=w) for f, w in zip(folders, weights, strict=True)]
-    return merge(inputs, out, **options)  # type: ignore[arg-type]
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    return json.loads((folder / "adapter_config.json").read_text())
 
 
 KINDS = {"r": 4, "target_modules": ALL_KINDS}
@@ -82,12 +67,10 @@ VARIANTS: dict[str, tuple[Base, Mapping[str, object]]] = {
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Two adapters of each variant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return {
-            name: save_several(tmp_path_factory.mktemp("variant"), base, [options] * 2)
-            for name, (base, options) in VARIANTS.items()
-        }
+    return {
+        name: save_several(tmp_path_factory.mktemp("variant"), base, [options] * 2)
+        for name, (base, options) in VARIANTS.items()
+    }
 
 
 @pytest.mark.parametrize("method", names())
@@ -183,9 +166,10 @@ def test_one_adapter_with_a_bias_is_scaled(tmp_path: Path) -> None:
     assert apart(effects(attached(llama_with_biases, tmp_path / "back")), wanted) < 1e-6
 
 
-def test_a_bias_counts_in_the_error_that_is_reported(tmp_path: Path) -> None:
+def test_a_bias_however_large_is_no_part_of_the_error_that_is_reported(tmp_path: Path) -> None:
     options = {"r": 2, "target_modules": ["q_proj"], "lora_bias": True}
     folders = save_several(tmp_path, llama_with_biases, [options] * 2)
+    before = run(tmp_path / "before", folders, [0.7, 0.3], rank=1).relative_error
     for folder in folders:
         path = folder / "adapter_model.safetensors"
         tensors = {n: t * (100 if n.endswith(".bias") else 1) for n, t in load_file(path).items()}
@@ -194,7 +178,7 @@ def test_a_bias_counts_in_the_error_that_is_reported(tmp_path: Path) -> None:
     cut = run(tmp_path / "cut", folders, [0.7, 0.3], rank=1)
     rounded = run(tmp_path / "rounded", folders, [0.7, 0.3], dtype="bfloat16")
 
-    assert cut.relative_error < 0.05  # the biases are kept in full, and most of what there is
+    assert cut.relative_error == before > 0.1
     assert 1e-4 < rounded.relative_error < 1e-2
 
 
@@ -409,17 +393,6 @@ def test_every_method_keeps_numbers_of_any_size_or_refuses_them_by_name(
 
     assert alpha > 1
     assert all(any(m in r for r in reasons) for m in SHAPES)
-
-
-@pytest.mark.parametrize("method", names())
-def test_every_method_refuses_unlike_layouts_with_every_module(method: str, tmp_path: Path) -> None:
-    other = {m: (*s[:-1], s[-1] + 1) for m, s in SHAPES.items()}
-    folders = [write_folder(tmp_path / "a", SHAPES), write_folder(tmp_path / "b", other)]
-
-    with pytest.raises(MergeRefused) as refused:
-        run(tmp_path / "out", folders, [0.7, 0.3], method=method)
-
-    assert all(sum(f"`{m}` differs" in r for r in refused.value.reasons) == 1 for m in SHAPES)
 
 
 def test_a_base_whose_head_is_its_embedding_takes_a_merge_on_both(tmp_path: Path) -> None:

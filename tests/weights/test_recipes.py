@@ -297,7 +297,7 @@ def test_parents_are_found_by_digest_in_whatever_namespace_they_are(adapt, made)
     merged = adapt.json("merge", "legal-qa", "tables", "-o", "by-digest")
     library = Library(made / "home-namespaced")
     for name in ("legal-qa", "tables"):
-        manifest = Manifest.parse(Path(adapt.ok("path", name).strip(), "adapterhub.json").read_bytes())
+        manifest = Manifest.parse(Path(adapt.ok("info", name, "--path").strip(), "adapterhub.json").read_bytes())
         about = Description(name=parse_name(name), version="1.0.0", task=name, base=manifest.base)
         library.add(made / "out" / name, about, namespace="acme")
     other = Adapt(made, home="home-namespaced")

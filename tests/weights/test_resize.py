@@ -175,3 +175,27 @@ def test_refusals_have_their_exit_codes_and_leave_nothing(adapt, code, arguments
     assert words in adapt.fails(code, "resize", *arguments)
     assert [row["name"] for row in adapt.json("list")] == ["legal-qa"]
     assert list((adapt.folder / "home").glob("tmp/*")) == []
+
+
+def test_a_bias_in_the_factors_is_no_part_of_the_printed_error(adapt):
+    shapes = {f"model.layers.{i}.self_attn.q_proj": (8, 8) for i in (0, 1)}
+    biases = {f"base_model.model.{name}.lora_B.bias": torch.full((8,), 100.0) for name in shapes}
+    folder = write_folder(adapt.folder / "biased", shapes, extra=biases, lora_bias=True)
+
+    said = adapt.json("resize", "./biased", "--rank", "2", "-o", "./small")
+
+    assert said["relative_error"] == pytest.approx(best_error(folder, 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("cut", [("--rank", "2"), ("--energy", "0.9"), ("--max-error", "0.1")])
+def test_what_has_no_low_rank_factors_is_refused_by_name(adapt, cut):
+    folder = adapt.folder / "scales"
+    folder.mkdir()
+    config = {"peft_type": "IA3", "target_modules": ["q"], "feedforward_modules": [], "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"base_model.model.q.ia3_l": torch.ones(8, 1)}, folder / "adapter_model.safetensors")
+
+    told = adapt.fails(11, "resize", "./scales", *cut, "-o", "./small")
+
+    assert "has no low-rank factors to make smaller" in told
+    assert "--to lora" in told

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adapterhub.core.errors import MergeRefused, UsageProblem
-from adapterhub.formats.derived.algebra import ArrayUpdate
-from adapterhub.formats.derived.comparison import ModuleComparison, compare_module
+from adapterhub.formats.derived.algebra import ArrayUpdate, Energies
+from adapterhub.formats.derived.comparison import ComparedPair, Comparison, ModuleComparison, compare_module
 from adapterhub.formats.peft.methods import VARIANTS
 from adapterhub.formats.peft.pairs import FactorLayout
-from adapterhub.weights.compare.similarity import ComparedPair, Comparison, Energies, compare_adapters
+from adapterhub.weights.compare.similarity import compare_adapters
 from adapterhub.weights.lowrank.algebra import LowRank
 from adapterhub.weights.lowrank.factors import AdapterFactors, WeightedAdapter
 from adapterhub.weights.merge import MergeInput, merge
@@ -267,7 +267,14 @@ def experts_folder(folder: Path, seed: int, *, experts: int = 3, rank: int = 2) 
         f"{PREFIX}mlp.experts.lora_B.weight": torch.randn(14, rank * experts, generator=generator),
     }
     return write_folder(
-        folder, {}, extra=pair, r=rank, lora_alpha=rank, target_modules=[], target_parameters=["mlp.experts.down"]
+        folder,
+        {},
+        extra=pair,
+        r=rank,
+        lora_alpha=rank,
+        target_modules=[],
+        target_parameters=["mlp.experts.down"],
+        peft_version="0.21.2",
     )
 
 
@@ -300,7 +307,11 @@ def test_pairs_on_other_parameters_are_not_taken_for_the_same(tmp_path: Path) ->
             f"{PREFIX}mlp.experts.lora_A.weight": torch.ones(6, 10),
             f"{PREFIX}mlp.experts.lora_B.weight": torch.ones(14, 6),
         }
-        folders.append(write_folder(tmp_path / f"{i}", shapes, ranks=2, extra=pair, target_parameters=[parameter]))
+        folders.append(
+            write_folder(
+                tmp_path / f"{i}", shapes, ranks=2, extra=pair, target_parameters=[parameter], peft_version="0.21.2"
+            )
+        )
 
     found = compared(*folders)
 

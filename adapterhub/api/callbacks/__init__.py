@@ -3,6 +3,8 @@
 from adapterhub import callbacks
 
 trainer = Trainer(model, args, train_dataset=data, callbacks=[callbacks.AddOnSave("legal-qa", base="base-7b")])
+
+`PublishOnStep` publishes the weights in memory, for those who follow the training.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 from transformers import TrainerCallback  # noqa: TID253 - its class is what a callback derives from
 
 from adapterhub.api.library import Library
-from adapterhub.api.opened import BaseLike
-from adapterhub.core.arguments import parsed
+from adapterhub.api.opened import BaseLike, record_of
+from adapterhub.core.arguments import Count, parsed
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.disk.files import digest_of_file, read_json, write_durably
 from adapterhub.core.errors import NotFound
 from adapterhub.core.specs import parse_name, parse_namespace, parse_released
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
-from adapterhub.library.intake.clashes import Bump, Namesakes, check_naming
+from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description, check_description
+from adapterhub.live.stream import LiveStream
 
 if TYPE_CHECKING:
     import os
@@ -33,9 +36,10 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from adapterhub.formats.prompts.form import PromptForm
+    from adapterhub.library.following import Published
     from adapterhub.library.store.catalog import Installed
 
-__all__ = ["AddOnSave"]
+__all__ = ["AddOnSave", "PublishOnStep"]
 
 RUN_FILE: Final = "adapterhub-run.json"
 _RUN_SCHEMA: Final = "adapterhub/run/1"
@@ -48,8 +52,8 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     The manifest of each version holds the step, the epoch and the newest figures that the trainer logged (`loss`,
     `eval_loss` and so on), which `adapt info` shows. A checkpoint whose weights the library has under this name already
-    is left out, for example after a resume. What cannot be added is refused before the training; whatever goes wrong
-    later ends no training: it becomes a warning.
+    is left out, for example after a resume. A folder or a name that cannot be added is refused before the training
+    starts; a later failure never stops the training but becomes a warning.
 
     `adapterhub-run.json` in the output folder names the versions of the run, for a resume.
 
@@ -81,7 +85,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 if it fits exactly one.
             task: what it is for, such as `legal-qa`.
             description: one sentence for lists and search.
-            examples: up to 16 prompts that show what one asks it.
+            examples: up to 16 prompts that show what the adapter is for.
             license: an SPDX expression.
             prompt: how the adapter wants to be asked.
             version: of the first checkpoint; default: 1.0.0, or the next free version if the name exists.
@@ -90,7 +94,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 under `save_total_limit`.
 
         Raises:
-            SpecError: `name` is not a name, or `version` is no version.
+            SpecError: `name` or `version` is not valid.
             BaseNotFound: `base` is not registered, and no folder.
             UsageProblem: `bump`, or a fact about the adapter, is what `Library.add` refuses.
         """
@@ -113,7 +117,9 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self.library = library if isinstance(library, Library) else Library(library) if library else Library.default()
         self.versions: dict[Path, Installed] = {}
         """The versions that this run added, before a resume too, by their checkpoint folders, oldest first."""
-        self._record = self.library.record_of(base)  # refused before hours of training, not after
+        self._record = (
+            None if base is None else record_of(self.library, base)
+        )  # refused before hours of training, not after
         self._bump: Bump = bump
         self._version = version
         self._prune = prune
@@ -143,9 +149,9 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if state.global_step:
             self.versions = self._added_before(Path(args.output_dir))
         elif self._version is not None and not self.versions:
-            builds = [build for build in self.library.installed() if build.manifest.name == self._name]
             base = self._record.fingerprint if self._record else None
-            Namesakes.among(builds, self._namespace or None, base).ensure_room(self._version, "the first checkpoint")
+            there = self.library.namesakes(self._name, self._namespace or None, base)
+            there.ensure_room(self._version, "the first checkpoint")
 
     def on_save(
         self,
@@ -165,11 +171,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 self._remove_deleted()
             self._write_run(Path(args.output_dir))
         except Exception as error:  # noqa: BLE001 - hours of training are worth more than a version
-            hint = getattr(error, "hint", "")
-            text = f"adapterhub did not add the checkpoint of step {state.global_step}: {error}" + (
-                hint and f"; {hint}"
-            )
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            _warn(f"did not add the checkpoint of step {state.global_step}", error)
 
     def _add(self, folder: Path, metrics: Mapping[str, Any]) -> None:
         if not (folder / CONFIG_FILE).exists():
@@ -201,7 +203,7 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
         write_durably(output / RUN_FILE, canonical_json(value))
 
     def _added_before(self, output: Path) -> dict[Path, Installed]:
-        """The installed versions that the file of the run names; none without such a file of this adapter."""
+        """Return the installed versions that the file of the run names; none without such a file of this adapter."""
         with contextlib.suppress(OSError, ValueError):
             value = read_json(output / RUN_FILE)
             if isinstance(value, dict) and (value.get("schema"), value.get("name")) == (_RUN_SCHEMA, self._full_name):
@@ -209,6 +211,69 @@ class AddOnSave(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 named = value["versions"] if isinstance(value.get("versions"), dict) else {}
                 return {output / folder: builds[digest] for folder, digest in named.items() if digest in builds}
         return {}
+
+
+@parsed
+class PublishOnStep(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Publishes the adapter in memory every so many steps, as the next version of a stream.
+
+    The manifest of each version holds the step, the epoch and the newest figures that the trainer logged. Whatever goes
+    wrong ends no training: it becomes a warning, and so does a version that the gate of the stream refused. In a
+    distributed run only the main process publishes. The last step of a training is published too.
+    """
+
+    def __init__(self, stream: LiveStream, *, every: Count = 1, sync: bool = False) -> None:
+        """Prepare the callback.
+
+        Args:
+            stream: what `Library.live` returned.
+            every: publish after each so many steps of the optimiser.
+            sync: wait at each version until a power cut cannot take it back, as in `LiveStream.publish`.
+        """
+        self.stream = stream
+        self.published: Published | None = None
+        """The version that was published last."""
+        self._every, self._sync = every, sync
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the trainer's call
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002 - the trainer's call
+        model: Any = None,
+        **_: object,
+    ) -> None:
+        """Publish what the step made."""
+        is_last = state.max_steps > 0 and state.global_step >= state.max_steps
+        if state.is_world_process_zero and (state.global_step % self._every == 0 or is_last):
+            try:
+                self._publish(model, state)
+            except Exception as error:  # noqa: BLE001 - hours of training are worth more than a version
+                _warn(f"did not publish step {state.global_step}", error)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - the trainer's call
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002 - the trainer's call
+        **_: object,
+    ) -> None:
+        """Wait until all that was published is durable."""
+        if state.is_world_process_zero:
+            self.stream.close()
+
+    def _publish(self, model: Any, state: TrainerState) -> None:
+        self.published = self.stream.publish(model, step=state.global_step, metrics=metrics_of(state), sync=self._sync)
+        step, version = state.global_step, self.published.version
+        if self.published.refused is not None:
+            _warn(f"published step {step} as {version}, which is not current", self.published.refused)
+        if self.published.unsent is not None:
+            _warn(f"did not send {version} of step {step} to the registry", self.published.unsent)
+
+
+def _warn(what: str, error: object) -> None:
+    hint = getattr(error, "hint", "")
+    warnings.warn(f"adapterhub {what}: {error}" + (hint and f"; {hint}"), RuntimeWarning, stacklevel=3)
 
 
 def _newest_folder(output: Path, name: str) -> Path | None:

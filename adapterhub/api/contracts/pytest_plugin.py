@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def adapted(pytestconfig: pytest.Config) -> Iterator[Adapted]:
-    """The adapter that `--adapt-spec` names, on its base: call it with a question. Loading checks it."""
+    """Provide the adapter that `--adapt-spec` names, on its base: call it with a question. Loading checks it."""
     spec, base, dtype = (_setting(pytestconfig, name) for name in _SETTINGS)
     if spec is None:
         pytest.skip("no adapter is named: `pytest --adapt-spec SPEC`, or `adapt test SPEC --runner pytest --task PATH`")

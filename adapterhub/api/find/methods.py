@@ -29,9 +29,10 @@ class WithFinding(OpenedLibrary):
         accept_routing: bool = False,
         strict: bool = False,
     ) -> Routed | CheckedRoute:
-        """Which adapter a text is for, by the example prompts of each: those of its contract, else of its manifest.
+        """Choose the adapter for a text by the example prompts of each, from its contract or otherwise its manifest.
 
-        Without a text, how well texts tell the adapters apart: one prompt of each is left out at a time, and routed.
+        Without a text, measures how well texts tell the adapters apart: leaves out one prompt of each at a time and
+        routes it.
 
         Args:
             text: what one would ask.
@@ -44,9 +45,9 @@ class WithFinding(OpenedLibrary):
             strict: refuse a text that is for none of the adapters.
 
         Returns:
-            With a text `.name`, `.version` and `.digest`, None where the base alone should answer; `.model`, a name for
-            a server; `.cosine` and `.near`. Otherwise `.accuracy`, `.confused`, and `.adapters` with the prompts that
-            are right or fall to the base; `ensure_good` refuses them where a server would.
+            With a text `.name`, `.version` and `.digest`, None if the base should answer without an adapter;
+            `.model`, a name for a server; `.cosine` and `.near`. Otherwise `.accuracy`, `.confused`, and `.adapters`
+            with the prompts that are right or fall to the base; `ensure_good` refuses them where a server would.
 
         Raises:
             UsageProblem: an adapter has too few prompts, or neither or both of `base` and `file` are given.
@@ -60,16 +61,19 @@ class WithFinding(OpenedLibrary):
 
         on = base_of(base)
         if file is not None and (on or over or output or threshold is not None or accept_routing):
-            raise UsageProblem("`--file` reads a finished routing file; the options that make one exclude it")
+            raise UsageProblem(
+                "`--file` reads a finished routing file; the options that make one exclude it",
+                hint="drop `--file` to make a routing file, or the other options to read one",
+            )
         if output is not None and text:
             raise UsageProblem("`-o` writes a routing file and routes no text; run `adapt route TEXT --file FILE` then")
         if strict and not text:
-            raise UsageProblem("`--strict` is for TEXT")
+            raise UsageProblem("`--strict` is for TEXT", hint="such as `adapt route TEXT --file FILE --strict`")
         if file is not None:
             made = read_route(path_of(file))
         elif on is not None:
             specs = [spec_of(one) for one in over]
-            made = make_route(self.session, on, specs, threshold=threshold, accept=accept_routing, bars=self.reports)
+            made = make_route(self.session, on, specs, threshold=threshold, accept=accept_routing)
         else:
             raise UsageProblem("routing needs `--base` or `--file`", hint='`adapt route "TEXT" --base NAME`')
         if text is not None:

@@ -1,4 +1,4 @@
-"""Serves the pages of a library on this machine alone, to the browser that has the address with the token.
+"""Serves the pages of a library, only on this machine, to the browser that has the address with the token.
 
 Other programs and users of the machine can reach a port on 127.0.0.1, and so can any web page by a name that leads
 here (DNS rebinding). So every request must name this address in `Host`, and bring the cookie that the first address
@@ -11,7 +11,7 @@ import hmac
 import secrets
 import socket
 import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -20,11 +20,17 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapterhub.api.pages.builds import adapter_page, blob_page, commit_page, raw_file, tree_page
+from adapterhub.api.pages.home import library_page, updates_page
+from adapterhub.api.pages.library import projects_page, search_page
+from adapterhub.api.pages.making import contracts_page, make, make_page
 from adapterhub.api.pages.playing import Playing
 from adapterhub.api.pages.source import LibrarySource
+from adapterhub.api.pages.weights import base_page, build_page, compare_page, lineage_page
 from adapterhub.core.errors import NotAllowed
-from adapterhub.pages.guarding import HEADERS
-from adapterhub.pages.site import Home, refusal_page, routes
+from adapterhub.library.find.ahead import make_ahead
+from adapterhub.pages.page import REPO, Page
+from adapterhub.pages.site import HEADERS, Home, refusal_page, routes
 from adapterhub.pages.wire import StrictProtocol
 
 if TYPE_CHECKING:
@@ -33,8 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from adapterhub.api.library import Library
-    from adapterhub.api.project import Project
+    from adapterhub import Library, Project
 
 HOST: Final = "127.0.0.1"
 _TOKEN_BYTES: Final = 24
@@ -49,15 +54,47 @@ _COME_IN: Final = (
 """A page instead of a redirect: after a step from another site a browser would hold back the cookie."""
 
 
+PAGES: Final = (
+    Page(path="/", template="library.html", show=library_page, act=library_page),
+    Page(path="/search", template="search.html", show=search_page, act=search_page, part="/search"),
+    Page(path=REPO, template="adapter.html", show=adapter_page),
+    Page(path=f"{REPO}/commit/{{revision}}", template="commit.html", show=commit_page),
+    Page(path=f"{REPO}/tree/{{revision}}", template="tree.html", show=tree_page),
+    Page(path=f"{REPO}/tree/{{revision}}/{{path:path}}", template="tree.html", show=tree_page),
+    Page(path=f"{REPO}/blob/{{revision}}/{{path:path}}", template="blob.html", show=blob_page),
+    Page(path=f"{REPO}/raw/{{revision}}/{{path:path}}", show=raw_file),
+    Page(path=f"{REPO}/{{version}}", template="build.html", show=build_page),
+    Page(path="/compare", template="compare.html", show=compare_page, part="/compare"),
+    Page(path="/base/{fingerprint}", template="base.html", show=base_page),
+    Page(path=f"/lineage{REPO}", template="lineage.html", show=lineage_page),
+    Page(path="/projects", template="projects.html", show=projects_page, part="/projects"),
+    Page(path="/contracts", template="contracts.html", show=contracts_page, part="/contracts"),
+    Page(path=f"/make{REPO}", template="make.html", show=make_page, act=make),
+    Page(path="/updates", template="updates.html", show=updates_page, act=updates_page, part="/updates"),
+)
+
+
 class _LocalHome(Home):
     title = "adapt ui"
+    search_url = "/search"
+    note = "Only this machine can open this page"
 
     def __init__(self, library: Library, project: Project | None, playing: Playing) -> None:
         super().__init__(secrets.token_bytes(32))
-        self._source = LibrarySource(library, project, playing)
+        self._source = LibrarySource(library, project)
+        form: dict[str, Any] = {
+            "template": "playground.html",
+            "part": "/playground",
+            "show": lambda _here, asked: playing.page(asked),
+        }
+        self.pages = (
+            *PAGES,
+            Page(path="/playground", act=lambda _here, asked: playing.play(asked), **form),
+            Page(path="/playground-stream", act=lambda _here, asked: playing.stream(asked), **form),
+        )
 
     async def source_of(self, request: Request) -> LibrarySource:  # noqa: ARG002 - the gate has checked who asks
-        """The same for every request, as one person asks."""
+        """Return the same for every request, as one person asks."""
         return self._source
 
 
@@ -83,7 +120,7 @@ class _Gate:
             self._running -= 1
 
     def _refusal(self, request: Request) -> Response | None:
-        """What to answer instead of a page; None lets the request through."""
+        """Return an answer instead of a page; None lets the request through."""
         if request.headers.getlist("host") not in [[host] for host in self._hosts]:
             return PlainTextResponse("adapt ui answers to its own address alone", 421, HEADERS)
         given = request.query_params.get("token")
@@ -99,7 +136,7 @@ class _Gate:
 
 
 class _MakesRoom(StrictProtocol):
-    """Where there are too many connections, the oldest idle one ends for a newer one.
+    """When there are too many connections, the oldest idle one is closed for a newer one.
 
     Anyone on the machine can open connections, and an idle one holds a file of the process.
     """
@@ -159,6 +196,11 @@ class Ui:
         )
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="adapt ui", daemon=True)
         self._thread.start()
+        self._ended = threading.Event()
+        self._ahead = threading.Thread(
+            target=make_ahead, args=(library, self._ended), name="adapt ui, ahead", daemon=True
+        )
+        self._ahead.start()
 
     def wait(self) -> None:
         """Wait until the server ends, by `close` in another thread or an interruption of this one."""
@@ -167,8 +209,10 @@ class Ui:
     def close(self) -> None:
         """End the server, and let go of the playground's base."""
         self._server.should_exit = True
+        self._ended.set()
         self._playing.close()
         self._thread.join()
+        self._ahead.join()
 
     def __enter__(self) -> Self:
         return self

@@ -1,233 +1,170 @@
-"""What the pages show of a local library: the same ones as of a registry, and those that only `adapt ui` has."""
+"""One library as the pages see it, and the addresses of its builds.
+
+A build without a namespace has the address `/-/NAME`, as no namespace begins with a dash. `?build=` and the revision of
+a file name a build by the first digits of its digest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlencode
+from urllib.parse import quote
 
-from adapterhub.api.pages.addresses import address_of, number_in
-from adapterhub.api.pages.weights import WithFigures
-from adapterhub.api.searching import SORTS, ask, search_installed
-from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem
-from adapterhub.core.ranks import RankRange
-from adapterhub.core.specs import BaseSpec, names_folder
-from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
-from adapterhub.library.store.roots import KnownProjects
-from adapterhub.pages.values import (
-    BaseLine,
-    Facet,
-    FormChoice,
-    LibraryPage,
-    Link,
-    LockLine,
-    OfferLine,
-    OutdatedPage,
-    PlaygroundPage,
-    ProjectsPage,
-    SearchPage,
-    Stream,
-)
+from adapterhub.api.searching import ask, base_name, method_text, search_installed
+from adapterhub.core.errors import AdapterHubError, NotFound, SpecError, shown
+from adapterhub.core.specs import parse_version
+from adapterhub.pages.lists import AdapterLine
+from adapterhub.pages.page import PageSource
+from adapterhub.pages.values import Badge, Link, RelatedBase, relation_text
 
 if TYPE_CHECKING:
-    from adapterhub.api.library import Library
-    from adapterhub.api.pages.playing import Playing
-    from adapterhub.api.project import Project
-    from adapterhub.library.store.rows import BuildRow
-    from adapterhub.pages.page import PageQuery
+    from adapterhub import Library, Project
+    from adapterhub.distribution.outdated import Offer
+    from adapterhub.formats.base.fingerprint import BaseFingerprint
+    from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.rows import BaseRow, BuildRow
 
-_AT_ONCE: Final = 50
+_MOST_DIGITS: Final = 9
+_NEWEST: Final = 50
+"""Among so many builds of a name, one that is not yanked is looked for."""
+NO_NAMESPACE: Final = "-"
+DIGITS: Final = 12
+"""How much of a digest names a build in an address."""
 
 
-class LibrarySource(WithFigures):
-    """The pages of one library, and of the project that `adapt ui` was started in."""
+def address_of(namespace: str | None, name: str, digest: str) -> str:
+    """Return the address of a build's page."""
+    return f"/{namespace or NO_NAMESPACE}/{quote(name)}?build={digest.removeprefix('sha256:')[:DIGITS]}"
 
-    def __init__(self, library: Library, project: Project | None, playing: Playing) -> None:
-        super().__init__(library)
-        self._project = project
-        self._playing = playing
+
+def make_url(build: Installed) -> str:
+    """Return the address of the page that moves a build to another base, or converts it."""
+    digits = build.manifest.digest.removeprefix("sha256:")[:DIGITS]
+    return f"/make/{build.namespace or NO_NAMESPACE}/{quote(build.manifest.name)}?build={digits}"
+
+
+def has_folder(base: BaseRow) -> bool:
+    """Return whether the weights of a base are a folder on this machine."""
+    return bool(base.path) and Path(base.path).is_dir()
+
+
+def problem_text(error: AdapterHubError) -> str:
+    """Word a refusal and its hint for a page."""
+    return f"{error.message}. {error.hint}".removesuffix(". ")
+
+
+def number_in(text: str) -> int | None:
+    """Return the whole number that a field or an address gives; None for anything else, such as `²`."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
+
+
+class LibrarySource(PageSource):
+    """One library, and the project that `adapt ui` was started in."""
+
+    def __init__(self, library: Library, project: Project | None) -> None:
+        self.library, self.project = library, project
+        self.offers: tuple[Offer, ...] | None = None
+        """What servers answered when they were asked last."""
+
+    def newer(self) -> tuple[Offer, ...]:
+        """Return the offers with a newer release."""
+        return tuple(offer for offer in self.offers or () if offer.has_allowed or offer.has_newer)
 
     def menu(self) -> tuple[Link, ...]:
-        """The links at the top of every page."""
-        names = ("Library", "Projects", "Outdated", "Compare", "Playground")
-        return (Link(text="Adapters", url="/"), *(Link(text=name, url=f"/{name.lower()}") for name in names))
+        """Return the links at the top of every page; updates have a count once servers were asked."""
+        count = None if self.offers is None else len(self.newer())
+        return (
+            Link(text="Library", url="/"),
+            Link(text="Search", url="/search"),
+            Link(text="Projects", url="/projects"),
+            Link(text="Updates", url="/updates", count=count),
+            Link(text="Contracts", url="/contracts"),
+            Link(text="Compare", url="/compare"),
+            Link(text="Playground", url="/playground"),
+        )
 
-    # ------------------------------------------------------------ adapters
-    def search(self, asked: PageQuery, config: bytes | None = None) -> SearchPage:
-        """The installed builds that match the query; `config` is the manifest of an adapter for the wanted base."""
-        query, note = dict(asked.query), ""
-        if config is not None:
-            query["base"], note = _base_of(config)
-        words, sort = query.get("q", "").strip(), query.get("sort", "name")
-        library = self._library
-        rows: list[BuildRow] = []
-        try:
-            rows = search_installed(
-                library.session,
-                _wanted(query.get("base", "")),
-                sort=sort,
-                text=words,
-                ranks=_ranks(query),
-                task=query.get("task", ""),
-                method=query.get("method", ""),
+    def rows(self, repo: str, most: int | None = None) -> list[BuildRow]:
+        """Return the builds of `namespace/name`, newest first, and after them those that are yanked; at most so many.
+
+        Raises:
+            NotFound: there are none.
+        """
+        namespace, _, name = repo.partition("/")
+        wanted = "" if namespace == NO_NAMESPACE else namespace
+        session = self.library.session
+        rows = search_installed(session, None, name=name, namespace=wanted, sort="date", limit=most)
+        if not rows:
+            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+        noted = self.library.yanks.noted()
+        return sorted(rows, key=lambda row: row.digest in noted and self.is_yanked(row))
+
+    def is_yanked(self, row: BuildRow) -> bool:
+        """Return whether the repository that a build came from has yanked it."""
+        builds = self.library.still_in([self.library.root / row.folder])
+        return any(self.library.yanked(build) is not None for build in builds)
+
+    def build(self, repo: str, digits: str) -> Installed:
+        """Return the newest build of `namespace/name` whose digest begins with `digits`, or that has this version."""
+        if not digits:
+            for build in self.library.still_in(self.library.root / row.folder for row in self.rows(repo, _NEWEST)):
+                return build
+            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+        namespace, _, name = repo.partition("/")
+        look = partial(self.library.catalog.folders, name, "" if namespace == NO_NAMESPACE else namespace)
+        folders = set(look(digest=f"sha256:{digits}"))
+        with suppress(SpecError):  # it is no version
+            folders |= {*look(version=parse_version(digits))}
+        if not folders:
+            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+        builds = [
+            build
+            for build in self.library.still_in(sorted(folders))
+            if build.manifest.digest.startswith(f"sha256:{digits}") or build.manifest.version == digits
+        ]
+        if not builds:
+            raise NotFound(f"no build `{shown(digits, 80)}`")
+        return min(builds, key=lambda build: (self.library.yanked(build) is not None, -build.added_at))
+
+    def other_forms(self, base: BaseFingerprint | None) -> Iterator[RelatedBase]:
+        """Yield the registered bases that are the same model as `base`, on which its adapters run as well."""
+        if base is None:
+            return
+        forms = self.library.bases.forms_of(base)
+        per_base = ask(self.library.session, lambda index: index.per_base()) if forms else ()
+        counts = {one.weights: one.builds for one in per_base}
+        for record, found in forms:
+            other = record.fingerprint
+            copy, are_both = other.copy or base.copy, other.copy is not None and base.copy is not None
+            form, is_copy = copy.form if copy else None, other.copy is not None
+            yield RelatedBase(
+                label=record.alias,
+                url=f"/base/{other.weights.removeprefix('sha256:')}",
+                relation=relation_text(found.verdict, form, is_copy=is_copy, are_both=are_both),
+                adapters=counts.get(other.weights, 0),
             )
-        except AdapterHubError as error:
-            note = error.message
-        start = max(number_in(query.get("from", "")) or 0, 0)
-        more = {**{name: text for name, text in query.items() if text}, "from": str(start + _AT_ONCE)}
-        return SearchPage(
-            words=words,
-            facets=(
-                _choice("base", "Base", query, [base.alias for base in ask(library.session, lambda i: i.bases())]),
-                Facet(name="task", label="Task", value=query.get("task", "")),
-                Facet(name="rank", label="Rank", value=query.get("rank", ""), hint="8"),
-                Facet(name="method", label="Method", value=query.get("method", ""), hint="lora"),
-            ),
-            sorts=tuple(FormChoice(value=name, text=name, chosen=name == sort) for name in SORTS),
-            adapters=tuple(self._lines(rows[start : start + _AT_ONCE])),
-            next_url=f"/?{urlencode(more)}" if len(rows) > start + _AT_ONCE else None,
-            note=note,
-        )
 
-    # ------------------------------------------------------------ the library
-    def library(self) -> LibraryPage:
-        """Bases, space, and builds that nothing uses."""
-        library = self._library
-        rows = search_installed(library.session, None)
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row.base_weights] = counts.get(row.base_weights, 0) + 1
-        space = library.space()
-        return LibraryPage(
-            folder=str(library.root),
-            builds=len(rows),
-            size=space.size_bytes,
-            shared=max(sum(row.size_bytes for row in rows) - space.size_bytes, 0),
-            bases=tuple(
-                BaseLine(
-                    name=base.alias,
-                    url=f"/base/{base.weights.removeprefix('sha256:')}",
-                    hub_id=base.hub_id,
-                    kind=f"{base.model_type} {base.dtype}".strip(),
-                    parameters=base.parameters or 0,
-                    adapters=counts.get(base.weights, 0),
-                    has_weights=bool(base.path) and Path(base.path).is_dir(),
-                    playground_url=f"/playground?{urlencode({'base': base.alias})}",
-                )
-                for base in ask(library.session, lambda index: index.bases())
-            ),
-            unused=tuple(
-                Link(text=one.spec, url=address_of(one.namespace, one.manifest.name, one.manifest.digest))
-                for one in library.unused()
-            ),
-        )
-
-    def projects(self) -> ProjectsPage:
-        """The project of `adapt ui`, and the folders of the others that use the library."""
-        library, project, problem = self._library, self._project, ""
-        known = [str(one.folder) for one in KnownProjects(library.root).all()]
-        lines: list[LockLine] = []
-        folder = None if project is None else project.folder.resolve()
-        if project is not None:
-            try:
-                lines = _locked(project)
-            except AdapterHubError as error:
-                problem = error.message
-        others = tuple(sorted(path for path in known if path != str(folder)))
-        base = None if project is None else project.base
-        return ProjectsPage(
-            folder=None if folder is None else str(folder),
-            base=base,
-            lines=tuple(lines),
-            others=others,
-            problem=problem,
-        )
-
-    def outdated(self, *, ask: bool) -> OutdatedPage:
-        """What servers have; they are asked only if the reader says so."""
-        where = self._project or self._library
-        found = [offer for offer in where.outdated() if offer.is_worth_telling] if ask else []
-        return OutdatedPage(
-            is_asked=ask,
-            is_project=self._project is not None,
-            offers=tuple(
-                OfferLine(
-                    name=str(offer.request.key),
-                    version=offer.request.version,
-                    allowed=offer.allowed.version if offer.allowed else None,
-                    newest=offer.newest.version if offer.newest else None,
-                    place=offer.place,
-                    note=offer.problem or (f"yanked: {offer.yanked}" if offer.yanked is not None else ""),
-                )
-                for offer in found
-            ),
-        )
-
-    # ------------------------------------------------------------ the playground
-    def playground(self, asked: PageQuery) -> PlaygroundPage:
-        """The form, with the adapters that fit the base."""
-        return self._playing.page(asked)
-
-    def play(self, asked: PageQuery) -> PlaygroundPage:
-        """The form with its answers, or with the merge that it saved."""
-        return self._playing.play(asked)
-
-    def stream(self, asked: PageQuery) -> Stream:
-        """The answers while they are written."""
-        return self._playing.stream(asked)
+    def lines(self, rows: Sequence[BuildRow]) -> Iterator[AdapterLine]:
+        """Return the rows as a list shows them."""
+        aliases = ask(self.library.session, lambda index: index.aliases())
+        return (_line(row, aliases) for row in rows)
 
 
-# ---------------------------------------------------------------- parts
-def _wanted(text: str) -> BaseSpec | None:
-    if names_folder(text):
-        raise UsageProblem("a folder is no base to search for", hint="name one by its alias, Hub id or digest")
-    return BaseSpec.parse(text) if text else None
-
-
-def _base_of(config: bytes) -> tuple[str, str]:
-    """The base that an adapter's manifest declares, and a note."""
-    try:
-        base = Manifest.parse(config, MANIFEST_FILE).base
-    except AdapterHubError as error:
-        return "", f"{error.message}; expected an adapter's {MANIFEST_FILE}"
-    found = base.fingerprint.weights if base.fingerprint else base.hints.hub_id or ""
-    return found, f"Adapters for the base {found}." if found else "The file names no base."
-
-
-def _ranks(query: Mapping[str, str]) -> RankRange:
-    return RankRange.of(number_in(query.get("rank", "")) or None)
-
-
-def _choice(name: str, label: str, query: Mapping[str, str], values: list[str]) -> Facet:
-    value = query.get(name, "")
-    named = ["", *values, *([] if value in ("", *values) else [value])]
-    choices = tuple(FormChoice(value=one, text=one or "any", chosen=one == value) for one in named)
-    return Facet(name=name, label=label, value=value, choices=choices)
-
-
-def _locked(project: Project) -> list[LockLine]:
-    """What the project wants, each with what its lock holds."""
-    try:
-        entries = dict(project.locked.entries)
-    except NotFound:
-        entries = {}
-    lines = []
-    for name in project.names:
-        entry = next((one for key, one in entries.items() if str(key) == name), None)
-        line = LockLine(name=name, wanted=name, version=None, rank=None, source="", url=None)
-        if entry is not None:
-            full = getattr(entry, "name", name)
-            namespace, _, own = str(full).rpartition("/")
-            is_here = any(True for _ in project.library.builds_named(own, namespace or None))
-            line = replace(
-                line,
-                wanted=str(getattr(entry, "wanted", "a merge")),
-                version=entry.version,
-                rank=entry.rank,
-                source=f"{entry.source.kind or 'library'} {entry.source.address}".strip(),
-                url=address_of(namespace or None, own, entry.digest) if is_here else None,
-            )
-        lines.append(line)
-    return lines
+def _line(row: BuildRow, aliases: dict[str, str]) -> AdapterLine:
+    return AdapterLine(
+        repo=row.full_name,
+        url=address_of(row.namespace, row.name, row.digest),
+        version=row.version,
+        description=row.description,
+        task=row.task or None,
+        base=base_name(row, aliases),
+        base_sha256=row.base_weights.removeprefix("sha256:") or None,
+        method=method_text(row.method.split(",")),
+        rank=row.rank,
+        license=None,
+        downloads=None,
+        modified_at=round(row.added_at * 1000),
+        badges=(Badge(text="merge"),) if row.parents else (),
+    )

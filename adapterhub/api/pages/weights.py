@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
 
-from adapterhub.api.pages.addresses import DIGITS, NO_NAMESPACE
-from adapterhub.api.pages.builds import WithBuilds
-from adapterhub.api.searching import ask, search_installed
+from adapterhub.api.pages.builds import head_of
+from adapterhub.api.pages.source import DIGITS, NO_NAMESPACE
+from adapterhub.api.searching import ask
 from adapterhub.api.steps.finding import lineage_of
+from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem, shown
 from adapterhub.core.extras import extra_named
@@ -26,32 +26,38 @@ from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.inference.engine_bases import base_facts
 from adapterhub.library.passed import derived_record
-from adapterhub.pages.changes import changed
+from adapterhub.library.results import Kept, KeptResults
+from adapterhub.library.store.rows import Filters
 from adapterhub.pages.figures import (
-    compared,
+    FoundOutcome,
     contract_words,
-    engine_lines,
-    heats_of,
-    lines_of,
-    spectra_of,
-    weight_of,
-    with_commands,
+    lists_of,
+    names_of,
+    outcome_detail,
+    outcome_table,
+    verdict_badge,
+    weights_of,
+    with_figures,
 )
+from adapterhub.pages.figures import compare_page as page_of_both
+from adapterhub.pages.lists import BasePage
 from adapterhub.pages.values import (
     Badge,
-    BasePage,
     BuildPage,
     Compared,
     ComparePage,
     LineagePage,
     Link,
     MapPoint,
+    OutcomeTable,
     RelatedBase,
     Relative,
 )
 from adapterhub.trust.verify import open_files, read_headers
 
 if TYPE_CHECKING:
+    from adapterhub.api.pages.source import LibrarySource
+    from adapterhub.formats.derived.comparison import Comparison
     from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.rows import BuildRow
@@ -60,249 +66,337 @@ if TYPE_CHECKING:
 
 _MOST_POINTS: Final = 60
 _LISTED: Final = 20
+_MOST_ALIKE: Final = 5
 _TIME_S: Final = 20.0
 _RETRY_S: Final = 2
 _BASE: Final = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 _SPEC: Final = "expected NAME, NAME==VERSION or NAME@DIGITS of its digest"
+_comparing: Final = threading.Lock()
+_deriving: Final = threading.Lock()
 
 
-class WithFigures(WithBuilds):
-    """The pages of the weights in one library."""
+def build_page(here: LibrarySource, asked: PageQuery) -> BuildPage:
+    """Return the figures of one build, by its version or the first digits of its digest."""
+    repo = asked.repo
+    build = here.build(repo, asked.path["version"])
+    digits, record, reason = _digits(build.manifest.digest), None, ""
+    try:
+        record = _record(here, build)
+        reason = record.reason
+    except AdapterHubError as error:
+        reason = error.message
+    page = BuildPage(
+        repo=repo,
+        version=build.manifest.version,
+        url=f"/{repo}/{digits}",
+        commit=digits,
+        head=head_of(build, "weights"),
+        digests=(("Build", build.manifest.digest),),
+        rank=build.manifest.rank,
+        state="none" if reason else "made",
+        reason=reason,
+    )
+    if record is None:
+        return page
+    return with_figures(
+        page,
+        record,
+        findings=(*record.findings, *_audited(here, build)),
+        looked_at="its files, numbers, signature, lineage, licences and names",
+        engines=_engines(here, build) or record.engines,
+    )
 
-    _comparing = threading.Lock()
-    _deriving = threading.Lock()
 
-    def build(self, repo: str, version: str) -> BuildPage:
-        """The figures of one build, by its version or the first digits of its digest."""
-        build = self._chosen(self._builds(repo), version)
-        digits, record, reason = _digits(build.manifest.digest), None, ""
-        try:
-            record = self._record(build)
-            reason = record.reason
-        except AdapterHubError as error:
-            reason = error.message
-        base = build.base.fingerprint
-        page = BuildPage(
-            repo=repo,
-            version=build.manifest.version,
-            url=f"/{repo}/{digits}",
-            commit=digits,
-            digest=build.manifest.digest,
-            badges=_badges(build),
-            links=(
-                Link(text="Lineage", url=f"/lineage/{repo}?{urlencode({'version': digits})}"),
-                Link(text="Compare", url=f"/compare?{urlencode({'a': f'{build.full_name}@{digits}'})}"),
-                Link(text="Files", url=f"/{repo}/tree/{digits}"),
-                *([Link(text="Base", url=f"/base/{base.weights.removeprefix('sha256:')}")] if base else []),
-            ),
-            state="none" if reason else "made",
-            reason=reason,
-        )
-        if record is None:
-            return page
-        return replace(
-            page,
-            norm=record.norm,
-            others=record.others,
-            heats=heats_of(record),
-            spectra=spectra_of(record),
-            modules=lines_of(record),
-            findings=(*record.findings, *self._audited(build)),
-            looked_at="its files, numbers, signature, lineage, licences and names",
-            engines=engine_lines(self._engines(build) or record.engines),
-        )
+def compare_page(here: LibrarySource, asked: PageQuery) -> ComparePage:
+    """Two installed builds beside each other; one comparison at a time."""
+    named, weights = names_of(asked), weights_of(asked)
+    known = [_named(here, name) if name else None for name in named]
+    lists = tuple(lists_of(known, lambda anchor: _groups(here, anchor), _choice))
+    builds = [build for build in known if build is not None]
+    if len(builds) < len(known):
+        a, b = (_choice(build)[0] if build else "" for build in known)
+        return ComparePage(a=a, b=b, lists=lists)
+    sides = [_side(here, build, weight) for build, weight in zip(builds, weights, strict=True)]
+    configs = [read_json(build.folder / CONFIG_FILE) for build in builds]
+    if not _comparing.acquire(blocking=False):
+        raise HTTPException(503, "another comparison is running", headers={"Retry-After": str(_RETRY_S)})
+    try:
+        found: Comparison | str = _compared(builds, weights)
+    except AdapterHubError as error:
+        found = error.message
+    finally:
+        _comparing.release()
+    return page_of_both(lists, sides, configs, found)
 
-    def compare(self, asked: PageQuery) -> ComparePage:
-        """Two installed builds beside each other; one comparison at a time."""
-        named = [asked.query.get(key, "").strip() for key in "ab"]
-        weights = [weight_of(asked.query.get(key, "")) for key in ("wa", "wb")]
-        page = ComparePage(a=named[0], b=named[1])
-        if not all(named):
-            return page
-        builds = [self._named(name) for name in named]
-        sides = tuple(self._side(build, weight) for build, weight in zip(builds, weights, strict=True))
-        before, after = (read_json(build.folder / CONFIG_FILE) for build in builds)
-        page = replace(page, sides=sides, config=tuple(changed(before, after)))
-        if not self._comparing.acquire(blocking=False):
-            raise HTTPException(503, "another comparison is running", headers={"Retry-After": str(_RETRY_S)})
-        try:
-            page = self._compared(page, builds, weights)
-        except AdapterHubError as error:
-            return replace(page, reason=error.message)
-        finally:
-            self._comparing.release()
-        return replace(page, forecast=with_commands(page.forecast, sides))
 
-    def lineage(self, repo: str, version: str) -> LineagePage:
-        """What one build was made from, what was made from it, and what is like it."""
-        build = self._chosen(self._builds(repo), version)
-        digest, lineage = build.manifest.digest, lineage_of(self._library.session)
-        node = lineage.node(digest)
-        mine = next(row for row in lineage.rows if row.digest == digest)
-        others, (alike, parts) = list(self._others(build, mine, lineage.rows)), self._alike(build)
-        return LineagePage(
-            repo=repo,
-            version=build.manifest.version,
-            url=f"/{repo}/{_digits(digest)}",
-            parents=(*(self._relative(build.manifest.relation, one) for one in node.parents), *parts),
-            children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
-            others=(*others, *(one for one in alike if one.digest not in {other.digest for other in others})),
-            inherited=tuple(one for one in self._above(node) if one.license),
-        )
+def lineage_page(here: LibrarySource, asked: PageQuery) -> LineagePage:
+    """Return the parents of one build, the builds made from it, and the ones like it."""
+    repo = asked.repo
+    build = here.build(repo, asked.query.get("version", ""))
+    digest, lineage = build.manifest.digest, lineage_of(here.library.session)
+    node = lineage.node(digest)
+    mine = lineage.row(digest)
+    others, (alike, parts) = list(_others(here, mine)) if mine else [], _alike(here, build)
+    return LineagePage(
+        repo=repo,
+        version=build.manifest.version,
+        url=f"/{repo}/{_digits(digest)}",
+        parents=(*(_relative(here, build.manifest.relation, one) for one in node.parents), *parts),
+        children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
+        others=(*others, *(one for one in alike if one.digest not in {other.digest for other in others})),
+        inherited=tuple(one for one in _above(here, node) if one.license),
+        tabs=head_of(build, "lineage").tabs,
+    )
 
-    def base(self, fingerprint: str) -> BasePage:
-        """The installed builds for one base, on a map of their updates."""
-        begin = _BASE.fullmatch(fingerprint)
-        rows = [row for row in search_installed(self._library.session, None, sort="date") if row.base_weights]
-        bases = {base.weights: base for base in ask(self._library.session, lambda index: index.bases())}
-        known = sorted({*bases, *(row.base_weights for row in rows)})
-        sha256 = next((one for one in known if begin and one.startswith(f"sha256:{begin[1]}")), None)
-        if sha256 is None:
-            raise NotFound(f"no base `{shown(fingerprint, 80)}`")
-        mine, record = [row for row in rows if row.base_weights == sha256], bases.get(sha256)
-        names = {record.alias: None, record.hub_id: None} if record else {}
-        names |= dict.fromkeys(row.base_hub_id for row in mine)
-        tensors = {row.base_tensors for row in mine if row.base_tensors}
-        related: dict[str, int] = {}
-        for row in rows:
-            if row.base_weights != sha256 and row.base_tensors in tensors:
-                related[row.base_weights] = related.get(row.base_weights, 0) + 1
-        search = f"/?{urlencode({'base': sha256})}"
-        return BasePage(
-            sha256=sha256.removeprefix("sha256:"),
-            names=tuple(name for name in names if name),
-            count=len(mine),
-            related=tuple(
-                RelatedBase(
-                    label=bases[one].alias if one in bases else one[7:19],
-                    url=f"/base/{one.removeprefix('sha256:')}",
-                    relation="same tensors in other files",
-                    adapters=count,
-                )
-                for one, count in list(related.items())[:_LISTED]
-            ),
-            points=tuple(self._points(mine[:_MOST_POINTS])),
-            adapters=tuple(self._lines(mine[:_LISTED])),
-            search_url=search,
-            feed_url=None,
-        )
 
-    # ------------------------------------------------------------ inside
-    def _record(self, build: Installed) -> DerivedRecord:
-        with self._deriving, extra_named("the figures of a build"):
-            return derived_record(self._library.store, build.folder, build.manifest)
-
-    def _engines(self, build: Installed) -> tuple[EngineRecord, ...]:
-        """What engines do with it on its base, as far as that is registered; empty if a file cannot be read."""
-        with suppress(AdapterHubError), extra_named("the figures of a build"):
-            from adapterhub.formats.derived.deriving import engine_records
-
-            fingerprint = build.base.fingerprint
-            record = self._library.bases.by_fingerprint(fingerprint) if fingerprint else None
-            if headers := read_headers(build.folder):
-                return engine_records(*headers, base_facts(record))
-        return ()
-
-    def _audited(self, build: Installed) -> tuple[tuple[str, str], ...]:
-        """What an audit finds without the network: signature, strays, lineage, licences, names, withdrawals."""
-        [audited] = self._library.audit(build.folder, offline=True)
-        return tuple((f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in audited.report.findings)
-
-    def _named(self, name: str) -> Installed:
-        repo, version = (*re.split("==|@", name, maxsplit=1), "")[:2]
-        if not re.fullmatch(r"(?:[^/]+/)?[^/]+", repo):
-            raise UsageProblem(f"build `{shown(name, 200)}`: {_SPEC}")
-        return self._chosen(self._builds(repo if "/" in repo else f"{NO_NAMESPACE}/{repo}"), version)
-
-    def _side(self, build: Installed, weight: float) -> Compared:
-        norm: float | None = None
-        words: tuple[str, ...] = ()
-        try:
-            norm = self._record(build).norm
-            contract = contract_in(build.folder)
-            words = contract_words(contract) if contract is not None else ()
-        except AdapterHubError as error:
-            words = (error.message,)
-        return Compared(
-            name=build.spec, url=_url(build), weight=weight, norm=norm, contract=words, badges=_badges(build)
-        )
-
-    def _compared(self, page: ComparePage, builds: Sequence[Installed], weights: Sequence[float]) -> ComparePage:
-        from contextlib import ExitStack, closing
-
-        with extra_named("a comparison"), ExitStack() as stack:
-            from adapterhub.formats.derived.comparison import Weighted, compare_two
-            from adapterhub.formats.derived.reading import AdapterUpdates
-
-            pair = []
-            for label, build, weight in zip(("first", "second"), builds, weights, strict=True):
-                subject = open_files(build.folder, build.manifest.digests)
-                held = stack.enter_context(closing(subject.held))
-                updates = AdapterUpdates(subject.config, subject.weights, held.read)
-                pair.append(Weighted(label=label, weight=weight, updates=updates))
-            return compared(page, compare_two(pair, time_s=_TIME_S))
-
-    def _relative(self, relation: str, node: Node) -> Relative:
-        row = next((row for row in search_installed(self._library.session, None) if row.digest == node.digest), None)
-        license_ = None
-        for build in self._library.still_in([self._library.root / row.folder] if row is not None else []):
-            license_ = build.manifest.license
-        url = None if row is None else _row(row, "").url
-        return Relative(
-            relation=relation, name=node.label, url=url, weight=node.weight, digest=node.digest, license=license_
-        )
-
-    def _above(self, node: Node) -> Iterator[Relative]:
-        for parent in node.parents:
-            yield self._relative("made from", parent)
-            yield from self._above(parent)
-
-    def _others(self, build: Installed, mine: BuildRow, rows: Sequence[BuildRow]) -> Iterator[Relative]:
-        """Builds with the same weights under another name, and those for the same task on another base."""
-        digests = build.manifest.digests
-        for row in rows:
-            if row.digest == mine.digest:
-                continue
-            if (row.parameters, row.rank) == (mine.parameters, mine.rank):
-                others = [one.manifest.digests for one in self._library.still_in([self._library.root / row.folder])]
-                if digests["adapter_model.safetensors"] in [one.get("adapter_model.safetensors") for one in others]:
-                    yield _row(row, "same weights")
-                    continue
-            if mine.task and row.task == mine.task and row.base_weights != mine.base_weights:
-                yield _row(row, "same task on another base")
-
-    def _alike(self, build: Installed) -> tuple[list[Relative], list[Relative]]:
-        """Builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
-        from adapterhub.formats.derived.likeness import NEAR
-        from adapterhub.library.find.likeness import similar_to
-
-        try:
-            with self._deriving, extra_named("like updates"):
-                found = similar_to(self._library, build, above=NEAR, most_made=_MOST_POINTS)
-        except AdapterHubError:  # it has no update to compare
-            return [], []
-        alike = [_row(one.build, f"{one.kind}: cosine {one.cosine:.4f}") for one in found.similar]
-        undeclared = [one for one in found.parents if not one.declared]
-        return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
-
-    def _points(self, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
-        from adapterhub.formats.derived.likeness import nearest, placed
-        from adapterhub.library.find.sketching import sketches_of
-
-        with self._deriving, extra_named("the map of a base"):
-            known = sketches_of(self._library, rows)
-        records = [(row, known[row.digest].sketch) for row in rows if known[row.digest].sketch]
-        packed = [sketch for _, sketch in records]
-        for (row, _), (x, y), (other, cosine) in zip(records, placed(packed), nearest(packed), strict=True):
-            is_alone = len(records) == 1
-            yield MapPoint(
-                name=row.full_name,
-                url=_row(row, "").url or "",
-                x=x,
-                y=y,
-                nearest="" if is_alone else records[other][0].full_name,
-                cosine=None if is_alone else cosine,
+def base_page(here: LibrarySource, asked: PageQuery) -> BasePage:
+    """Return the installed builds for one base, on a map of their updates."""
+    fingerprint = asked.path["fingerprint"]
+    begin = _BASE.fullmatch(fingerprint)
+    session = here.library.session
+    per_base = {one.weights: one for one in ask(session, lambda index: index.per_base()) if one.weights}
+    bases = {base.weights: base for base in ask(session, lambda index: index.bases())}
+    known = sorted({*bases, *per_base})
+    sha256 = next((one for one in known if begin and one.startswith(f"sha256:{begin[1]}")), None)
+    if sha256 is None:
+        raise NotFound(f"no base `{shown(fingerprint, 80)}`")
+    newest = Filters(bases=(sha256,), sort="date", limit=_MOST_POINTS)
+    mine, record = ask(session, lambda index: index.search(newest)), bases.get(sha256)
+    names = {record.alias: None, record.hub_id: None} if record else {}
+    names |= dict.fromkeys(row.base_hub_id for row in mine)
+    known_as = here.library.bases.get(record.alias) if record else None
+    declared = next(iter(here.library.still_in([here.library.root / row.folder for row in mine[:1]])), None)
+    base = known_as.fingerprint if known_as else declared.base.fingerprint if declared else None
+    forms = tuple(here.other_forms(base))
+    tensors = {row.base_tensors for row in mine if row.base_tensors}
+    taken = {sha256, *(f"sha256:{one.url.rpartition('/')[2]}" for one in forms)}
+    related = {w: one.builds for w, one in per_base.items() if w not in taken and one.tensors in tensors}
+    search = f"/search?{urlencode({'base': sha256})}"
+    return BasePage(
+        sha256=sha256.removeprefix("sha256:"),
+        names=tuple(name for name in names if name),
+        count=per_base[sha256].builds if sha256 in per_base else 0,
+        related=forms
+        + tuple(
+            RelatedBase(
+                label=bases[one].alias if one in bases else one[7:19],
+                url=f"/base/{one.removeprefix('sha256:')}",
+                relation="same tensors in other files",
+                adapters=count,
             )
+            for one, count in list(related.items())[:_LISTED]
+        ),
+        points=tuple(_points(here, mine)),
+        outcomes=outcomes(here, mine[:_LISTED], {one: base.alias for one, base in bases.items()}),
+        adapters=tuple(here.lines(mine[:_LISTED])),
+        search_url=search,
+        feed_url=None,
+    )
+
+
+def outcomes(here: LibrarySource, rows: Sequence[BuildRow], aliases: Mapping[str, str]) -> OutcomeTable | None:
+    """Return the outcomes of tests of builds here, on each base."""
+    kept = KeptResults(here.library.store)
+    builds = [(line.repo, line.version or "", line.url) for line in here.lines(rows)]
+    found = (
+        FoundOutcome(at, one.result.base_weights, one.result.outcome, one.time, _detail(one))
+        for at, row in enumerate(rows)
+        for one in kept.all(Digest(row.digest))
+    )
+
+    def links(bases: Sequence[str]) -> list[Link]:
+        return [Link(text=aliases.get(b, b[7:19]), url=f"/base/{b[7:]}" if b in aliases else "") for b in bases]
+
+    return outcome_table(builds, found, links)
+
+
+def _detail(kept: Kept) -> str:
+    result = kept.result
+    return outcome_detail(result.drift, result.load_in or result.dtype, kept.time, "")
+
+
+def _record(here: LibrarySource, build: Installed) -> DerivedRecord:
+    with _deriving, extra_named("the figures of a build"):
+        return derived_record(here.library.store, build.folder, build.manifest)
+
+
+def _engines(here: LibrarySource, build: Installed) -> tuple[EngineRecord, ...]:
+    """Return the engines' verdicts on its base, as far as that is registered; empty if a file cannot be read."""
+    with suppress(AdapterHubError), extra_named("the figures of a build"):
+        from adapterhub.formats.derived.deriving import engine_records
+
+        fingerprint = build.base.fingerprint
+        record = here.library.bases.by_fingerprint(fingerprint) if fingerprint else None
+        if headers := read_headers(build.folder):
+            return engine_records(*headers, base_facts(record))
+    return ()
+
+
+def _audited(here: LibrarySource, build: Installed) -> tuple[tuple[str, str], ...]:
+    """Return the findings of an audit without the network: signature, strays, lineage, licences, names, withdrawals."""
+    [audited] = here.library.audit(build.folder, offline=True)
+    return tuple((f.code, f"{f.where}: {f.message}" if f.where else f.message) for f in audited.report.findings)
+
+
+def _named(here: LibrarySource, name: str) -> Installed:
+    repo, version = (*re.split("==|@", name, maxsplit=1), "")[:2]
+    if not re.fullmatch(r"(?:[^/]+/)?[^/]+", repo):
+        raise UsageProblem(f"build `{shown(name, 200)}`: {_SPEC}")
+    return here.build(repo if "/" in repo else f"{NO_NAMESPACE}/{repo}", version)
+
+
+def _side(here: LibrarySource, build: Installed, weight: float) -> Compared:
+    norm: float | None = None
+    words: tuple[str, ...] = ()
+    try:
+        norm = _record(here, build).norm
+        contract = contract_in(build.folder)
+        words = contract_words(contract) if contract is not None else ()
+    except AdapterHubError as error:
+        words = (error.message,)
+    kept = KeptResults(here.library.store).all(build.manifest.digest)
+    choice, label = _choice(build)
+    return Compared(
+        name=build.spec,
+        label=label,
+        choice=choice,
+        url=_url(build),
+        base=build.base.fingerprint.weights if build.base.fingerprint else None,
+        weight=weight,
+        norm=norm,
+        contract=words,
+        verdict=verdict_badge(kept[-1].result.verdict) if kept else None,
+        badges=_badges(build),
+    )
+
+
+def _groups(here: LibrarySource, anchor: Installed | None) -> dict[str, list[tuple[str, str]]]:
+    """Return the builds to compare one with: those like it, its versions, and others of its base."""
+    if anchor is None:
+        return {"Newest": _choices(here, Filters(sort="date", limit=_MOST_POINTS))}
+    own = Filters(name=anchor.manifest.name, namespace=anchor.namespace or "", sort="date", limit=_LISTED)
+    mates, near = _mates(here, anchor)
+    return {
+        "Same base, most alike": [_row_choice(row) for row in near],
+        "Other versions": _choices(here, own),
+        "Same base": [_row_choice(row) for row in mates],
+    }
+
+
+def _mates(here: LibrarySource, build: Installed) -> tuple[list[BuildRow], list[BuildRow]]:
+    """Return the newest builds for the same base, and those of them whose update is most like that of `build`."""
+    base = build.base.fingerprint
+    if base is None:
+        return [], []
+    newest = Filters(bases=(base.weights,), sort="date", limit=_MOST_POINTS)
+    rows = ask(here.library.session, lambda index: index.search(newest))
+    digests = [row.digest for row in rows]
+    found = {one.digest: one.sketch for one in ask(here.library.session, lambda index: index.sketches(digests))}
+    sketched = [row for row in rows if found.get(row.digest) and row.digest != build.manifest.digest]
+    mine = found.get(build.manifest.digest)
+    if not mine or not sketched:
+        return rows, []
+    with extra_named("like updates"):
+        from adapterhub.formats.derived.likeness import Sketches
+
+        cosines = Sketches([found[row.digest] for row in sketched]).cosines(mine).tolist()
+    order = sorted(zip(cosines, sketched, strict=True), key=lambda one: -abs(one[0]))
+    return rows, [row for _, row in order[:_MOST_ALIKE]]
+
+
+def _choice(build: Installed) -> tuple[str, str]:
+    return f"{build.full_name}@{_digits(build.manifest.digest)}", f"{build.full_name} {build.manifest.version}"
+
+
+def _choices(here: LibrarySource, filters: Filters) -> list[tuple[str, str]]:
+    return [_row_choice(row) for row in ask(here.library.session, lambda index: index.search(filters))]
+
+
+def _row_choice(row: BuildRow) -> tuple[str, str]:
+    return f"{row.full_name}@{_digits(row.digest)}", f"{row.full_name} {row.version}"
+
+
+def _compared(builds: Sequence[Installed], weights: Sequence[float]) -> Comparison:
+    from contextlib import ExitStack, closing
+
+    with extra_named("a comparison"), ExitStack() as stack:
+        from adapterhub.formats.derived.comparison import Weighted, compare_two
+        from adapterhub.formats.derived.reading import AdapterUpdates
+
+        pair = []
+        for label, build, weight in zip(("first", "second"), builds, weights, strict=True):
+            subject = open_files(build.folder, build.manifest.digests)
+            held = stack.enter_context(closing(subject.held))
+            updates = AdapterUpdates(subject.config, subject.weights, held.read)
+            pair.append(Weighted(label=label, weight=weight, updates=updates))
+        return compare_two(pair, time_s=_TIME_S)
+
+
+def _relative(here: LibrarySource, relation: str, node: Node) -> Relative:
+    row = ask(here.library.session, lambda index: index.of_digest(node.digest or ""))
+    license_ = None
+    for build in here.library.still_in([here.library.root / row.folder] if row is not None else []):
+        license_ = build.manifest.license
+    url = None if row is None else _row(row, "").url
+    return Relative(
+        relation=relation, name=node.label, url=url, weight=node.weight, digest=node.digest, license=license_
+    )
+
+
+def _above(here: LibrarySource, node: Node) -> Iterator[Relative]:
+    for parent in node.parents:
+        yield _relative(here, "made from", parent)
+        yield from _above(here, parent)
+
+
+def _others(here: LibrarySource, mine: BuildRow) -> Iterator[Relative]:
+    """Yield builds with the same weights under another name, and the newest for the same task on another base."""
+    same = Filters(weights_file=mine.weights_file, limit=_LISTED)
+    task = Filters(task=mine.task, sort="date", limit=10 * _LISTED)
+    for filters, relation in ((same, "same weights"), (task, "same task on another base")):
+        if not (filters.weights_file or filters.task):
+            continue
+        for row in ask(here.library.session, lambda index: index.search(filters)):  # noqa: B023 - called at once
+            is_other = filters is same or (row.base_weights, row.weights_file) != (mine.base_weights, mine.weights_file)
+            if row.digest != mine.digest and is_other and (filters is same or row.base_weights != mine.base_weights):
+                yield _row(row, relation)
+
+
+def _alike(here: LibrarySource, build: Installed) -> tuple[list[Relative], list[Relative]]:
+    """Return builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
+    from adapterhub.formats.derived.likeness import NEAR
+    from adapterhub.library.find.likeness import similar_to
+
+    try:
+        with _deriving, extra_named("like updates"):
+            found = similar_to(here.library, build, above=NEAR, most_made=_MOST_POINTS)
+    except AdapterHubError:  # it has no update to compare
+        return [], []
+    alike = [_row(one.build, f"{one.kind}: cosine {one.cosine:.4f}") for one in found.similar]
+    undeclared = [one for one in found.parents if not one.declared]
+    return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
+
+
+def _points(here: LibrarySource, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:
+    from adapterhub.formats.derived.likeness import nearest, placed
+    from adapterhub.library.find.sketching import sketches_of
+
+    with _deriving, extra_named("the map of a base"):
+        known = sketches_of(here.library, rows)
+    records = [(row, known[row.digest].sketch) for row in rows if known[row.digest].sketch]
+    if not records:
+        return
+    packed = [sketch for _, sketch in records]
+    for (row, _), (x, y), (other, cosine) in zip(records, placed(packed), nearest(packed), strict=True):
+        is_alone = len(records) == 1
+        yield MapPoint(
+            name=row.full_name,
+            url=_row(row, "").url or "",
+            x=x,
+            y=y,
+            nearest="" if is_alone else records[other][0].full_name,
+            cosine=None if is_alone else cosine,
+        )
 
 
 def _digits(digest: str) -> str:

@@ -1,1 +1,1 @@
-"""What a public function and its command share: steps that take a session, of a terminal or of a program."""
+"""Steps that a public function and its command share: they take a session, of a terminal or of a program."""

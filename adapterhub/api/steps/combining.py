@@ -22,6 +22,7 @@ from adapterhub.core.errors import (
     NoCompatibleRelease,
     RemoteUnreachable,
     SpecError,
+    UnsupportedAdapter,
     UsageProblem,
     shown,
 )
@@ -30,7 +31,7 @@ from adapterhub.distribution.choosing import find_installed, look_up
 from adapterhub.distribution.finding import ensure_folder
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.documented import Documented
-from adapterhub.formats.manifest import CONTRACT_FILE
+from adapterhub.formats.manifest import CONTRACT_FILE, BaseRef
 from adapterhub.library.intake.clashes import Bump, check_naming
 from adapterhub.library.intake.description import Description
 from adapterhub.projects.session import sources_from, wanted_from
@@ -41,16 +42,15 @@ if TYPE_CHECKING:
     from adapterhub.core.digests import Digest
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.contract import Contract
+    from adapterhub.formats.derived.comparison import Comparison
     from adapterhub.inference.tuning import Encoded, Example, Tuned
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import AdapterLike
     from adapterhub.library.transfer import Source
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.weights.compare.difference import ComparedSide
-    from adapterhub.weights.compare.similarity import Comparison
-    from adapterhub.weights.recipes.combination import Combination, Ingredient
+    from adapterhub.weights.recipes.combination import Combination, Ingredient, Runner
 
 DEFAULT_VERSION: Final = "1.0.0"
 AUTO: Final = "auto"
@@ -86,12 +86,14 @@ class About:
 
     @property
     def words(self) -> dict[str, str]:
-        """What goes into the manifest."""
+        """The fields for the manifest."""
         words = {name: getattr(self, name) for name in ("version", "task", "description", "license")}
         return {name: text for name, text in words.items() if text is not None}
 
     def target(self, output: str, own: Mapping[str, str | None] | None = None) -> Description | Path:
-        """The new folder that `output` names, or the description of an adapter by that name; `own` holds where unsaid.
+        """Return the new folder that `output` names, or the description of an adapter by that name.
+
+        `own` holds where unsaid.
 
         Raises:
             SpecError: the name or the version is invalid.
@@ -99,7 +101,10 @@ class About:
         """
         if names_folder(output):
             if self.bump is not None or self.variant:
-                raise UsageProblem("`--bump` and `--variant` are for adapters of the library; a folder has no version")
+                raise UsageProblem(
+                    "`--bump` and `--variant` are for adapters of the library; a folder has no version",
+                    hint="drop them, or pass a name to `-o`",
+                )
             return path_of(output)
         words = {**(own or {}), **self.words}
         return Description(
@@ -112,14 +117,14 @@ class About:
 
 
 def _name_of_label(label: str) -> str:
-    """The bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
+    """Return the bare name in `acme/legal-qa==1.0.0` or a Hub id, or the last part of a folder's path."""
     if names_folder(label):
         return path_of(label).resolve().name.lower()
     return label.partition("==")[0].rpartition("/")[2].lower()
 
 
 def default_name(labels: Sequence[str], ending: str = "") -> str:
-    """A name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
+    """Return a name for a result made from the adapters or models `labels`: their names and `ending`, joined by `-`.
 
     Raises:
         UsageProblem: the joined name is invalid, or equals the name of a parent.
@@ -166,7 +171,7 @@ def with_shares(adapters: Adapters, weights: Sequence[float] | None) -> list[tup
 
 
 def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None) -> Ingredient:
-    """The adapter that `text` names, to be used: a folder where it begins as a path does, otherwise an installed one.
+    """Return the adapter that `text` names, to be used: a folder if it begins as a path does, or an installed one.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease, SpecError: no installed adapter matches.
@@ -176,7 +181,7 @@ def ingredient(library: Library, text: str, weight: float, base: BaseSpec | None
 
 
 def ingredient_of(side: ComparedSide, weight: float) -> Ingredient:
-    """A side as an input of a merge; a folder declares no base here."""
+    """Return a side as an input of a merge; a folder declares no base here."""
     from adapterhub.weights.recipes.combination import Ingredient
 
     if side.manifest is None or side.base is None or not (side.is_installed or side.origin):
@@ -196,9 +201,8 @@ def sides_of(
     remote: str | None = None,
     token: str | None = None,
     offline: bool = False,
-    bars: Bars,
 ) -> Iterator[list[ComparedSide]]:
-    """The adapters to compare: folders, installed ones, and what only a server has, in folders of their own meanwhile.
+    """Provide the adapters to compare: folders, installed ones, and a server's in temporary folders.
 
     With `remote`, specs are read from that server only. `library` resolves names, `find` chooses an installed build.
 
@@ -220,7 +224,7 @@ def sides_of(
                 "`--offline` forbids asking a server", hint="without `--remote`, it asks the library"
             )
         spec = AdapterSpec.parse(text)
-        release = pull_release(session, spec, folder, base=base, remote=remote, token=token, bars=bars).release
+        release = pull_release(session, spec, folder, base=base, remote=remote, token=token).release
         manifest, label = release.manifest, f"{release.full_name}=={release.manifest.version}"
         return ComparedSide(folder=folder, label=label, manifest=manifest, base=manifest.base, origin=release.origin)
 
@@ -229,10 +233,10 @@ def sides_of(
 
 
 def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callable[..., Any] = look_up) -> ComparedSide:
-    """The adapter that `text` names: a folder where it begins as a path does, otherwise an installed one.
+    """Return the adapter that `text` names: a folder where it begins as a path does, otherwise an installed one.
 
     Raises:
-        AdapterNotFound: there is none; the hint tells how a folder is written.
+        AdapterNotFound: there is none; the hint shows how to write a folder.
     """
     from adapterhub.library.upkeep.damage import ensure_manifest_unchanged
     from adapterhub.weights.compare.difference import ComparedSide, side_of_folder
@@ -253,8 +257,8 @@ def side_of(library: Library, text: str, base: BaseSpec | None, *, find: Callabl
     return ComparedSide(folder=build.folder, label=label, manifest=build.manifest, base=build.base, is_installed=True)
 
 
-def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *, bars: Bars) -> Comparison:
-    """How alike the adapters are, and what their merge would be; nothing is merged.
+def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str) -> Comparison:
+    """Return how alike the adapters are, and what their merge would be; nothing is merged.
 
     Raises:
         MergeRefused, Malformed: what cannot be compared.
@@ -265,7 +269,7 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
 
     obstacles: tuple[str, ...] = ()
     try:
-        base, warnings = common_base(ingredients)
+        base, warnings = common_base(ingredients, session.library.bases.judged)
         ingredients = list(in_pipeline(MergeStep(inputs=tuple(ingredients)), base).leaves())
     except BaseMismatch as error:
         # Adapters of different bases can still be compared if the shapes agree, as for a base and its chat version.
@@ -275,7 +279,7 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
     with ExitStack() as stack:
         sides = [one.pinned().open(stack) for one in ingredients]
         total = len({module for side in sides for module in side.factors.modules})
-        step = stack.enter_context(bars.progress("compare", total, unit="modules"))
+        step = stack.enter_context(session.out.progress("compare", total, unit="modules"))
         found = compare_adapters(sides, dtype=dtype, progress=lambda _done, _all: step(1))
     figures = zip(found.adapters, ingredients, strict=True)
     found = replace(found, adapters=tuple(replace(one, digest=item.digest) for one, item in figures))
@@ -285,24 +289,6 @@ def compared(session: Session, ingredients: Sequence[Ingredient], dtype: str, *,
 
 
 # ---------------------------------------------------------------- how to merge
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeChoice:
-    """How to merge: a method, its options (the rank among them), a dtype and a seed."""
-
-    method: str
-    options: dict[str, object]
-    dtype: str | None
-    seed: int | None
-
-    def step(self, inputs: Sequence[Ingredient]) -> Combination:
-        """The merge of `inputs` by this choice."""
-        from adapterhub.weights.recipes.toml import MergeStep
-
-        return MergeStep(
-            inputs=tuple(inputs), method=self.method, options=self.options, dtype=self.dtype, seed=self.seed
-        )
-
-
 def choice_from(
     *,
     method: str | None,
@@ -313,20 +299,22 @@ def choice_from(
     options: Mapping[str, object],
     dtype: str | None,
     is_tuned: bool = False,
-) -> MergeChoice:
-    """The choice that these arguments make; a weight search (`is_tuned`) uses the seed with every method.
+) -> Combination:
+    """Return the merge, still without inputs, that these arguments choose.
+
+    A weight search uses the seed with every method.
 
     Raises:
         UsageProblem: two options exclude each other, or the method does not have one.
     """
     from adapterhub.formats.documents import near_name
-    from adapterhub.weights.recipes.toml import converted, default_method, options_of
+    from adapterhub.weights.recipes.toml import MergeStep, converted, default_method, options_of
 
     for name in _SET_APART:
         if name in options:
             flag = f"--{name.replace('_', '-')}"
             raise UsageProblem(f"-O `{name}={shown(options[name])}`: write `{flag} {shown(options[name])}`")
-    given: dict[str, object] = _cut(rank, energy, max_error)
+    given: dict[str, object] = {**cut_from(rank=rank, energy=energy, max_error=max_error)}
     about = describe(method or default_method(given))
     known = options_of(about)
     for name, value in options.items():
@@ -335,19 +323,27 @@ def choice_from(
         given[name] = converted(known[name], value)
     if seed is not None and not about.is_random and not is_tuned:
         raise UsageProblem(f"`{about.name}` is not random, so `--seed` has no effect; drop it")
-    return MergeChoice(method=about.name, options=given, dtype=dtype, seed=seed if about.is_random else None)
+    kept_seed = seed if about.is_random else None
+    return MergeStep(inputs=(), method=about.name, options=given, dtype=dtype, seed=kept_seed)
 
 
-def _cut(rank: int | str | None, energy: float | None, max_error: float | None) -> dict[str, object]:
-    """The option that sets the rank; at most one of the three."""
+def cut_from(
+    *, rank: int | str | None, energy: float | None, max_error: float | None, is_required: bool = False
+) -> dict[str, Any]:
+    """Return the one of the three that sets the rank, by its name.
+
+    Raises:
+        UsageProblem: there are several, or none where one is required.
+    """
     if rank == AUTO:
         rank = None
         energy = AUTO_ENERGY if energy is None and max_error is None else energy
-    cuts: dict[str, object] = {"rank": rank, "energy": energy, "max_error": max_error}
+    cuts: dict[str, Any] = {"rank": rank, "energy": energy, "max_error": max_error}
     given = {name: value for name, value in cuts.items() if value is not None}
-    if len(given) > 1:
+    if len(given) > 1 or (is_required and not given):
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UsageProblem(f"{flags} exclude each other: each sets the rank; give one")
+        message = f"{flags} each choose the rank" if given else "no option chooses the rank"
+        raise UsageProblem(message, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
     return given
 
 
@@ -358,25 +354,8 @@ def _no_such_option(name: str, method: str, near: str) -> UsageProblem:
     return UsageProblem(text, hint=hint or "`adapt merge --methods` lists every method with its options")
 
 
-def one_cut(*, rank: int | None, energy: float | None, max_error: float | None) -> dict[str, int | float]:
-    """The one of the three options that the user gave.
-
-    Raises:
-        UsageProblem: the user gave none or several.
-    """
-    given = {
-        flag: value
-        for flag, value in (("--rank", rank), ("--energy", energy), ("--max-error", max_error))
-        if value is not None
-    }
-    if len(given) != 1:
-        message = f"{' and '.join(given)} each choose the rank" if given else "no option chooses the rank"
-        raise UsageProblem(message, hint="give one of `--rank N`, `--energy E` and `--max-error E`")
-    return {flag.removeprefix("--").replace("-", "_"): value for flag, value in given.items()}
-
-
 def formula(step: Combination) -> str:
-    """The sum that a merge computes, such as `0.7 x a + 0.3 x (1 x b + 1 x c, by ties)`."""
+    """Return the sum that a merge computes, such as `0.7 x a + 0.3 x (1 x b + 1 x c, by ties)`."""
     from adapterhub.weights.recipes.toml import Inner
 
     terms = (
@@ -388,7 +367,7 @@ def formula(step: Combination) -> str:
 
 
 def contract_note(combination: Combination, folder: Path) -> str:
-    """What became of the contracts of a merge's parents, where the result was not tested; empty where none has one."""
+    """Report the contracts of a merge's parents if the result was not tested; empty if none has one."""
     from adapterhub.weights.recipes.combination import is_same_adapter
 
     labels = [f"`{shown(one.label, 200)}`" for one in combination.leaves() if (one.folder / CONTRACT_FILE).is_file()]
@@ -418,6 +397,7 @@ class Resizing:
     combination: Combination
     target: Description | Path
     before: HeldWeights
+    run: Runner | None = None
 
 
 def plan_resize(
@@ -431,12 +411,20 @@ def plan_resize(
 ) -> Resizing:
     """Look at the adapter that is to be made smaller; `cut` is one of rank, energy and max_error.
 
-    `about` takes the place of what the author of the adapter wrote about it.
+    `about` replaces the description by the author of the adapter.
+
+    Raises:
+        UnsupportedAdapter: its method has no low-rank factors.
     """
     from adapterhub.weights.recipes.toml import MergeStep
 
     rank = cut.get("rank")
     before, own_dtype = weights_in(parent.folder, parent.pinned().expected)
+    if not before.ranks:
+        raise UnsupportedAdapter(
+            f"`{shown(parent.label, 200)}` has no low-rank factors to make smaller",
+            hint="`adapt info` prints its method; `adapt resize NAME --to lora` makes a LoRA of it, if it is linear",
+        )
     combination = MergeStep(inputs=(parent,), method="svd", options=cut, dtype=dtype or own_dtype)
     if rank is not None and rank >= max(before.ranks):
         combination = MergeStep(inputs=(parent,), dtype=dtype)  # a copy, unless --dtype converts it
@@ -445,22 +433,57 @@ def plan_resize(
     return Resizing(combination=combination, target=target, before=before)
 
 
+def plan_conversion(
+    library: Library,
+    parent: Ingredient,
+    on: BaseSpec | None,
+    output: str | None,
+    cut: Mapping[str, int | float],
+    about: About,
+    *,
+    dtype: str | None = None,
+) -> Resizing:
+    """Look at the adapter that is to become a LoRA, on the base `on`, by default its own; as `plan_resize`.
+
+    Raises:
+        UsageProblem: it is a plain LoRA already.
+        BaseNotFound: the weights of its base are not on this machine.
+    """
+    from adapterhub.trust.verify import open_files
+    from adapterhub.weights.recipes.combination import as_lora
+    from adapterhub.weights.recipes.toml import MergeStep
+
+    files = open_files(parent.folder, parent.pinned().expected)
+    label, config = shown(parent.label, 200), files.config
+    if config.is_lora and not config.start_changes_base and not any(v.changes_update for v in config.variants.values()):
+        raise UsageProblem(f"`{label}` is a LoRA already", hint=f"`adapt resize {label} --rank N` makes it smaller")
+    record, _ = _base(library, [parent], on)
+    parent = replace(parent, base=BaseRef(fingerprint=record.fingerprint, hints=record.hints))
+    size = len(files.config_bytes) + files.weights.size_bytes
+    return Resizing(
+        combination=MergeStep(inputs=(parent,), method="svd", options=cut, dtype=dtype),
+        target=about.target(output or default_name([parent.label], "lora"), _words_of(library, parent)),
+        before=HeldWeights(size_bytes=size, ranks={}),
+        run=as_lora(record),
+    )
+
+
 def weights_in(folder: Path, expected: Mapping[str, Digest] | None) -> tuple[HeldWeights, str | None]:
-    """The size and ranks of an adapter's files, and the dtype of all factors if they share a valid one."""
+    """Return the size and ranks of an adapter's files, and the dtype of all factors if they share a valid one."""
     from adapterhub.weights.dtypes import TORCH_DTYPES
     from adapterhub.weights.lowrank.factors import AdapterFactors
     from adapterhub.weights.merge import DTYPES
 
     with AdapterFactors(folder, expected) as factors:
         ranks = dict(sorted(Counter(module.rank for module in factors.modules.values()).items()))
-        dtypes = {TORCH_DTYPES[spec.dtype] for module in factors.modules.values() for spec in (module.a, module.b)}
+        dtypes = {TORCH_DTYPES.get(spec.dtype) for module in factors.modules.values() for spec in (module.a, module.b)}
         size = len(factors.config_bytes) + factors.header.size_bytes
     own = next((name for name, dtype in DTYPES.items() if dtypes == {dtype}), None)
     return HeldWeights(size_bytes=size, ranks=ranks), own
 
 
 def _words_of(library: Library, parent: Ingredient) -> dict[str, str]:
-    """The description that an installed adapter's author gave."""
+    """Return the description that an installed adapter's author gave."""
     if parent.digest is None:
         return {}
     manifest = library.store.read_manifest(parent.digest)
@@ -487,7 +510,6 @@ def plan_recipe(
     *,
     places: Sequence[Path],
     offline: bool,
-    bars: Bars,
 ) -> RecipePlan:
     """Find the recipe's inputs; those that are not installed come from `places` and servers.
 
@@ -518,7 +540,7 @@ def plan_recipe(
     def sources_for(spec: AdapterSpec) -> list[Source]:
         return disk if offline else [*disk, *session.sources_of(spec, None, token=None)]
 
-    combination, warnings = combination_of(library, recipe, path.parent, sources_for, bars.progress)
+    combination, warnings = combination_of(library, recipe, path.parent, sources_for, session.out.progress)
     for warning in warnings:
         session.out.warn(warning)
     if isinstance(target, Path):
@@ -567,7 +589,6 @@ def tuned(
     *,
     budget: int | None,
     seed: int,
-    bars: Bars,
 ) -> TunedMerge:
     """Search the weights on the base `on`, by default that of the ingredients.
 
@@ -581,6 +602,8 @@ def tuned(
     """
     from adapterhub.core.disk.files import digest_of_file
     from adapterhub.core.specs import BaseSpec
+    from adapterhub.inference.contracts.answers import examples_of
+    from adapterhub.inference.contracts.weighing import can_tune, tune_by_drift
     from adapterhub.inference.loader.text import load_base
     from adapterhub.inference.tuning import DEFAULT_BUDGET, read_examples, tune
 
@@ -590,22 +613,17 @@ def tuned(
     source = digest_of(canonical_json([one.digest for one in contracts.values()])) if contracts else None
     session.out.note(f"loading base {record.label}")
     model, tokenizer = load_base(folder)
-    if contracts:
-        from adapterhub.inference.contracts.answers import examples_of
-
+    by_drift = bool(contracts) and can_tune(contracts)
+    if contracts and not by_drift:
         lines = [one for name, each in contracts.items() for one in examples_of(name, each, model, tokenizer)]
-    with bars.steps("tune", unit="tries") as progress:
-        result = tune(
-            model,
-            tokenizer,
-            [i.folder if i.digest is None else f"{i.label}#{i.digest}" for i in ingredients],
-            lines,
-            budget=budget or DEFAULT_BUDGET,
-            seed=seed,
-            library=library,
-            base=BaseSpec.parse(record.alias or str(folder)),
-            progress=progress,
-        )
+    adapters = [i.folder if i.digest is None else f"{i.label}#{i.digest}" for i in ingredients]
+    with session.out.steps("tune", unit="tries") as progress:
+        how: dict[str, Any] = {"budget": budget or DEFAULT_BUDGET, "library": library}
+        how |= {"base": BaseSpec.parse(record.alias or str(folder)), "progress": progress}
+        if by_drift:
+            result = tune_by_drift(model, tokenizer, adapters, contracts, **how)
+        else:
+            result = tune(model, tokenizer, adapters, lines, seed=seed, **how)
     if not result.is_better:
         where = "examples that the search did not use" if result.is_held_out else "the examples"
         are_equal = len(set(result.weights)) == 1
@@ -615,6 +633,8 @@ def tuned(
     metrics: dict[str, float | str] = {f"tune_loss_{name}": float(f"{loss:.6g}") for name, loss in losses.items()}
     metrics |= {"tune_examples": source or digest_of_file(examples)[0], "tune_evaluations": result.evaluations}
     metrics |= {"tune_searched": result.searched, "tune_reported": result.reported}
+    drifts = {"before": result.drift_before, "after": result.drift_after}
+    metrics |= {f"tune_drift_{name}": float(f"{one:.6g}") for name, one in drifts.items() if one is not None}
     return TunedMerge(
         result=result,
         ingredients=tuple(replace(i, weight=w) for i, w in zip(ingredients, result.weights, strict=True)),
@@ -623,7 +643,7 @@ def tuned(
 
 
 def _contracts(session: Session, ingredients: Sequence[Ingredient]) -> dict[str, Contract]:
-    """The contracts of the ingredients by label.
+    """Return the contracts of the ingredients by label.
 
     Raises:
         CouldNotTell: none has one.
@@ -641,11 +661,10 @@ def _contracts(session: Session, ingredients: Sequence[Ingredient]) -> dict[str,
 
 
 def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | None) -> tuple[BaseRecord, Path]:
-    """The base on which to try the weights, and its folder: `on`, else the base of the adapters."""
-    from adapterhub.formats.base.fingerprint import compare
+    """Return the base on which to try the weights, and its folder: `on`, or the base of the adapters."""
     from adapterhub.weights.recipes.combination import common_base
 
-    base, _ = common_base(ingredients)
+    base, _ = common_base(ingredients, library.bases.judged)
     if on is not None:
         record = library.bases.find(on)
     elif base.fingerprint is not None:
@@ -655,10 +674,10 @@ def _base(library: Library, ingredients: Sequence[Ingredient], on: BaseSpec | No
         record = found
     else:
         raise BaseNotFound("the base of these adapters is unknown", hint="name it with `--base`")
-    comparison = compare(base.fingerprint, record.fingerprint)
+    comparison = library.bases.judged(base.fingerprint, record.fingerprint)
     if base.fingerprint is not None and not comparison.verdict.allows_attach:
         lines = [f"these adapters were made for another base than `{record.label}`", *comparison.differences]
-        raise BaseMismatch("\n  ".join(lines))
+        raise BaseMismatch("\n  ".join(lines), hint=comparison.hint)
     if record.path is None or not record.path.is_dir():
         raise BaseNotFound(
             f"the weights of base `{record.label}` are not on this machine",

@@ -31,7 +31,7 @@ class ExportedRouter(Documented):
 
 
 def listed(library: Library, *, groups: Sequence[str], all_groups: bool, whole_library: bool) -> list[str]:
-    """The locked adapters of the session's project, otherwise the installed ones, one `name==version#sha256:…` each.
+    """Return the locked adapters of the session's project, or the installed ones, one `name==version#sha256:…` each.
 
     Raises:
         UsageProblem: there is no such group, or no project.
@@ -42,7 +42,9 @@ def listed(library: Library, *, groups: Sequence[str], all_groups: bool, whole_l
     if folder is not None:
         return exact_list(folder, library.session.out, groups, all_groups=all_groups)
     if groups or all_groups:
-        raise UsageProblem("`--group` needs a project, and there is none here", hint="run it without `--group`")
+        raise UsageProblem(
+            "`--group` needs a project, and this folder has no `adapters.toml`", hint="run it without `--group`"
+        )
     return [f"{b.full_name}=={b.manifest.version}#{b.manifest.digest}" for b in library.installed()]
 
 
@@ -56,7 +58,7 @@ def export_router(library: Library, file: Path, path: Path, *, url: str | None) 
     It holds the example prompts themselves, which are read from the installed builds.
 
     Raises:
-        UsageProblem: `url` is none.
+        UsageProblem: `url` is not a URL.
         NotFound: there is no such file.
         CouldNotTell: a build of the routing file is not installed here, or has no prompts.
         NotAllowed: the place cannot be written.
@@ -73,10 +75,10 @@ def export_router(library: Library, file: Path, path: Path, *, url: str | None) 
 
 
 def semantic_router(library: Library, route: Route, *, url: str = DEFAULT_URL) -> dict[str, Any]:
-    """The configuration as a value; see `export_router`."""
+    """Return the configuration as a value; see `export_router`."""
     address = urlsplit(url)
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise UsageProblem(f"`{shown(url, 100)}` is no address of a server", hint=f"write it as `{DEFAULT_URL}`")
+        raise UsageProblem(f"`{shown(url, 100)}` is not an address of a server", hint=f"write it as `{DEFAULT_URL}`")
     builds = {build.manifest.digest: build for build in library.installed()}
     prompts = {one.digest: prompts_of(builds[one.digest]) if one.digest in builds else () for one in route.adapters}
     if missing := [one for one in route.adapters if not prompts[one.digest]]:

@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 
 
 def lineage_of(session: Session) -> Lineage:
-    """The graph of installed builds, read straight from the index while that is current."""
-    from adapterhub.library.store.rows import Filters
+    """Return the graph of installed builds, read straight from the index while that is current."""
+    from functools import partial
+
     from adapterhub.library.upkeep.lineage import Lineage
 
-    return Lineage(session.root, ask(session, lambda index: index.search(Filters())))
+    return Lineage(session.root, partial(ask, session))
 
 
 def build_or_folder(session: Session, text: str) -> Installed | Path:
-    """The one installed build that a spec names, or the folder that `text` names.
+    """Return the one installed build that a spec names, or the folder that `text` names.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: no build has the name, or none fits; or there is no such folder.
@@ -62,7 +63,9 @@ def choose_release(
     objection: Objection | None = None,
     ignore_bindings: bool = False,
 ) -> tuple[Release, Source, Resolution]:
-    """The build from the first source that has one that fits; prints the warnings. Options as of `first_fitting`.
+    """Return the build from the first source that has one that fits; prints the warnings.
+
+    Options as of `first_fitting`.
 
     Raises:
         NoCompatibleRelease: no release fits; `refusals` holds one reason for each.
@@ -88,7 +91,7 @@ def choose_release(
 
 
 def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:
-    """`(digest, label)` of what the spec means: the build locked under a bare name, else every build it fits."""
+    """Return `(digest, label)` of the builds that a spec means: the locked one for a bare name, or all it fits."""
     is_bare = spec.namespace is None and spec.base is None and not spec.specifiers and spec.digest_prefix is None
     folder = session.project_folder
     if is_bare and folder is not None:
@@ -116,7 +119,7 @@ def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tupl
 
 # ---------------------------------------------------------------- which base
 def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: BaseSpec | None) -> BaseRecord:
-    """The base for all adapters: the one that the user names, else the one they were made for.
+    """Return the base for all adapters: the one that the user names, or the one they were made for.
 
     Raises:
         BaseNotFound: the base is unknown, or its weights are not on this machine.
@@ -136,7 +139,7 @@ def find_base(library: Library, choices: Sequence[Mapping[str, float]], base: Ba
 
 
 def fitting_base(library: Library, specs: Sequence[AdapterSpec]) -> BaseRecord:
-    """The only registered base, with its folder on this machine, for which all of these have an installed build.
+    """Return the only registered base, with its folder on this machine, for which all of these have an installed build.
 
     A spec that nothing installed has fits any base.
 
@@ -150,6 +153,8 @@ def fitting_base(library: Library, specs: Sequence[AdapterSpec]) -> BaseRecord:
         raise UsageProblem("no base with its folder on this machine is registered", hint=hint)
     unlike = {record.fingerprint.weights: record for record in reversed(records)}  # two names of one base are one
     fitting = [record for record in unlike.values() if all(_has_build(library, spec, record) for spec in specs)]
+    sources = [record for record in fitting if not any(link.source in unlike for link in record.links_that_count)]
+    fitting = sources if len(sources) == 1 else fitting  # a copy is taken where it is named
     if len(fitting) == 1:
         return fitting[0]
     what = ", ".join(f"`{shown(str(spec))}`" for spec in specs)
@@ -161,7 +166,7 @@ def fitting_base(library: Library, specs: Sequence[AdapterSpec]) -> BaseRecord:
 
 
 def _has_build(library: Library, spec: AdapterSpec, record: BaseRecord) -> bool:
-    """Whether an installed build that the spec means is for this base, or none has its name."""
+    """Return whether an installed build that the spec means is for this base, or none has its name."""
     from adapterhub.core.errors import NoCompatibleRelease
     from adapterhub.core.ranks import ANY_RANK
     from adapterhub.distribution.choosing import first_fitting
@@ -170,16 +175,20 @@ def _has_build(library: Library, spec: AdapterSpec, record: BaseRecord) -> bool:
 
     named = wanted_from(library, spec, None)
     if named is not None:
-        return named.record is not None and named.record.fingerprint.weights == record.fingerprint.weights
+        return (
+            named.record is not None and named.record.fingerprint.weights == record.fingerprint.weights
+        )  # it names one
     try:
-        first_fitting(library, spec, [library], RequestedBase(text=record.label, record=record), ANY_RANK)
+        first_fitting(
+            library, spec, [library], RequestedBase(text=record.label, record=record, bases=library.bases), ANY_RANK
+        )
     except NoCompatibleRelease:
         return False
     return True
 
 
 def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -> BaseRecord | None:
-    """The base that a spec or `base` names."""
+    """Return the base that a spec or `base` names."""
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.finding import ensure_folder
     from adapterhub.library.bases.requested import requested_base
@@ -208,7 +217,7 @@ def _named_base(library: Library, names: Sequence[str], base: BaseSpec | None) -
 
 
 def _made_for(library: Library, name: str) -> BaseRecord | None:
-    """The base of the installed adapter that a spec without a base names."""
+    """Return the base of the installed adapter that a spec without a base names."""
     from adapterhub.core.specs import AdapterSpec, names_folder
     from adapterhub.distribution.choosing import find_installed
 

@@ -19,17 +19,20 @@ from adapterhub.core.errors import (
     SignatureRefused,
     UsageProblem,
 )
+from adapterhub.distribution.remote_kinds import kind_of
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.signature import Bundle, PublicKey, pre_authentication
-from adapterhub.library.remotes import Remote
+from adapterhub.library.remotes import HUB_NAME, HUB_URL, Remote
+from adapterhub.library.store.origins import is_url
 from adapterhub.trust.signing.policy import SignaturePolicy
 from adapterhub.trust.signing.trust import RevokedKey, TrustedKey, TrustFile
 
 if TYPE_CHECKING:
     from adapterhub.distribution.hub import Published
+    from adapterhub.distribution.hub.device import CodeToType
     from adapterhub.library.library import Library
-    from adapterhub.library.results import ResultFiles
     from adapterhub.library.store.catalog import Installed
+    from adapterhub.library.store.signed_files import SignedFiles
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
 
@@ -62,11 +65,8 @@ class NewKey(OwnKey, keys="name fingerprint private public encrypted=is_encrypte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedKey(Documented, keys="name fingerprint=key.fingerprint pem=key.pem", title="PublicKey"):
+class NamedKey(OwnKey, keys="name fingerprint pem=key.pem", title="PublicKey"):
     """The public half of a key."""
-
-    name: str
-    key: PublicKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Keys:
         return [*own, *trust.keys, *trust.revoked]
 
     def show(self, name: str) -> NamedKey:
-        """The public key of that name: a trusted one, else your own.
+        """Return the public key of that name: a trusted one, or your own.
 
         Raises:
             NotFound: there is none.
@@ -186,7 +186,7 @@ class Keys:
         return self._file.trust(name, found, terms, replace_key=replace)
 
     def untrust(self, name: str) -> TrustedKey:
-        """Trust a key no longer, and return it. What it signed and is installed stays.
+        """Trust a key no longer, and return it. Installed adapters that it signed stay.
 
         Raises:
             NotFound: no trusted key has that name.
@@ -207,31 +207,41 @@ class Keys:
         return self._file.revoke(name, self._key_in(name, file), reason)
 
     def _key_in(self, name: str, file: StrPath | None) -> PublicKey:
-        """The key in a PEM file, else the one that is known by that name."""
+        """Return the key in a PEM file, or the one that is known by that name."""
         if file is None:
             return self.show(name).key
         path = path_of(file)
         return PublicKey.parse(_read(path), str(path))
 
     def policy(
-        self, policy: SignaturePolicy | Literal["default"] | None = None, *, namespace: Namespace | None = None
+        self,
+        policy: SignaturePolicy | Literal["default"] | None = None,
+        *,
+        namespace: Namespace | None = None,
+        remote: str | None = None,
     ) -> Sequence[PlacePolicy]:
-        """Set the signature policy in general or of one namespace, if one is given; then every policy there is.
+        """Set the signature policy in general, of a namespace or of a remote; then return every policy there is.
 
         Args:
             policy: `require` accepts only what a trusted key signed, `warn` accepts the rest with a warning, `off`
                 without one; `default` unsets it.
             namespace: the one whose policy it is.
+            remote: the one whose policy it is.
 
         Raises:
-            UsageProblem: `namespace` without a policy.
+            NotFound: no remote has that name.
+            UsageProblem: `namespace` or `remote` without a policy, or both.
         """
         from adapterhub.trust.signing.trust import GENERAL
 
-        if policy is not None:
-            self._file.set_policy(namespace, None if policy == "default" else policy)
-        elif namespace is not None:
-            raise UsageProblem("`--namespace` needs a policy", hint="`adapt key policy` shows all policies")
+        if (namespace or remote) and (policy is None or (namespace and remote)):
+            hint = "`adapt key policy` shows all policies"
+            raise UsageProblem("`--namespace` and `--remote` each need a policy, and exclude each other", hint=hint)
+        value = None if policy == "default" else policy
+        if remote is not None:
+            self._session.remotes.set_signatures(remote, value)
+        elif policy is not None:
+            self._file.set_policy(namespace, value)
         policies = {GENERAL: "default", **self._file.read().policies}
         policies |= {f"remote {one.name}": one.signatures for one in self._session.remotes.all() if one.signatures}
         return [PlacePolicy(place=place, policy=value) for place, value in policies.items()]
@@ -257,9 +267,9 @@ class Keys:
             new: name of the other one.
             password: of the new key; a key that is made without one is not encrypted. A function is called if the key
                 is made.
-            push: sign the published versions that are installed here again, too.
+            push: also sign again the published versions that are installed here.
             revoke: then revoke the old key.
-            reason: why it is revoked; refusals say it.
+            reason: why it is revoked; refusals quote it.
             offline: ask no server what the old key signed there.
 
         Returns:
@@ -277,11 +287,16 @@ class Keys:
         from adapterhub.trust.signing.trust import parse_reason
 
         if parse_reason(reason) and not revoke:
-            raise UsageProblem("a reason is for `--revoke`. Nothing was changed")
+            raise UsageProblem(
+                "a reason is for `--revoke`. Nothing was changed", hint="add `--revoke`, or drop `--reason`"
+            )
         session, library = self._session, self._session.library
         before = self._own.public(old)
         if old == new:
-            raise UsageProblem(f"`{old}` is the old key and the new one. Nothing was changed")
+            raise UsageProblem(
+                f"`{old}` is the old key and the new one. Nothing was changed",
+                hint="choose another name for the new key",
+            )
         if new not in self._own.names():
             if any(key.name == new for key in self._file.read().keys):
                 raise Conflict(f"`{new}` is a key that you trust; nothing was changed", hint="choose another name")
@@ -336,7 +351,10 @@ def _told(remote: Remote, one: Published, build: Installed | None, new: str, *, 
 
 
 def _signed_by(build: Installed) -> tuple[Digest | None, str | None]:
-    """The key that the signature of a build names, and the namespace that it was made for; None without either."""
+    """Return the key that the signature of a build names, and the namespace that it was made for.
+
+    None without either.
+    """
     from adapterhub.formats.manifest import SIGNATURE_FILE
     from adapterhub.formats.signature import read_statement
     from adapterhub.trust.signing.appraisal import read_signature
@@ -349,7 +367,7 @@ def _signed_by(build: Installed) -> tuple[Digest | None, str | None]:
     return None, None
 
 
-def _sign_files(files: ResultFiles, old: PublicKey, signer: SigningKey) -> int:
+def _sign_files(files: SignedFiles, old: PublicKey, signer: SigningKey) -> int:
     """Sign again what the old key signed, unless the new one has; how many are new."""
     bundles = []
     for raw in files.read():
@@ -369,17 +387,16 @@ def _sign_files(files: ResultFiles, old: PublicKey, signer: SigningKey) -> int:
 
 
 def _published(session: Session, namespace: str, old: Digest) -> Iterator[tuple[Remote, Published]]:
-    """What `old` signed among the versions in a namespace, on every server that may have it; one request for each."""
-    from adapterhub.distribution.hub import Hub
+    """Yield the versions in a namespace that `old` signed, on every server that may have some; one request for each."""
+    from adapterhub.distribution.kinds.hub import hub_behind
     from adapterhub.library.admission import Admission
 
     admission = Admission(session.library)
     for remote in session.remotes.all():
         if not admission.may_offer(remote.url, namespace):
             continue
-        opened = session.open_remote(remote)
-        hub = getattr(opened, "hub", opened)
-        if not isinstance(hub, Hub):
+        hub = hub_behind(session.open_remote(remote))
+        if hub is None:
             continue
         try:
             for one in hub.published(namespace):
@@ -422,7 +439,7 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
     """Sign a statement of how a build was made, unless the key has already signed it; the file of the statement.
 
     Raises:
-        UsageProblem: the build has no recipe: it was trained, or its maker says nothing.
+        UsageProblem: the build has no recipe: it was trained, or its maker recorded none.
     """
     import adapterhub
     from adapterhub.formats.signature import made_statement
@@ -446,9 +463,9 @@ def sign_made(library: Library, build: Installed, signer: SigningKey) -> Path:
 
 
 def signing_key(session: Session, name: str | None, password: str | None = None) -> SigningKey:
-    """The key by that name, else the one of ADAPTERHUB_KEY, else the only one.
+    """Return the key by that name, or the one of ADAPTERHUB_KEY, or the only one.
 
-    The password is `password`, else ADAPTERHUB_PASSWORD, else what the user of the session types for an encrypted key.
+    The password is `password`, or ADAPTERHUB_PASSWORD, or what the user of the session types for an encrypted key.
 
     Raises:
         UsageProblem: no key is chosen, or it needs a password and stdin is not a terminal.
@@ -485,11 +502,19 @@ def _not_revoked(session: Session, signer: SigningKey) -> SigningKey:
 # ---------------------------------------------------------------- servers
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRemote(
-    Remote, Documented, keys="name url namespaces default=is_default signatures token=has_token", title="Remote"
+    Remote,
+    Documented,
+    keys="name url namespaces default=is_default signatures witness=witness_text token=has_token",
+    title="Remote",
 ):
     """A named server."""
 
     has_token: Annotated[bool, "whether a token is stored"] = False
+
+    @property
+    def witness_text(self) -> Annotated[str | None, "key of a witness that must have co-signed its log"]:
+        """The key in the form of `signed-note`."""
+        return None if self.witness is None else str(self.witness)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -499,6 +524,8 @@ class LoggedIn(Documented, title="Login"):
     name: str | None
     url: str
     who: Annotated[str | None, "the user that the server recognises; null if it was not contacted"]
+    scopes: Annotated[tuple[str, ...] | None, "what the token may do at most; null if it was not made here"] = None
+    expires: Annotated[str | None, "RFC 3339; null if the token was not made here"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -515,6 +542,7 @@ class KnownRemotes:
 
     def __init__(self, session: Session) -> None:
         self._session, self._known = session, session.remotes
+        self._warned: set[str] = set()
 
     def add(
         self,
@@ -524,32 +552,28 @@ class KnownRemotes:
         namespaces: Sequence[str] = (),
         default: bool = False,
         signatures: SignaturePolicy | None = None,
+        witness: str | None = None,
     ) -> KnownRemote:
-        """Name a server. A repeated call changes its namespaces; the signature policy stays unless one is given.
+        """Name a server. A repeated call changes its namespaces; policy and witness stay unless one is given.
 
         Raises:
             Conflict: the name belongs to another URL, or another remote has one of the namespaces.
         """
-        made = self._known.add(name, url, namespaces=namespaces, default=default, signatures=signatures)
+        address = kind_of(url).parse_address(url) if is_url(url) else url
+        made = self._known.add(
+            name, address, namespaces=namespaces, default=default, signatures=signatures, witness=witness
+        )
         if made.is_plain_text:
             self._session.out.warn(f"{made.url} is not encrypted: others on the network can read tokens and adapters")
         return self._told(made)
 
-    def set(self, name: str, *, signatures: SignaturePolicy | Literal["default"]) -> KnownRemote:
-        """Set the signature policy of a server; `default` leaves it to the general one.
-
-        Raises:
-            NotFound: no remote has that name.
-        """
-        return self._told(self._known.set_signatures(name, None if signatures == "default" else signatures))
-
     def all(self) -> Sequence[KnownRemote]:
-        """The servers in the order in which they are asked; the default one is marked."""
+        """Return the servers in the order in which they are asked; the default one is marked."""
         chosen = self._session.remote(None).url
         return [replace(self._told(one), is_default=one.url == chosen) for one in self._known.all()]
 
     def get(self, remote: str) -> KnownRemote:
-        """The server with that name or URL; any URL is accepted.
+        """Return the server with that name or URL; any URL is accepted.
 
         Raises:
             NotFound: no remote has that name.
@@ -565,7 +589,7 @@ class KnownRemotes:
         return self._told(self._known.remove(name))
 
     def login(self, remote: str, token: str | Callable[[], str]) -> LoggedIn:
-        """Keep a token for a server, after asking the server whose it is; `.who` is None where it does not answer.
+        """Keep a token for a server, after asking the server whose it is; `.who` is None if it does not answer.
 
         A function is called for the token once the server is known.
 
@@ -573,12 +597,22 @@ class KnownRemotes:
             NotFound: no remote has that name.
             NotAllowed: the server does not take the token; nothing was kept.
         """
-        place, who = self._known.get(remote), ""
+        place = self._known.get(remote)
+        self._warn(place)
         token = (token() if callable(token) else token).strip()
         if not token:
             raise UsageProblem("no token given", hint=f"`adapt remote login {remote} < token.txt`")
-        if place.is_plain_text:
+        return self._kept(place, token)
+
+    def _warn(self, place: Remote) -> None:
+        """Warn, once for each server, that a token goes to it unencrypted."""
+        if place.is_plain_text and place.url not in self._warned:
+            self._warned.add(place.url)
             self._session.out.warn(f"{place.url} is not encrypted: others on the network can read the token")
+
+    def _kept(self, place: Remote, token: str) -> LoggedIn:
+        """Store a token that the server takes, or that cannot be checked now."""
+        who = ""
         try:
             opened: Any = self._session.open_remote(place, token=token)
             who = opened.who()
@@ -588,6 +622,44 @@ class KnownRemotes:
             raise NotAllowed(f"{place.url} refuses this token; nothing was stored", hint=error.message) from None
         self._known.login(place, token)
         return LoggedIn(name=place.name or None, url=place.url, who=who or None)
+
+    def sign_in(
+        self,
+        remote: str,
+        show: Callable[[CodeToType], None],
+        *,
+        scopes: Sequence[str] = ("read", "write", "release"),
+        days: int = 30,
+    ) -> LoggedIn:
+        """Keep a token that a person approves on a page of the registry, and that no one types or copies.
+
+        Args:
+            remote: a name or a URL.
+            show: tells the person the code to type, before the wait begins.
+            scopes: the most that the token may do: `read`, `write`, `release` or `administer`.
+            days: how long it may work; the registry may shorten it.
+
+        Raises:
+            NotFound: no remote has that name.
+            NotAllowed: the person refused, or approved nothing in time; nothing was kept.
+            Conflict: the server makes no tokens in this way.
+        """
+        import socket
+
+        from adapterhub.distribution.hub.device import approved_token
+
+        place = self._known.get(remote)
+        made = None
+        if place.kind == HUB_NAME and place.url != HUB_URL:
+            self._warn(place)
+            client = f"adapt on {socket.gethostname()}"[:100].encode("ascii", "replace").decode()
+            made = approved_token(place.url, client=client, scopes=scopes, days=days, show=show)
+        if made is None:
+            raise Conflict(
+                f"{place.url} makes no tokens that a person approves", hint=f"`adapt remote login {remote} < token.txt`"
+            )
+        done = self._kept(place, made.token)
+        return replace(done, scopes=made.scopes, expires=made.expires or None)
 
     def logout(self, remote: str) -> LoggedOut:
         """Delete the stored token of a server.

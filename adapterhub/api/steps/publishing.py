@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.api.steps.finding import choose_release
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, BaseSpec, parse_namespace
 from adapterhub.distribution.choosing import exact_at
 from adapterhub.distribution.mirroring import MirrorPlan, RepositoryPattern, plan_mirror, yank_copies
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.release import Release
+from adapterhub.formats.treelog import witness_key
 from adapterhub.library.admission import Admission
+from adapterhub.library.remotes import HUB_NAME, HUB_URL
 from adapterhub.library.results import results_at
 from adapterhub.library.transfer import Copied, copy, publishable
 from adapterhub.projects.session import hub_of, wanted_from
@@ -27,26 +31,92 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library
     from adapterhub.library.remotes import Remote
     from adapterhub.library.transfer import Destination, Source
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.policy import SignaturePolicy
+
+JOB_TOKEN_S: Final = 600.0
+"""How long a mirror uses the token that a job got for a repository, which lasts for 15 minutes."""
 
 
 # ---------------------------------------------------------------- servers
 def remote_for(session: Session, to: str, remote: str | None) -> Remote:
-    """The remote that `--remote` names, else that of the namespace, else the default one."""
+    """Return the remote that `--remote` names, or that of the namespace, or the default one."""
     owners = [] if remote else session.remotes.of_namespace(to.partition("/")[0])
     return owners[0] if owners else session.remote(remote)
 
 
+def job_token(session: Session, place: Remote, named: str, repository: str) -> str | None:
+    """Return a token for one repository by the identity of this job in a CI.
+
+    None outside of one, or where a token is known.
+
+    Raises:
+        NotAllowed: the server does not trust this job.
+    """
+    if place.kind != HUB_NAME or place.url == HUB_URL or session.has_token(place, named):
+        return None
+    from adapterhub.distribution.hub.identity import publish_token
+
+    return publish_token(place.url, repository, session.variables)
+
+
+def opened_to_write(
+    session: Session,
+    place: Remote,
+    named: str,
+    repository: str,
+    *,
+    token: str | None,
+    offline: bool,
+    sends: bool = True,
+) -> Source:
+    """Open a remote, called `named`, to write to one repository: in a job of a CI without a token by its identity.
+
+    Unless something `sends`, no request is made.
+
+    Raises:
+        NotAllowed: as `job_token`.
+    """
+    if sends and not offline:
+        token = token or job_token(session, place, named, repository)
+    return session.named_source(place, named, token=token, offline=offline)
+
+
+@dataclass
+class MirrorTarget:
+    """The server that a mirror writes to, called `named`. A preview asks for no token of a job."""
+
+    session: Session
+    place: Remote
+    named: str
+    is_preview: bool
+    _opened: dict[str, tuple[float, Hub]] = field(default_factory=dict)
+
+    @cached_property
+    def hub(self) -> Hub:
+        """The server with the token that is kept for it, or with none."""
+        return self.session.hub(self.place)
+
+    def of(self, repository: str) -> Hub:
+        """Return the server to write to one repository: in a job of a CI without a token by its identity."""
+        if self.is_preview:
+            return self.hub
+        until, hub = self._opened.get(repository, (0.0, self.hub))
+        if time.monotonic() >= until:
+            token = job_token(self.session, self.place, self.named, repository)
+            hub = self.session.hub(self.place, token=token) if token else self.hub
+            self._opened[repository] = time.monotonic() + JOB_TOKEN_S, hub
+        return hub
+
+
 def server_for(session: Session, to: str, remote: str | None, *, token: str | None, offline: bool) -> Hub:
-    """The server of `--remote`, else that of the namespace, else the default remote."""
+    """Return the server of `--remote`, or that of the namespace, or the default remote."""
     found = remote_for(session, to, remote)
     return hub_of(session.named_source(found, remote or found.name, token=token, offline=offline))
 
 
 def server_of(session: Session, spec: AdapterSpec, remote: str | None, *, token: str | None, offline: bool) -> Hub:
-    """The server of `--remote`, else that of the spec's namespace.
+    """Return the server of `--remote`, or that of the spec's namespace.
 
     Raises:
         UsageProblem: the spec names no namespace.
@@ -94,7 +164,6 @@ def pull_release(
     remote: str | None = None,
     token: str | None = None,
     offline: bool = False,
-    bars: Bars,
 ) -> Pulled:
     """Write the plain files of a build, of the library or of a server, to a new folder, checked as an install is."""
     from adapterhub.distribution.install import admit, asked_of
@@ -125,7 +194,7 @@ def pull_release(
         signature = admitted.signature
         if admitted.finding.severity == "warning":
             session.out.warn(f"[{admitted.finding.code}] {admitted.finding.message}")
-    with bars.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
+    with session.out.progress(f"pull {release.full_name}", release.manifest.size_bytes) as progress:
         copied = copy(release, source, BuildFolder(folder), progress, signature=signature)
     return Pulled(release=release, folder=folder, copied=copied)
 
@@ -166,50 +235,61 @@ def mirror_releases(
     bounds: RankRange = ANY_RANK,
     private: bool = False,
     tests: bool = False,
+    witness: bool = False,
     dry_run: bool = False,
     ignore_bindings: bool = False,
-    bars: Bars,
 ) -> Iterator[Mirrored]:
     """Copy each of `specs` from the server `origin` to the server `target`, one after the other.
 
-    A pattern copies every released version that the target lacks and that is not yanked. A copy of what is yanked is
-    yanked, too; aliases stay behind. With `tests`, signed results go along, also on versions that the target has.
+    A pattern copies every released version that the target lacks and that is not yanked. A copy of a yanked version is
+    yanked as well; aliases are not copied. With `tests`, signed results are copied, also on versions that the target
+    has.
+
+    Each is looked up in the log of `origin`, whose head is kept once the copy is there. A `witness` co-signs the heads.
 
     Raises:
+        LogMismatch: the log of `origin` has another past than was seen, or another release; it was not copied.
         UsageProblem: both are one server, or a pattern comes with a base or rank.
         NamespaceBound: a namespace belongs to another remote, before anything is asked.
     """
-    there, here = session.remote(origin), session.remote(target)
+    there, here, signs = session.remote(origin), session.remote(target), witness and not dry_run
     if there.url == here.url:
-        raise UsageProblem(f"`--from` and `--to` are both {there.url}")
-    if namespace is not None:
-        parse_namespace(namespace)
+        raise UsageProblem(
+            f"`--from` and `--to` are both {there.url}",
+            hint="name two different servers; `adapt remote list` shows them",
+        )
     library = session.library
+    namespace = None if namespace is None else parse_namespace(namespace)
     if not ignore_bindings:
         _check_bindings(library, specs, namespace, there.url, here.url)
     if (base is not None or bounds != ANY_RANK) and any(isinstance(spec, RepositoryPattern) for spec in specs):
         raise UsageProblem("a pattern copies builds of every base and rank; leave out the base and the rank")
-    source_hub, target_hub = session.hub(there), session.hub(here)
+    source_hub, targets = session.hub(there), MirrorTarget(session, here, target, is_preview=dry_run)
 
     def send(release: Release, source: Source, to: str) -> Copied | None:
         if dry_run:
             return None
-        with bars.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
+        with session.out.progress(f"mirror {release.full_name}", release.manifest.size_bytes) as progress:
+            logged = library.heads.check(source, release)
             signature = source.provenance(release).signature
-            to_repository = target_hub.to(to, private=private, mends=True)
+            to_repository = targets.of(to).to(to, private=private, mends=True)
             results = results_at(source, release) if tests else ()
             copied = copy(publishable(release), source, to_repository, progress, signature=signature, results=results)
         tell_refused(session, to_repository)
+        if logged is not None:
+            logged.remember()
         return copied
 
     if not source_hub.is_public_hub:
         session.note_once("aliases stay behind; `adapt alias set NAME SPEC --remote SERVER` sets one where you need it")
+    seen: set[str] = set()
     for spec in specs:
         if isinstance(spec, RepositoryPattern):
-            plan = plan_mirror(spec, source_hub, target_hub, namespace)
+            plan = plan_mirror(spec, source_hub, targets.hub, namespace)
             for repo, to in plan.yanked:
-                yank_copies(source_hub, repo, target_hub, to, session.out.note, dry_run=dry_run)
-            yield from _mirror_pattern(plan, source_hub, target_hub, send, tests=tests, dry_run=dry_run)
+                yank_copies(source_hub, repo, targets.of(to), to, session.out.note, dry_run=dry_run)
+            seen |= {planned.release.repo for planned in plan.releases}
+            yield from _mirror_pattern(plan, source_hub, targets.hub, send, tests=tests, dry_run=dry_run)
             continue
         sources: list[Source] = [source_hub] if spec.namespace else [source_hub.within(n) for n in there.namespaces]
         wanted = wanted_from(library, spec, base)
@@ -217,10 +297,21 @@ def mirror_releases(
             session, library, spec, sources, wanted=wanted, bounds=bounds, ignore_bindings=ignore_bindings
         )
         repo, commit = source_hub.repository_of(release)
+        seen.add(repo)
         to = f"{namespace}/{repo.partition('/')[2]}" if namespace else repo
         copied = send(release, source, to)
-        yank_copies(source_hub, repo, target_hub, to, session.out.note, dry_run=dry_run)
+        yank_copies(source_hub, repo, targets.of(to), to, session.out.note, dry_run=dry_run)
         yield _mirrored(release, f"{there.url}/{repo}", commit, f"{here.url}/{to}", copied)
+    if signs:
+        _cosign(session, library, source_hub, sorted(seen))
+
+
+def _cosign(session: Session, library: Library, source: Hub, repos: Sequence[str]) -> None:
+    """Co-sign the logs of some repositories of a server."""
+    signer = library.heads.witness()
+    session.out.note(f"the key of this witness is {witness_key(signer.seed)}")
+    for log in source.cosign(signer, repos, library.heads):
+        session.out.note(f"co-signed the log `{shown(log, 200)}` of {source.endpoint}")
 
 
 def _mirrored(release: Release, origin: str, commit: str, to: str, copied: Copied | None) -> Mirrored:

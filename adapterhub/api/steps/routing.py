@@ -1,4 +1,4 @@
-"""Routing: a file over an operator's list of adapters, how well it tells them apart, and what a text is for."""
+"""Routing: a file over an operator's list of adapters, how well it separates them, and which one a text is for."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
     from adapterhub.library.library import Library
     from adapterhub.library.store.catalog import Installed
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
 
 
@@ -102,7 +101,7 @@ class Near(Documented):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed(Documented):
-    """What a text is for. `name`, `version` and `digest` are null for the base."""
+    """The adapter that a text is for. `name`, `version` and `digest` are null for the base."""
 
     model: Annotated[str, "the model name for a server, or `base`"]
     name: str | None
@@ -115,7 +114,7 @@ class Routed(Documented):
 
 # ---------------------------------------------------------------- build
 def prompts_of(build: Installed) -> tuple[str, ...]:
-    """The example prompts of a build: those of its contract, else of its manifest, at most 64."""
+    """Return the example prompts of a build: those of its contract, or of its manifest, at most 64."""
     try:
         contract = subject_of_build(build).contract()
     except CouldNotTell:  # of a later version
@@ -139,9 +138,10 @@ def make_route(
     *,
     threshold: float | None = None,
     accept: bool = False,
-    bars: Bars,
 ) -> Route:
-    """A routing file over installed builds for a base; without `over`, over the newest of each that has enough prompts.
+    """Return a routing file over installed builds for a base.
+
+    Without `over`, over the newest of each that has enough prompts.
 
     Raises:
         AdapterNotFound, NoCompatibleRelease: a spec means no installed build for the base.
@@ -173,7 +173,7 @@ def make_route(
 
     encoder = encoder_of(library)
     adapters = []
-    with bars.steps("read prompts", unit="adapters") as progress:
+    with session.out.steps("read prompts", unit="adapters") as progress:
         for done, build in enumerate(builds, 1):
             adapters.append(
                 RoutedAdapter(
@@ -202,16 +202,19 @@ def _chosen(library: Library, over: Sequence[AdapterSpec], record: Any) -> list[
     from adapterhub.distribution.choosing import find_installed
     from adapterhub.library.bases.requested import RequestedBase
 
-    wanted = RequestedBase(text=record.label, record=record)
+    wanted = RequestedBase(text=record.label, record=record, bases=library.bases)
     builds = [find_installed(library, spec, wanted=wanted)[0] for spec in dict.fromkeys(over)]
     names = [build.full_name for build in builds]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UsageProblem(f"`{twice}` is in the list twice; a text cannot tell two versions of it apart")
+        raise UsageProblem(
+            f"`{twice}` is in the list twice; a text cannot tell two versions of it apart",
+            hint="name one version of it",
+        )
     return builds
 
 
 def _newest(session: Session, base: BaseSpec) -> list[Installed]:
-    """The build of each name for a base that its name means; a note tells which name means none."""
+    """Return the build of each name that fits a base; a note lists each name for which none fits."""
     from adapterhub.distribution.choosing import find_installed
     from adapterhub.projects.session import wanted_from
 
@@ -228,7 +231,7 @@ def _newest(session: Session, base: BaseSpec) -> list[Installed]:
 
 # ---------------------------------------------------------------- check
 def check_route(route: Route) -> CheckedRoute:
-    """What becomes of the prompts of a routing file when they are left out, one of every adapter at a time.
+    """Return the outcome per prompt of a routing file when it is left out, one of every adapter at a time.
 
     Raises:
         MissingExtra: numpy is not installed.
@@ -278,7 +281,7 @@ def write_route(route: Route, path: Path, result: CheckedRoute) -> CheckedRoute:
 
 # ---------------------------------------------------------------- route
 def route_text(library: Library, route: Route, text: str) -> Routed:
-    """What a text is for, by a routing file.
+    """Route a text by a routing file.
 
     Raises:
         UsageProblem: the text is empty.
@@ -303,5 +306,5 @@ def route_text(library: Library, route: Route, text: str) -> Routed:
 
 
 def unrouted(text: str) -> str:
-    """The words for a text that is for none of the adapters."""
+    """Return the words for a text that is for none of the adapters."""
     return f"`{shown(text, 60)}` is for none of the adapters"

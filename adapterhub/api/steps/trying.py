@@ -1,8 +1,8 @@
 """Search, then prove: try candidates on a base and order them by their measured loss.
 
-One example first for all, then all examples for the best six; a candidate that the base alone beats on the first
-example goes no further, unless it beats all of them. A candidate within 1 % of the gap between the base alone
-and the best is as good as the best; among these a build that is no merge comes first, then the order of the search.
+One example first for all, then all examples for the best six; a candidate that the plain base beats on the first
+example is dropped, unless it beats all of them. A candidate within 1 % of the gap between the plain base and the best
+is as good as the best; among these a build that is not a merge comes first, then the order of the search.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from adapterhub.api.listed import NotTried, Trial, Tried, TriedBuild
 from adapterhub.api.searching import ASK_ABOVE_BYTES, search_installed, search_server
 from adapterhub.api.steps.contracts.testing import TestQuestion, subject_of_build, what_decides
 from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.display import size_text
-from adapterhub.core.errors import AdapterHubError, BaseNotFound, CouldNotTell, NotAllowed, problem_list, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    BaseNotFound,
+    CouldNotTell,
+    NotAllowed,
+    UsageProblem,
+    problem_list,
+    shown,
+)
 from adapterhub.core.specs import BaseSpec
-from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.inference.trying import Bench, MeasuredTrial, Span, forms_of, mean_of
 from adapterhub.inference.tuning import Example, read_examples
@@ -35,7 +43,6 @@ if TYPE_CHECKING:
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import AdapterLike, Installed
     from adapterhub.projects.places import SpecSources
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.policy import SignaturePolicy
 
@@ -53,56 +60,6 @@ Agree = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NotTried(Documented):
-    """A candidate that was not tried, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial(Documented):
-    """How a build answers the examples. Losses are in nats a token of the answers, on the first `examples`.
-
-    `share` is the part of the gap between the base alone and the best that the build closes: 1 for the best, below 0
-    if the base alone does better.
-    """
-
-    loss: Annotated[float, "loss in nats a token"]
-    base_loss: Annotated[float, "of the base alone, on the same examples"]
-    share: Annotated[float | None, "of the gap between base and best; null where no build beats the base"]
-    examples: Annotated[int, "how many were asked: 1 for those that the first round left behind"]
-    form: Annotated[str, "the prompt form that did better, such as `raw`"]
-    leads: Annotated[bool, "as good as the best: within 1 % of the gap, and better than the base"]
-    cpu_s: Annotated[float, "CPU seconds, loading included"]
-    is_cached: Annotated[bool, "every loss was measured earlier"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TriedBuild(Documented):
-    """A build of a search, with its trial."""
-
-    name: str
-    version: str
-    digest: str
-    spec: Annotated[str, "selects exactly this build"]
-    tried: Trial
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried(Documented):
-    """What a search found, best first by trial; `best` is None where no build beats the base alone."""
-
-    query: str
-    base: str
-    base_loss: Annotated[float | None, "of the base alone on all examples; null: there was nothing to try"]
-    examples: int
-    best: Annotated[str | None, "the name of the first that leads; null: the base alone does better"]
-    results: tuple[TriedBuild, ...]
-    left_out: tuple[NotTried, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrialCandidate:
     """A build to try. `lend` gives its files while a block runs; `fetch_bytes` of them are not on this machine.
 
@@ -117,29 +74,37 @@ class TrialCandidate:
     ensure_undamaged: Callable[[], None] = lambda: None
 
 
-def search_candidates(
+def search_and_try(
     session: Session,
-    base: BaseSpec,
-    most: int,
+    base: BaseSpec | None,
+    examples: Path,
+    top: int | None,
     query: Mapping[str, Any],
     *,
-    far: bool = False,
-    remote: str | None = None,
-    token: str | None = None,
-    signatures: SignaturePolicy | None = None,
-) -> tuple[list[TrialCandidate], list[NotTried]]:
-    """The first builds for a base in the order of the search, and those that are yanked or that `install` would refuse.
+    agree: Agree | None,
+) -> Tried:
+    """Try the first builds of a search on a base; those that are yanked or that `install` would refuse are left out.
 
-    `query` has the conditions of `find_installed` and of a server's `Search`; `far` is for the library.
+    `query` has the conditions of `find_installed` and of a server's `Search`, and `remote`, `token`, `signatures` and
+    `far`, which is for the library.
 
     Raises:
+        UsageProblem: there is no base.
         RemoteUnreachable, NotAllowed: the server does not answer, or not to you.
+        AdapterHubError: as `try_candidates`.
     """
-    if remote is None:
-        return _installed(session, base, most, {**query, "far": far})
-    from adapterhub.distribution.hub import Search
+    if base is None:
+        raise UsageProblem("`--try` needs a base to try on", hint="add `--base NAME`; `adapt base list` shows them")
+    most, conditions = top or DEFAULT_TOP, dict(query)
+    where = {name: conditions.pop(name) for name in ("remote", "token", "signatures")}
+    if where["remote"] is None:
+        found, left_out = _installed(session, base, most, conditions)
+    else:
+        from adapterhub.distribution.hub import Search
 
-    return _of_server(session, base, Search(**query, limit=most), remote=remote, token=token, signatures=signatures)
+        del conditions["far"]
+        found, left_out = _of_server(session, base, Search(**conditions, limit=most), **where)
+    return try_candidates(session, query["text"], base, found, examples, left_out=left_out, agree=agree)
 
 
 def _installed(
@@ -176,7 +141,7 @@ def _of_server(
     token: str | None,
     signatures: SignaturePolicy | None,
 ) -> tuple[list[TrialCandidate], list[NotTried]]:
-    """The builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
+    """Return the builds, each as `install` would choose it. Nothing is fetched but manifests and signatures."""
     from adapterhub.projects.places import SpecSources, Where
 
     hub = session.named_hub(remote, token=token, offline=False)
@@ -220,7 +185,7 @@ def _planned(
 
 
 def first(candidates: Sequence[TrialCandidate]) -> list[TrialCandidate]:
-    """The candidates, each build once: one may be installed under two full names."""
+    """Return the candidates, each build once: one may be installed under two full names."""
     return list({one.manifest.digest: one for one in reversed(candidates)}.values())[::-1]
 
 
@@ -261,12 +226,11 @@ class Rounds:
         examples: tuple[Example, ...],
         loans: ExitStack,
         *,
-        bars: Bars,
         agree: Agree,
     ) -> None:
         library = session.library
         self._record, self._examples, self._loans = record, examples, loans
-        self._session, self._bars, self._agree = session, bars, agree
+        self._session, self._agree = session, agree
         self._kept = KeptTrials(library.store)
         self._bench = Bench(library, folder, BaseSpec.parse(record.alias or str(folder)), examples)
         loans.callback(self._bench.close)
@@ -276,7 +240,7 @@ class Rounds:
         self._rest: Span = (1, len(examples))
 
     def run(self, query: str, candidates: Sequence[TrialCandidate], left_out: Sequence[NotTried]) -> Tried:
-        """The trial of all candidates.
+        """Return the trial of all candidates.
 
         Raises:
             CouldNotTell: there are candidates, and not one can be tried.
@@ -287,7 +251,7 @@ class Rounds:
             for at, one in enumerate(candidates)
         ]
         entrants = self._fetched(entrants, lost)
-        with self._bars.steps("try", unit="trials") as progress:
+        with self._session.out.steps("try", unit="trials") as progress:
             total = len(entrants) + (min(len(entrants), FINALISTS) if len(self._examples) > 1 else 0)
             finalists = alive = self._round(entrants, self._first, lost, lambda done: progress(done, total))
             if alive and len(self._examples) > 1:
@@ -360,7 +324,10 @@ class Rounds:
             CouldNotTell: its files have changed.
         """
         if what_decides(self._session.library, TestQuestion(), self._record) != self._decides:
-            raise CouldNotTell(f"the files of base `{self._record.label}` changed during the trial", hint="try again")
+            raise CouldNotTell(
+                f"the files of base `{self._record.label}` changed during the trial",
+                hint="try again",
+            )
         self._kept.keep(what, question, *part)
 
     def _load(self) -> None:
@@ -375,7 +342,7 @@ class Rounds:
 
     # ------------------------------------------------------------ fetch
     def _fetched(self, entrants: Sequence[_Entrant], lost: list[NotTried]) -> list[_Entrant]:
-        """The entrants without those that cannot be fetched; what is fetched is announced, and agreed to."""
+        """Return the entrants without those that cannot be fetched; what is fetched is announced, and agreed to."""
         fetch = [one for one in self._not_kept(entrants) if one.candidate.fetch_bytes]
         size_bytes = sum(one.candidate.fetch_bytes for one in fetch)
         if not fetch:
@@ -384,7 +351,7 @@ class Rounds:
         self._session.out.note(f"the trial fetches {what}, {size_text(size_bytes)}, and installs none")
         self._agree(len(fetch), size_bytes)
         failed = []
-        with self._bars.progress("fetch", size_bytes) as fetched:
+        with self._session.out.progress("fetch", size_bytes) as fetched:
             for one in fetch:
                 try:
                     one.adapter = self._loans.enter_context(one.candidate.lend(fetched))
@@ -433,14 +400,14 @@ class Rounds:
         )
 
     def _base_loss(self, entrants: Iterable[_Entrant], parts: int | None = None) -> float:
-        """The loss of the base alone in the best of the forms of the entrants, on as many parts as they were asked."""
+        """Return the loss of the base in the best of the entrants' forms, on as many parts as they answered."""
         entrants = list(entrants)
         spans = [self._first, self._rest][: parts or len(entrants[0].parts)]
         forms = {RAW, *(one.form for one in entrants)}
         return min(mean_of([self._base_part(form, span) for span in spans]) for form in forms)
 
     def _build(self, one: _Entrant, among: Sequence[_Entrant], *, leads: bool) -> TriedBuild:
-        """The result of an entrant, with its share of the gap on the examples that it was asked."""
+        """Return the result of an entrant, with its share of the gap on the examples that it was asked."""
         parts = len(one.parts)
         base_loss = self._base_loss(among, parts)
         gap = base_loss - min(mean_of(other.parts[:parts]) for other in among)
@@ -464,7 +431,7 @@ class Rounds:
 
 
 def _best(pairs: Sequence[tuple[float, _Entrant]], base_loss: float) -> list[_Entrant]:
-    """The finalists by their loss on the first example: the best six, of those that beat the base if any does."""
+    """Return the finalists by their loss on the first example: the best six that beat the base, if any does."""
     ahead = [pair for pair in pairs if pair[0] < base_loss] or list(pairs)
     return [one for _, one in sorted(ahead, key=lambda pair: pair[0])[:FINALISTS]]
 
@@ -478,7 +445,6 @@ def try_candidates(
     *,
     left_out: Sequence[NotTried] = (),
     agree: Agree | None = None,
-    bars: Bars,
 ) -> Tried:
     """Try candidates, in the order of the search, on a base; `examples` is a file of JSON Lines or the examples.
 
@@ -504,7 +470,7 @@ def try_candidates(
     record = library.bases.current(record)
     assert record.path is not None  # as above
     with ExitStack() as loans:
-        rounds = Rounds(session, record, record.path, tuple(examples), loans, bars=bars, agree=agree or refuse_much)
+        rounds = Rounds(session, record, record.path, tuple(examples), loans, agree=agree or refuse_much)
         return rounds.run(query, first(candidates), left_out)
 
 

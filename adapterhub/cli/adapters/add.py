@@ -28,7 +28,8 @@ _WEIGHTS: Final = ".safetensors"
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE|FOLDER...")
 @click.option("--name", metavar="NAME", help="Name of the adapter [default: the folder's or file's, in lower case].")
-@click.option("--base", type=BASE, help="Record this base and check the shapes [default: the one that alone fits].")
+@click.option("--base", type=BASE, help="Record this base and check the shapes [default: the only one that fits].")
+@click.option("--dialect", default="", metavar="NAME", help="Read stacked experts as peft, peft@0.18 or unsloth do.")
 @click.option("--no-base", "guess_base", flag_value=False, type=bool, default=True, help="Leave the base unknown.")
 @click.option("--task", metavar="TASK", help="Record the task, such as `legal-qa`.")
 @click.option("--version", metavar="VERSION", help="PEP 440 version [default: 1.0.0].")
@@ -54,23 +55,23 @@ def add(
 ) -> None:
     """Check PEFT output folders and LoRA files of other programs, and add them to the library.
 
-    A file or folder of diffusers, kohya, ComfyUI, XLabs or MLX is recognised by the names in it and becomes
+    A file or folder of diffusers, kohya, ComfyUI, XLabs, MLX or llama.cpp is recognised by the names in it and becomes
     a PEFT folder: every tensor gets its place and its scale, or the file is refused by name.
 
     Refuses pickles, damaged or hostile files, NaN, and tensors that do not pair or do not fit the base. A refused
-    folder leaves nothing behind. Another folder under a name, version and base that exist is refused, too: --bump takes
+    folder leaves nothing behind. Another folder under a name, version and base that exist is also refused: --bump takes
     the next version, --variant adds a build of another rank.
 
     Without --base, the adapter gets the registered base that it fits, if it fits exactly one. Of several folders, those
     that hold no adapter are passed over; the exit code is 3 if one was refused.
 
-    A folder with an `adapterhub.json`, such as a published build or one in the Hugging Face cache, is taken in as that
-    file describes it, unless you describe it otherwise.
+    A folder with an `adapterhub.json`, such as a published build or one in the Hugging Face cache, is added as that
+    file describes it, unless you describe it differently.
 
-    Record with --prompt how the adapter wants to be asked: `adapt run`, `serve` and `export` use that form.
+    Record with --prompt the form of its prompts: `adapt run`, `serve` and `export` use that form.
 
     A search finds the adapter by its name, --task, --description and --example, by the prompts of its contract, and
-    without a description by what its README says.
+    without a description by the text of its README.
 
     \b
     Examples:
@@ -84,7 +85,9 @@ def add(
       adapt add ./share/legal-qa/1.0.0-r4
     """
     if name is not None and len(folders) > 1:
-        raise UsageProblem(f"`--name` names one adapter, and there are {len(folders)} folders")
+        raise UsageProblem(
+            f"`--name` names one adapter, and there are {len(folders)} folders", hint="run the command once per folder"
+        )
     warn_of_backslashes(session, form)
     options |= {
         "name": name and parse_name(name),
@@ -166,7 +169,7 @@ class Meter:
 
 
 def _no_adapter(path: Path) -> str:
-    """Why a path that a pattern may have matched holds no adapter; "" where it holds one, or parts of one."""
+    """Return why a path that a pattern may have matched holds no adapter; "" if it holds one, or parts of one."""
     if not path.exists() or any(path.glob("adapter_*")):
         return ""
     if not path.is_dir():
@@ -181,7 +184,7 @@ def _no_adapter(path: Path) -> str:
 
 
 def _line(added: Added) -> str:
-    """The added build in one line."""
+    """Return the added build in one line."""
     build, manifest = added.build, added.build.manifest
     state = "added" if added.created else "already installed:"
     base, size = build.base_name or "an unknown base", size_text(manifest.size_bytes)

@@ -20,7 +20,6 @@ from adapterhub.cli.options.params import (
     rank_option,
     remote_options,
     signatures_option,
-    trust_option,
 )
 from adapterhub.cli.options.testing import install_test_options
 from adapterhub.cli.output import size_text
@@ -107,7 +106,6 @@ def check_saving(*, save: bool, no_sync: bool, group: str | None, dry_run: bool,
 @install_test_options
 @save_options
 @project_option
-@trust_option
 @signatures_option
 @remote_options
 @common
@@ -124,7 +122,7 @@ def install(
     """Install an adapter that fits a base.
 
     `legal-qa@base-7b` is looked up in the library, then in the places of --from, then in the namespaces of the remotes.
-    `acme/legal-qa@base-7b` comes from the remote of namespace `acme`, else from the default remote. A version is
+    `acme/legal-qa@base-7b` comes from the remote of namespace `acme`, or from the default remote. A version is
     `==1.2`, `>=1.2,<2` or `~=1.4`. An installed build is not downloaded again.
 
     Inside a project, the project's base applies where a spec names none, its remotes come first, and its policy
@@ -144,7 +142,7 @@ def install(
     check_saving(save=save, no_sync=no_sync, group=group, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch)
     if not save:
         done = session.opened.install(*specs, dry_run=dry_run, allow_base_mismatch=allow_base_mismatch, **options)
-        session.out.result([one.to_json() for one in done], lambda: _say(session, done, dry_run=dry_run))
+        session.out.result(done, lambda: _say(session, done, dry_run=dry_run))
         return
     from adapterhub.cli.projects.lock import say_changes
     from adapterhub.cli.projects.sync import say_synced
@@ -158,7 +156,7 @@ def install(
         if saved.sync is not None:
             say_synced(session, saved.sync)
 
-    session.out.result([one.to_json() for one in saved.installs], say)
+    session.out.result(saved.installs, say)
 
 
 def _say(session: Session, done: Sequence[Install], *, dry_run: bool) -> None:

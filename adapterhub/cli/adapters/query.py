@@ -1,8 +1,7 @@
-"""`adapt list` and `path`: queries to the library, answered from the index."""
+"""`adapt list`: a query to the library, answered from its index."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,13 +10,11 @@ import click
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import BASE, SPEC, Session, common, project_option, rank_option
 from adapterhub.cli.output import json_text
-from adapterhub.core.arguments import Sort
+from adapterhub.core.arguments import Count, Sort
 
 if TYPE_CHECKING:
     from adapterhub.api.listed import AdapterFolder
-    from adapterhub.api.searching import Listing
-    from adapterhub.core.ranks import RankRange
-    from adapterhub.core.specs import AdapterSpec
+    from adapterhub.core.display import Listing
 
 _NOT_PLAIN: Final = re.compile(r"[=,\s'\"\\$`]")
 _NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
@@ -36,6 +33,7 @@ _NOT_A_NAME: Final = re.compile(r"[^A-Za-z0-9_]")
     help="Sort by this: the highest rank, the largest and the newest come first.",
 )
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
+@click.option("--limit", type=kind_of(Count), metavar="N", help="List at most N, the first in that order.")
 @click.option(
     "--format",
     "form",
@@ -55,10 +53,11 @@ def list_(session: Session, names: tuple[str, ...], form: str | None, **options:
       adapt list 'legal-*' --rank -16
       vllm serve ./base-7b --enable-lora --lora-modules $(adapt list --format vllm)
     """
+    found = session.index.list(*names, **options)
     if form is None:
-        show(session, session.index.list(*names, **options))
+        show(session, found)
         return
-    folders = session.index.folders(*names, **options)
+    folders = found.folders()
     documents = [one.to_json() for one in folders]
     lines = [json_text(documents, indent=1)] if form == "json" else [_line(one, form) for one in folders]
     session.out.result(documents, lambda: session.out.lines(lines))
@@ -66,31 +65,21 @@ def list_(session: Session, names: tuple[str, ...], form: str | None, **options:
 
 def show(session: Session, found: Listing[Any], *, of: str | None = None) -> None:
     """Print builds as a table or as JSON; `of` is the server that has them."""
-    session.out.result(found.to_json, lambda: session.out.table(found.columns, found.cells, right=("rank", "size")))
+    session.out.result(found.documents, lambda: session.out.table(found.columns, found.cells, right=("rank", "size")))
     if not found and not session.out.as_json:
         adds = "no adapter matches; `adapt add FOLDER --name NAME` and `adapt install NAME@BASE` add adapters"
         session.out.hint(f"no adapter on {of} matches; try fewer conditions" if of else adds)
 
 
 def _line(one: AdapterFolder, form: str) -> str:
-    """An argument of vLLM's `--lora-modules`, which is JSON where a character would end the path; or a call of PEFT."""
+    """Return an argument of vLLM's `--lora-modules`, which is JSON where a character would end the path.
+
+    Or a call of PEFT.
+    """
+    import json
+
     if form == "peft":  # its adapter names become module names, in which a dot would mean a submodule
         return f"model.load_adapter({json.dumps(one.path)}, adapter_name={json.dumps(_NOT_A_NAME.sub('_', one.name))})"
     if _NOT_PLAIN.search(one.name + one.path):
         return json_text({"name": one.name, "path": one.path}, compact=True)
     return f"{one.name}={one.path}"
-
-
-@click.command()
-@click.argument("spec", type=SPEC)
-@rank_option
-@common
-def path(session: Session, spec: AdapterSpec, rank: RankRange | None) -> None:
-    """Print the path of an adapter's plain PEFT folder, for any tool that reads PEFT.
-
-    \b
-    Example:
-      python -c "from peft import …" "$(adapt path legal-qa@base-7b)"
-    """
-    folder = session.index.path(spec, rank=rank)
-    session.out.result({"path": str(folder)}, lambda: session.out.line(str(folder)))

@@ -30,7 +30,7 @@ def remove(session: Session, specs: tuple[AdapterSpec, ...], save: bool, all_ver
     Their bytes stay in the store until `adapt cache clean`. With --save, give the names that the project uses; a build
     that another name of the project uses stays installed. Refuses to remove an adapter that the project's merges need.
 
-    Where the version has builds of several ranks, asks which to remove; --yes removes them all.
+    If the version has builds of several ranks, asks which to remove; --yes removes them all.
 
     \b
     Examples:

@@ -19,7 +19,7 @@ from adapterhub.core.errors import UsageProblem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapterhub.api.steps.trying import Tried
+    from adapterhub.api.listed import Tried
 
 _COLUMNS: Final = ("", "name", "version", "loss", "of the gap", "form", "examples", "cpu s")
 _NUMBERS: Final = ("loss", "of the gap", "examples", "cpu s")
@@ -43,12 +43,11 @@ _NUMBERS: Final = ("loss", "of the gap", "examples", "cpu s")
 @click.option(
     "--remote", metavar="NAME|URL", shell_complete=complete_remote, help="Search this server instead of the library."
 )
-@click.option("--token", metavar="TOKEN", help="Access token for --remote [default: that of `adapt remote login`].")
 @click.option("--all-words", is_flag=True, help="Find only adapters where each word of TEXT begins a word.")
 @click.option("--words", "by_words", is_flag=True, help="Search by words, even where search by meaning is set up.")
 @click.option("--meaning", "by_meaning", is_flag=True, help="Search by meaning, even for one word.")
 @click.option("--far", is_flag=True, help="By meaning: also show adapters that have little to do with TEXT.")
-@click.option("--setup", is_flag=True, help="Get the model for search by meaning into the library, once (84 MB).")
+@click.option("--setup", is_flag=True, help="First get the model for search by meaning, once (84 MB).")
 @click.option(
     "--limit", type=kind_of(Count), metavar="N", help="Show at most N [default: the best 10; 100 of a server]."
 )
@@ -67,17 +66,13 @@ def search(
     text: tuple[str, ...],
     by_words: bool,
     by_meaning: bool,
-    setup: bool,
-    limit: int | None,
-    examples: Path | None,
-    top: int | None,
     yes: bool,
     **options: Any,
 ) -> None:
     """Search installed adapters, or a server's with --remote, for what TEXT asks for.
 
     Of several words any may match, in any inflection; the best match comes first, with the reason: the name, the
-    task, the description or an example prompt. One word alone matches the beginning of a word. Without TEXT, the
+    task, the description or an example prompt. A single word matches the beginning of a word. Without TEXT, the
     options choose. Once --setup has fetched a small language model, several words are compared by what they mean.
 
     With --try, the best of them answer your examples on the base, and the measured loss orders them; nothing is merged,
@@ -86,32 +81,27 @@ def search(
     \b
     Examples:
       adapt search "is this film review good or bad"
-      adapt search --setup
+      adapt search --setup "who pays when the tenant breaks something"
       adapt search contract --base base-7b --rank -16
       adapt search --license apache-2.0 --signed --tested
       adapt search contract --base base-7b --try examples.jsonl
       adapt search --remote ours --base base-7b --task legal-qa
     """
-    if setup:
-        if text or by_words or by_meaning or examples or any(options[name] for name in ("remote", "far", "all_words")):
-            raise UsageProblem("`--setup` stands alone", hint="`adapt search --setup`, then search")
-        made = session.opened.set_up_search()
-        session.out.result(made.to_json(), lambda: session.out.line(f"search by meaning is set up: {made.path}"))
-        return
     if by_words and by_meaning:
         raise UsageProblem("`--words` and `--meaning` exclude each other; without both, `adapt` chooses")
+    if yes and options["examples"] is None:
+        raise UsageProblem("`--yes` is for `--try`", hint="add `--try FILE`, or drop `--yes`")
     options["by"] = "words" if by_words else "meaning" if by_meaning else "auto"
-    if examples is not None:
-        if limit is not None:
-            raise UsageProblem("`--limit` shows so many; with `--try`, `--top` tries so many")
-        agree = None if not yes and not sys.stdin.isatty() else _agreeing(yes=yes)
-        tried = session.opened.try_adapters(*text, examples=examples, top=top, agree=agree, **options)
-        session.out.result(tried.to_json(), lambda: _say(session, tried))
-        return
-    if top is not None or yes:
-        raise UsageProblem(f"`{'--top' if top is not None else '--yes'}` is for `--try`")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # one question is too little work for the threads of numpy
-    show(session, session.index.search(*text, limit=limit, **options), of=options["remote"])
+    agree = None if not yes and not sys.stdin.isatty() else _agreeing(yes=yes)
+    if options["examples"] is None and not options["setup"]:  # which the index answers, without the library
+        show(session, session.index.search(*text, **options), of=options["remote"])
+        return
+    found: Any = session.opened.search(*text, agree=agree, **options)
+    if options["examples"] is None:
+        show(session, found, of=options["remote"])
+    else:
+        session.out.result(found.to_json(), lambda: _say(session, found))
 
 
 def _agreeing(*, yes: bool) -> Callable[[int, int], None]:

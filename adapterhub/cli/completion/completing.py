@@ -28,6 +28,8 @@ PROJECT_FILE: Final = "adapters.toml"
 _SAFE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+@-]{0,200}")
 _REQUIREMENT: Final = re.compile(r"(?P<head>[a-z0-9._/-]+(?:@[A-Za-z0-9._/-]+?)?==)(?P<version>[A-Za-z0-9.+!_-]*)")
 _MAX_PROJECT_BYTES: Final = 4_000_000
+_MOST_NAMES: Final = 1000
+"""A shell shows no more of them; another letter brings the others."""
 
 
 # ---------------------------------------------------------------- sources of names
@@ -36,10 +38,10 @@ def _root(context: click.Context) -> Path:
     return Path(root) if root else default_root(os.environ)
 
 
-def _index_names(root: Path) -> list[str]:
+def _index_names(root: Path, beginning: str) -> list[str]:
     from adapterhub.library.store.index import Index
 
-    return Index(root / "index.db").names()
+    return Index(root / "index.db").names_from(beginning, _MOST_NAMES)
 
 
 def _licenses(root: Path) -> list[str]:
@@ -84,7 +86,10 @@ def _remotes(root: Path) -> list[str]:
 
 
 def _project(context: click.Context) -> Mapping[str, Any]:
-    """The project file found upwards from the working directory (or in `--project`) as plain TOML; {} without one."""
+    """Return the project file found upwards from the working directory (or in `--project`) as plain TOML.
+
+    {} without one.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -109,7 +114,7 @@ def _keys(project: Mapping[str, Any]) -> Iterator[str]:
 
 # ---------------------------------------------------------------- completers
 def _offer(source: Callable[[click.Context, str], Iterable[str]]) -> Completer:
-    """A completer of the names in `source`: safe ones that begin with the typed text, sorted, without duplicates."""
+    """Return a completer of the names in `source`: safe ones that begin with the typed text, sorted, each once."""
 
     def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
@@ -129,7 +134,7 @@ def _items(values: Iterable[str], kind: str = "plain") -> list[CompletionItem]:
 
 
 def _quietly(source: Callable[[], Iterable[str]]) -> list[str]:
-    """The names in `source`, or none if it is unreadable, so that other sources still count."""
+    """Return the names in `source`, or none if it is unreadable, so that other sources still count."""
     try:
         return list(source())
     except Exception:  # noqa: BLE001 - as in `_offer`
@@ -153,7 +158,7 @@ def _adapter_aliases(root: Path) -> Iterator[str]:
 
 
 def _of_alias(context: click.Context, incomplete: str) -> Iterable[str]:
-    """`name@alias`; the alias alone where a command takes that."""
+    """Complete `name@alias`; only the alias where a command takes that."""
     full = list(_adapter_aliases(_root(context)))
     return [name.partition("@")[2] for name in full] if context.info_name == "set" and "@" not in incomplete else full
 
@@ -192,7 +197,7 @@ def complete_spec(context: click.Context, _parameter: click.Parameter, incomplet
         bases = _quietly(lambda: _aliases_for(root, name))
         fits = [text for text in [*(f"{name}@{alias}" for alias in bases), *own] if _SAFE.fullmatch(text)]
     else:
-        names = dict.fromkeys([*_quietly(lambda: _index_names(root)), *_in_project(context)])
+        names = dict.fromkeys([*_quietly(lambda: _index_names(root, incomplete)), *_in_project(context)])
         fits = sorted(name for name in names if _SAFE.fullmatch(name))
     return _items(text for text in fits if text.startswith(incomplete))
 

@@ -89,7 +89,7 @@ class _Shell(ShellComplete):
     """The parts that all shells share."""
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """The complete words after the command, and the word being typed."""
+        """Return the complete words after the command, and the word being typed."""
         line = os.environ.get("ADAPT_LINE", "")
         words = split_arg_string(line)
         typed = "" if not words or line[-1:].isspace() else words.pop()
@@ -107,7 +107,7 @@ class _Shell(ShellComplete):
         return found
 
     def replaced(self, incomplete: str) -> str:
-        """The end of the word that the shell replaces."""
+        """Return the end of the word that the shell replaces."""
         return incomplete
 
     def format_completion(self, item: CompletionItem) -> str:
@@ -122,7 +122,7 @@ class Bash(_Shell):
     source_template: ClassVar[str] = _BASH
 
     def replaced(self, incomplete: str) -> str:
-        """The word that bash sent, if our word ends with it."""
+        """Return the word that bash sent, if our word ends with it."""
         word = os.environ.get("ADAPT_WORD", incomplete)
         return word if incomplete.endswith(word) else incomplete
 
@@ -145,12 +145,12 @@ SHELLS: Final = {shell.name: shell for shell in (Bash, Zsh, Fish)}
 
 
 def script(cli: click.Command, shell: str) -> str:
-    """The script that sets up completion in a shell."""
+    """Return the script that sets up completion in a shell."""
     return SHELLS[shell](cli, {}, "adapt", VARIABLE).source()
 
 
 def answer(cli: click.Command, instruction: str) -> int:
-    """Answer `bash_complete` or `bash_source`; returns the exit code. A line that cannot be completed is no error."""
+    """Answer `bash_complete` or `bash_source`; returns the exit code. Never raises, whatever the line."""
     name, _, what = instruction.partition("_")
     if name not in SHELLS:
         return UsageProblem.exit_code

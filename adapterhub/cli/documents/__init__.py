@@ -12,38 +12,42 @@ from __future__ import annotations
 from typing import Annotated, Any, Union
 
 from adapterhub.api import checking, describing, health, installing, listed, project, publishing, upkeep, weights
-from adapterhub.api.steps import exporting, keys, routing, trying
+from adapterhub.api.steps import exporting, keys, routing
 from adapterhub.api.steps import publishing as steps
 from adapterhub.api.steps.contracts import recording, running
 from adapterhub.cli.documents._typed import Digest, NotRequired, Path, TypedDict
 from adapterhub.cli.documents._values import document_of
+from adapterhub.cli.start import completion, demo
+from adapterhub.cli.use import mcp
 from adapterhub.distribution import hub, install, outdated, withdrawal
 from adapterhub.formats import administration, answers, manifest, modules
 from adapterhub.formats.alias import Alias, AliasMove
 from adapterhub.formats.contract import results, standards
+from adapterhub.formats.derived import comparison
 from adapterhub.inference import export
 from adapterhub.library import audit, identify, installed
-from adapterhub.library.bases import records, requested
+from adapterhub.library.bases import families, proof, record
 from adapterhub.library.find import likeness
 from adapterhub.library.upkeep import lineage, space
 from adapterhub.projects import locking, sync, syncing, tree
 from adapterhub.projects.trust import RevokedProject, TrustedProject
+from adapterhub.trust import findings
 from adapterhub.trust.explaining import Explanation
 from adapterhub.trust.signing import trust
-from adapterhub.trust.verify import report
 from adapterhub.weights import catalogue, fuse
-from adapterhub.weights.compare import difference, similarity
+from adapterhub.weights.compare import difference
 
 # mypy: disable-error-code="valid-type, misc"
 # `document_of` makes types when it runs.
 
 
-Base = document_of(records.BaseRecord)
+Base = document_of(record.BaseRecord)
 Added = document_of(installed.Added)
 File = document_of(manifest.FileEntry)
-Finding = document_of(report.Finding)
+Finding = document_of(findings.Finding)
 ModuleGroup = document_of(modules.ModuleGroup)
 Node = document_of(lineage.Node)
+Proof = document_of(proof.Proof)
 Use = document_of(tree.Use)
 
 
@@ -62,7 +66,7 @@ class Parent(TypedDict):
 
 
 class Manifest(TypedDict):
-    """The [manifest](manifest.md) of a build without the samples of its base; unknown fields are left out."""
+    """The [manifest](files.md#the-manifest) of a build without the samples of its base; unknown fields are left out."""
 
     schema: Annotated[str, "`adapterhub/1`"]
     name: str
@@ -79,8 +83,8 @@ class Manifest(TypedDict):
     dtype: NotRequired[str]
     parameters: NotRequired[int]
     parents: NotRequired[list[Parent]]
-    recipe: NotRequired[Annotated[dict[str, Any], "the [recipe](recipe.md) that made it"]]
-    behaviour: NotRequired[Annotated[dict[str, Any], "with `prompt`, the [prompt form](manifest.md#the-prompt-form)"]]
+    recipe: NotRequired[Annotated[dict[str, Any], "the [recipe](files.md#recipes) that made it"]]
+    behaviour: NotRequired[Annotated[dict[str, Any], "with `prompt`, the [prompt form](files.md#the-prompt-form)"]]
     metrics: NotRequired[dict[str, Any]]
     annotations: NotRequired[dict[str, Any]]
     card: NotRequired[Annotated[Any, "digest or text of the card"]]
@@ -115,7 +119,7 @@ class Refused(TypedDict):
 
 
 class AddedSeveral(TypedDict):
-    """What became of each folder; the exit code is 3 if one was refused."""
+    """The result for each folder; the exit code is 3 if one was refused."""
 
     added: list[Added]
     skipped: list[Skipped]
@@ -143,11 +147,11 @@ CONTRACTS = {
 
 # ---------------------------------------------------------------- in another form
 class Calling(TypedDict):
-    """How clients ask an adapter; engines apply no prompt form."""
+    """The way to prompt an adapter over HTTP; engines apply no prompt form."""
 
     route: Annotated[str, "`/v1/completions` or `/v1/chat/completions`"]
     how: Annotated[str, "what to send there, as text"]
-    prompt_form: Annotated[dict[str, Any] | None, "the build's [prompt form](manifest.md#the-prompt-form)"]
+    prompt_form: Annotated[dict[str, Any] | None, "the build's [prompt form](files.md#the-prompt-form)"]
 
 
 class ServedAdapter(TypedDict):
@@ -169,6 +173,7 @@ class ServePlan(TypedDict):
     adapters: Annotated[list[ServedAdapter], "the adapters given, in their order"]
     command: Annotated[list[str], "the engine's command line, as words"]
     engine: Annotated[str, "`vllm` and its version, or `llama.cpp`"]
+    proof: NotRequired[Annotated[Proof, "llama.cpp: why the GGUF file counts as the base"]]
     max_rank: NotRequired[Annotated[int, "vLLM: largest rank that can be requested later"]]
     slots: NotRequired[Annotated[int, "vLLM: how many adapters fit in one batch"]]
     cpu_slots: NotRequired[Annotated[int, "vLLM: how many adapters stay in memory"]]
@@ -181,10 +186,36 @@ class Served(ServePlan):
     pid: Annotated[int, "process id of the engine"]
 
 
+class EngineAdapter(TypedDict):
+    """An adapter of an engine that follows a file."""
+
+    model: Annotated[str, "its `id` in the file, which requests name"]
+    adapter: Annotated[str, "name and version"]
+    digest: Digest
+    rank: int | None
+
+
+class FollowedFile(TypedDict):
+    """An engine whose adapters follow a file, after the first look at it; with --dry-run, what would be loaded."""
+
+    url: Annotated[str, "where the engine answers"]
+    base: Annotated[str, "alias, else Hub id, else 12 hex digits"]
+    engine: Annotated[str, "`vllm` or `sglang`, and its version"]
+    metrics: NotRequired[Annotated[str, "without --dry-run: where Prometheus reads"]]
+    adapters: Annotated[list[EngineAdapter], "what the engine has from the file"]
+    problems: Annotated[list[str], "entries that cannot be used; with --dry-run also those that would be refused"]
+
+
 class Ui(TypedDict):
     """The pages of a library, printed as soon as they are served."""
 
     url: Annotated[str, "with the token that lets its reader in"]
+
+
+class Skill(TypedDict):
+    """Instructions for agents that use `adapt`."""
+
+    skill: Annotated[str, "the text of SKILL.md"]
 
 
 ENGINES = {
@@ -193,7 +224,10 @@ ENGINES = {
     "export.router": document_of(exporting.ExportedRouter),
     "serve": Served,
     "serve.dry-run": ServePlan,
+    "serve.sync": FollowedFile,
     "ui": Ui,
+    "mcp": list[document_of(mcp.Tool)],
+    "explain.skill": Skill,
 }
 
 
@@ -217,7 +251,6 @@ KEYS: dict[str, Any] = {
 }
 REMOTES: dict[str, Any] = {
     "remote-add": _REMOTE,
-    "remote-set": _REMOTE,
     "remote-list": list[_REMOTE],
     "remote-remove": _REMOTE,
     "remote-login": document_of(keys.LoggedIn),
@@ -229,14 +262,16 @@ REMOTES: dict[str, Any] = {
 # `document_of` makes types when it runs.
 
 
-class FolderOf(TypedDict):
-    """An adapter and its plain PEFT folder, for an inference server."""
+class Sbom(TypedDict):
+    """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
 
-    name: Annotated[str, "its name in the project, else its own name"]
-    path: Path
-    version: str
-    digest: Digest
-    rank: int | None
+    bomFormat: Annotated[str, "`CycloneDX`"]  # noqa: N815 - names of the standard
+    specVersion: Annotated[str, "`1.6`"]  # noqa: N815
+    serialNumber: Annotated[str, "the same for the same content"]  # noqa: N815
+    version: int
+    metadata: Annotated[dict[str, Any], "when and by what it was made; `component` is the subject"]
+    components: Annotated[list[dict[str, Any]], "adapters, bases and data sets"]
+    dependencies: Annotated[list[dict[str, Any]], "which component was made from which"]
 
 
 PROJECTS = {
@@ -250,11 +285,11 @@ PROJECTS = {
     "upgrade": document_of(syncing.LockMoved),
     "upgrade.dry-run": document_of(syncing.LockPlan),
     "upgrade.library": list[document_of(outdated.Upgraded)],
-    "rollback": document_of(syncing.LockMoved),
-    "rollback.dry-run": document_of(syncing.LockPlan),
-    "outdated": list[document_of(outdated.Offer)],
+    "upgrade.undo": document_of(syncing.LockMoved),
+    "upgrade.check": list[document_of(outdated.Offer)],
     "export": document_of(installing.Requirements),
-    "list.format": list[FolderOf],
+    "export.cyclonedx": Sbom,
+    "list.format": list[document_of(listed.AdapterFolder)],
     "tree": document_of(lineage.Tree),
     "tree.project": document_of(tree.ProjectTree),
     "tree.holders": document_of(tree.Holders),
@@ -278,34 +313,19 @@ VERBS: dict[str, Any] = {
 
 
 # ---------------------------------------------------------------- run
-class DemoAnswer(TypedDict):
-    """One answer of the demo."""
-
-    prompt: str
-    by: Annotated[str, "`base` or an adapter"]
-    text: str
-
-
-class Demo(TypedDict):
-    """The result of the demo."""
-
-    root: Annotated[str, "its library"]
-    base: str
-    hub_id: str
-    answers: list[DemoAnswer]
-
-
 WEIGHTS = {
     "merge": document_of(weights.MergedBuild),
     "merge.folder": document_of(weights.Merged),
     "merge.tune": document_of(weights.MergedBuild),
     "merge.methods": list[document_of(catalogue.Method)],
     "resize": document_of(weights.ResizedBuild),
-    "compare": document_of(similarity.Comparison),
+    "port": document_of(weights.PortedBuild),
+    "port.dry-run": document_of(weights.Ported),
+    "compare": document_of(comparison.Comparison),
     "compare.diff": document_of(difference.Difference),
-    "similar": document_of(likeness.Likeness),
-    "similar.groups": document_of(likeness.LikenessGroups),
-    "similar.server": document_of(hub.AlikeThere),
+    "compare.alike": document_of(likeness.Likeness),
+    "compare.groups": document_of(likeness.LikenessGroups),
+    "compare.server": document_of(hub.AlikeThere),
     "extract": document_of(weights.ExtractedBuild),
     "fuse": document_of(fuse.Fused),
 }
@@ -314,7 +334,7 @@ ANSWERS = {
     "run.compare": document_of(answers.ComparedAnswers),
     "run.batch": document_of(answers.BatchAnswers),
     "run.image": document_of(answers.DrawnImage),
-    "demo": Demo,
+    "demo": document_of(demo.Demo),
 }
 
 
@@ -356,33 +376,14 @@ class Folder(TypedDict):
     path: Annotated[str, "its plain PEFT folder"]
 
 
-class Sbom(TypedDict):
-    """A bill of materials, CycloneDX 1.6; its own JSON schema describes the rest."""
-
-    bomFormat: Annotated[str, "`CycloneDX`"]  # noqa: N815 - names of the standard
-    specVersion: Annotated[str, "`1.6`"]  # noqa: N815
-    serialNumber: Annotated[str, "the same for the same content"]  # noqa: N815
-    version: int
-    metadata: Annotated[dict[str, Any], "when and by what it was made; `component` is the subject"]
-    components: Annotated[list[dict[str, Any]], "adapters, bases and data sets"]
-    dependencies: Annotated[list[dict[str, Any]], "which component was made from which"]
-
-
-class Completion(TypedDict):
-    """The completion script of a shell."""
-
-    shell: Annotated[str, "`bash`, `zsh` or `fish`"]
-    script: str
-
-
 BASES = {
     "base-add": Base,
     "base-set": Base,
     "base-list": list[document_of(listed.ListedBase)],
     "base-show": document_of(upkeep.ShownBase),
-    "base-export-record": BaseRecord,
+    "base-show.record": BaseRecord,
     "base-compare": document_of(upkeep.ComparedBases),
-    "base-family": list[document_of(requested.Family)],
+    "base-family": list[document_of(families.Family)],
     "base-remove": document_of(upkeep.RemovedBase),
     "base-pin": document_of(upkeep.Pinned),
 }
@@ -394,23 +395,21 @@ ADAPTERS = {
     "install.dry-run": list[document_of(install.Install)],
     "list": list[Listed],
     "search": list[document_of(listed.FoundBuild)],
-    "search.setup": document_of(upkeep.SearchModel),
-    "search.try": document_of(trying.Tried),
+    "search.try": document_of(listed.Tried),
     "route": document_of(routing.Routed),
     "route.check": document_of(routing.CheckedRoute),
     "info": Shown,
     "info.recipe": ShownRecipe,
-    "path": Folder,
+    "info.path": Folder,
     "verify": list[document_of(checking.Verified)],
     "verify.engine": list[document_of(checking.Checked)],
     "audit": document_of(audit.Audit),
-    "sbom": Sbom,
     "remove": document_of(upkeep.Removed),
     "cache-show": document_of(space.Space),
     "cache-clean": document_of(upkeep.Freed),
     "doctor": list[document_of(health.Line)],
     "doctor.repair": document_of(upkeep.Repaired),
-    "completion": Completion,
+    "completion": document_of(completion.Completion),
 }
 
 
@@ -434,7 +433,7 @@ SERVERS = {
     "mirror": list[document_of(steps.Mirrored)],
     "mirror.dry-run": list[document_of(steps.Mirrored)],
     "yank": document_of(withdrawal.Withdrawn),
-    "unyank": document_of(withdrawal.Withdrawn),
+    "yank.undo": document_of(withdrawal.Withdrawn),
     "delete": document_of(withdrawal.Withdrawn),
     **REMOTES,
 }
@@ -446,8 +445,15 @@ REGISTRY: dict[str, Any] = {
     "registry-token-list": list[document_of(administration.Token)],
     "registry-token-revoke": document_of(administration.Token),
     "registry-token-log": list[document_of(administration.LogEntry)],
-    "registry-user-list": list[document_of(administration.User)],
-    "registry-user-revoke": list[document_of(administration.Token)],
+    "registry-token-list.users": list[document_of(administration.User)],
+    "registry-token-revoke.user": list[document_of(administration.Token)],
+    "registry-accounts": list[document_of(administration.Account)],
+    "registry-publishers": list[document_of(administration.Publisher)],
+    "registry-members": list[document_of(administration.Member)],
+    "registry-members.team": list[document_of(administration.Team)],
+    "registry-members.invite": document_of(administration.NewInvitation),
+    "registry-members.withdraw": list[document_of(administration.Invitation)],
+    "registry-members.remove": list[document_of(administration.RemovedMember)],
     "registry-webhook-add": document_of(administration.NewWebhook),
     "registry-webhook-list": list[document_of(administration.Webhook)],
     "registry-webhook-remove": document_of(administration.Webhook),
@@ -455,7 +461,11 @@ REGISTRY: dict[str, Any] = {
     "registry-webhook-deliveries": list[document_of(administration.Delivery)],
     "registry-tests": document_of(administration.NamespaceRule),
     "registry-names": list[document_of(administration.HeldName)],
+    "registry-backup": document_of(administration.BackedUp),
+    "registry-restore": document_of(administration.Restored),
+    "registry-upgrade": document_of(administration.SchemaUpgrade),
     "registry-gc": document_of(administration.FreedSpace),
+    "registry-import": document_of(administration.Filled),
     "registry-worker": document_of(administration.MadeRecords),
     "registry-meaning": document_of(administration.MeaningModel),
 }
@@ -482,9 +492,10 @@ CHAPTERS: dict[str, dict[str, Any]] = {
     "Bases": BASES,
     "The library": ADAPTERS,
     "Aliases": {
-        **{f"alias-{verb}": document_of(Alias) for verb in ("set", "show", "remove", "rollback")},
+        **{f"alias-{verb}": document_of(Alias) for verb in ("set", "remove", "rollback")},
         "alias-list": list[document_of(Alias)],
         "alias-history": list[document_of(AliasMove)],
+        "alias-keep": document_of(administration.AliasRetention),
     },
     "Projects": PROJECTS,
     "Finding out": VERBS,

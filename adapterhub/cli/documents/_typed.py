@@ -10,13 +10,12 @@ if sys.version_info >= (3, 12):  # pydantic refuses the TypedDict of older ones
 else:
     from typing_extensions import NotRequired, TypedDict
 
+from adapterhub.formats.base.fingerprint import BaseVerdict
+
 __all__ = ["Digest", "NotRequired", "Path", "Size", "TypedDict", "Verdict"]
 
 Digest = Annotated[str, "`sha256:` and 64 hex digits"]
 Path = Annotated[str, "a path on this machine"]
 Size = Annotated[int, "bytes"]
-Verdict = Annotated[
-    str,
-    "`SAME_WEIGHTS`, `SAME_WEIGHTS_OTHER_PRECISION`, `SAME_WEIGHTS_RESIZED_VOCABULARY`, `SAME_FAMILY`, `SAME_SHAPES`,"
-    " `DIFFERENT` or `UNKNOWN`",
-]
+_VERDICTS = [f"`{verdict.name}`" for verdict in BaseVerdict]
+Verdict = Annotated[str, f"{', '.join(_VERDICTS[:-1])} or {_VERDICTS[-1]}"]

@@ -25,7 +25,7 @@ _PLAIN = (Any, object, str, int, float, bool, types.NoneType)
 
 @cache
 def document_of(kind: Any) -> Any:
-    """The TypedDict of a `Documented` type: its keys, their types as JSON has them, and their descriptions.
+    """Return the TypedDict of a `Documented` type: its keys, their types as JSON has them, and their descriptions.
 
     Its description is the first sentence of the class's docstring.
     """
@@ -39,7 +39,7 @@ def document_of(kind: Any) -> Any:
 
 
 def _hint_of(kind: type[Documented], path: str) -> Any:
-    """The type of the attribute at `layout.kind`; what may be None on the way makes the whole nullable."""
+    """Return the type of the attribute at `layout.kind`; what may be None on the way makes the whole nullable."""
     hint: Any = kind
     may_be_null, noted = False, ()
     for name in path.split("."):
@@ -55,14 +55,14 @@ def _hint_of(kind: type[Documented], path: str) -> Any:
 
 
 def _without_null(hint: Any) -> Any:
-    """The type of a field that is left out instead of null."""
+    """Return the type of a field that is left out instead of null."""
     if get_origin(hint) is Annotated:
         return getitem(Annotated, (_without_null(get_args(hint)[0]), *hint.__metadata__))
     return Union[tuple(one for one in get_args(hint) if one is not types.NoneType)]  # noqa: UP007 - of a tuple
 
 
 def _own_hint(owner: type, name: str) -> Any:
-    """The type of a field, or of a property, whose docstring describes it."""
+    """Return the type of a field, or of a property, whose docstring describes it."""
     member = inspect.getattr_static(owner, name, None)
     if isinstance(member, property | cached_property):
         words = _first_sentence(member)
@@ -75,7 +75,7 @@ def _own_hint(owner: type, name: str) -> Any:
 
 @cache
 def _for_types(module: str) -> Mapping[str, Any]:
-    """What a module imports below `if TYPE_CHECKING:`, by name."""
+    """Return the imports of a module below `if TYPE_CHECKING:`, by name."""
     if not module.startswith("adapterhub"):
         return {}
     blocks = ast.parse(inspect.getsource(sys.modules[module])).body
@@ -100,7 +100,7 @@ def _notes_in(hint: Any) -> tuple[Any, ...]:
 
 
 def _as_json(hint: Any, inside: type[Documented]) -> Any:
-    """What `json_value` makes of the type; `inside` is the type whose document has it."""
+    """Return the type of `json_value`'s result for the type; `inside` is the type whose document has it."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return getitem(Annotated, (_as_json(inner[0], inside), *hint.__metadata__))

@@ -19,8 +19,9 @@ _COLUMNS = ("adapter", "code", "severity", "where", "finding")
 
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
-@click.option("--strict", is_flag=True, help="Let warnings and unknowns set the exit code, too.")
+@click.option("--strict", is_flag=True, help="Also let warnings and unknowns set the exit code.")
 @click.option("--verify", is_flag=True, help="Also check every byte, as `adapt verify` does.")
+@click.option("--log", is_flag=True, help="Also ask each server's log whether it has the adapter and only grew.")
 @click.option("--offline", is_flag=True, help="Do not ask servers whether an adapter was withdrawn.")
 @click.option("--ignore", multiple=True, metavar="CODE", help="Skip findings with this code; may be repeated.")
 @click.option("--notes", is_flag=True, help="Also show notes: signers, combined licences and missing contracts.")
@@ -31,14 +32,16 @@ def audit(session: Session, adapters: tuple[str, ...], notes: bool, sarif: bool,
 
     Changes nothing. Asks the server that each adapter came from whether it has been withdrawn.
 
-    Exits with code 0 without errors (with --strict: without warnings and unknowns, too), 3 with errors (with --strict:
-    or warnings), 12 when --verify finds bytes that do not match their digest, and 17 when --strict finds only unknowns.
+    Exits with code 0 without errors (with --strict: nor warnings or unknowns), 3 with errors (with --strict:
+    or warnings), 12 when --verify finds bytes that do not match their digest or --log a log with another past, and 17
+    when --strict finds only unknowns.
 
     \b
     Examples:
       adapt audit
       adapt audit legal-qa@base-7b --offline --notes
       adapt audit --strict --ignore W_UNSIGNED --json
+      adapt audit --log --notes
       adapt audit --sarif > audit.sarif
     """
     if sarif and session.out.as_json:

@@ -1,4 +1,4 @@
-"""`adapt contract`: record what adapters answer, show signed results, and say what a PASS needs."""
+"""`adapt contract`: record the answers of adapters, show signed results, and set the requirements for a PASS."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def contract() -> None:
     "--max-new-tokens",
     type=kind_of(GoldenTokens),
     metavar="N",
-    help="Stop an answer after N tokens [default: that of the prompt form, else 64].",
+    help="Stop an answer after N tokens [default: that of the prompt form, or 64].",
 )
 @click.option(
     "--margin",
@@ -135,7 +135,8 @@ def _say_results(session: Session, found: Sequence[SignedResults]) -> None:
             base = build.bases.get(one.result.base) or one.result.base[:19]
             where = ", ".join(filter(None, (base, one.result.dtype, one.result.load_in)))
             by = shown(f"{one.by}, {one.standing.replace('_', ' ')}")
-            session.out.line(f"  {one.result.verdict}  on {shown(where)}  by {by}  {one.time[:10]}")
+            drift = "" if one.result.drift is None else f"  drift {one.result.drift:.3f}"
+            session.out.line(f"  {one.result.verdict}  on {shown(where)}  by {by}  {one.time[:10]}{drift}")
         for refusal in build.refusals:
             session.out.warn(f"`{label}`: a result does not count: {refusal}")
 
@@ -165,11 +166,11 @@ def export(session: Session, adapter: str, folder: Path, **options: Any) -> None
 @click.option("--reset", is_flag=True, help="Forget what was set before.")
 @common
 def policy(session: Session, policy: TestsPolicy | None, bounds: tuple[str, ...], **options: Any) -> None:
-    """Show or set what becomes of builds without a PASS of their contract.
+    """Show or set the policy for builds that have not passed their contract.
 
-    `require` refuses such a build in `adapt sync` and `adapt serve`, `warn` warns of it, `off` does neither. Runs no
-    model. What is not given stays unchanged. It holds in every project; a project's policy `tests` may be stricter,
-    and the stricter value holds.
+    `require` refuses such a build in `adapt sync` and `adapt serve`, `warn` prints a warning, `off` does neither. Runs
+    no model. Settings that are not given stay unchanged. The policy holds in every project; a project's policy `tests`
+    may be stricter, and the stricter value holds.
 
     \b
     Examples:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -31,12 +30,12 @@ def identify(session: Session, paths: tuple[Path, ...]) -> None:
 
     Compares the digests of its files and tensors with everything that is or was installed, then the names and sizes of
     its modules with the registered bases and well-known model families. `proven`: the bytes are the same. `likely`: it
-    fits nothing else known here. `possible`: it fits others, too, or only its name matches.
+    fits nothing else known here. `possible`: it also fits others, or only its name matches.
 
     For a LoRA of diffusers, kohya, ComfyUI or MLX it also says program, family, rank, words that trigger it, and the
     hashes by which Civitai and kohya know it. Such a hash, given instead of a file, finds the adapter made of it.
 
-    Several files, or a folder of files, are listed in one table: only headers are read, and the numbers of those alone
+    Several files, or a folder of files, are listed in one table: only headers are read, and the numbers of files
     that look like copies of another.
 
     Exits with code 10 when nothing matches.
@@ -47,11 +46,11 @@ def identify(session: Session, paths: tuple[Path, ...]) -> None:
       adapt identify ./out/legal-qa --json
       adapt identify ~/loras
     """
-    if len(paths) > 1 or _holds_several(paths[0]):
-        listed = session.opened.identify_files(*paths)
-        session.out.result(listed.to_json(), lambda: _say_files(session, listed, paths))
+    found: Any = session.opened.identify(*paths)
+    if hasattr(found, "duplicates"):
+        session.out.result(found.to_json(), lambda: _say_files(session, found, paths))
         return
-    identity = session.opened.identify(paths[0])
+    identity: Identity = found
     for note in identity.notes:
         session.out.note(note)
     if not identity.matches and identity.lora is None:
@@ -62,12 +61,6 @@ def identify(session: Session, paths: tuple[Path, ...]) -> None:
         )
     session.out.result(identity.to_json(), lambda: _say(session, identity))
     _hint(session, identity)
-
-
-def _holds_several(path: Path) -> bool:
-    """Whether a folder is one of many files, and not that of one adapter."""
-    is_adapter = any((path / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors"))
-    return path.is_dir() and not is_adapter and len(list(islice(path.rglob("*.safetensors"), 2))) > 1
 
 
 def _say(session: Session, identity: Identity) -> None:
@@ -119,13 +112,13 @@ def _row(file: LoraFile, given: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _place(path: Path, given: Sequence[Path]) -> str:
-    """The path below the folder that was given, or the name of a file that was."""
+    """Return the path below the folder that was given, or the name of a file that was."""
     folder = next((place for place in given if place != path and path.is_relative_to(place)), path.parent)
     return shown(path.relative_to(folder).as_posix(), 80)
 
 
 def _facts_of(file: LoraFile, hashes: Hashes | None) -> Iterator[str]:
-    """The facts of one file, a line each."""
+    """Yield the facts of one file, a line each."""
     parts = f" on {', '.join(file.parts)}" if file.parts else ""
     size = size_text(file.size_bytes)
     yield f"{file.method} of {file.program}{parts}: {file.modules} modules, rank {file.rank}, {size}"

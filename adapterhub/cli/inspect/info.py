@@ -11,7 +11,7 @@ from adapterhub.cli.output import size_text
 from adapterhub.core.errors import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from adapterhub.api.describing import Shown, ShownThere
     from adapterhub.core.specs import AdapterSpec
@@ -24,10 +24,13 @@ _Fields = list[tuple[str, object]]
 @click.argument("spec", type=SPEC)
 @click.option("--base", type=BASE, help="Use this base if the spec names none.")
 @rank_option
-@click.option("--recipe", is_flag=True, help="Show only the merge recipe, as TOML for `adapt merge --recipe`.")
+@click.option("--path", "only", flag_value="path", help="Print only the path of its plain PEFT folder.")
+@click.option(
+    "--recipe", "only", flag_value="recipe", help="Show only the merge recipe, as TOML for `adapt merge --recipe`."
+)
 @remote_options
 @common
-def info(session: Session, spec: AdapterSpec, recipe: bool, **options: Any) -> None:
+def info(session: Session, spec: AdapterSpec, only: Any, **options: Any) -> None:
     """Show the details of one adapter: base, files, modules with rank and alpha, lineage, signature and users.
 
     Shows an installed adapter if there is one. Otherwise, or with --remote, reads the manifest, the config and the
@@ -39,12 +42,12 @@ def info(session: Session, spec: AdapterSpec, recipe: bool, **options: Any) -> N
       adapt info legal-qa@base-7b
       adapt info acme/legal-qa@base-7b --remote ours
       adapt info legal-summary --recipe > merge.toml
+      python -c "from peft import …" "$(adapt info legal-qa@base-7b --path)"
     """
-    if recipe:
-        text = session.opened.recipe(spec, base=options["base"], rank=options["rank"])
-        session.out.result({"recipe": text}, lambda: session.out.line(text.rstrip()))
+    found: Any = session.opened.info(spec, only=only, **options)
+    if only is not None:
+        session.out.result({only: str(found)}, lambda: session.out.line(str(found).rstrip()))
         return
-    found: Any = session.opened.info(spec, **options)
     session.out.result(
         found.to_json, lambda: session.out.fields(_installed(found) if found.installed else _on_server(found))
     )
@@ -69,6 +72,7 @@ def _installed(one: Shown) -> _Fields:
         *_verdict(one),
         ("task", manifest.task),
         ("description", manifest.description or None),
+        *_images(manifest.annotations),
         ("license", manifest.license),
         ("prompt form", manifest.prompt.label if manifest.prompt else None),
         ("contract", one.contract),
@@ -77,6 +81,7 @@ def _installed(one: Shown) -> _Fields:
         ("path", build.folder),
         ("added", one.added_at),
         ("from", one.origin),
+        ("published by", one.publisher.by if one.publisher else None),
         ("signature", one.signature.message),
     ]
     pairs += [("file", f"{e.path}  {size_text(e.size_bytes)}  {e.sha256}") for e in manifest.files]
@@ -99,11 +104,13 @@ def _on_server(one: ShownThere) -> _Fields:
         ("digest", manifest.digest),
         ("repository", f"{one.repository} on {one.remote}"),
         ("commit", one.commit),
+        ("published by", one.publisher.by if one.publisher else None),
         ("base weights", fingerprint.weights if fingerprint else "unknown"),
         ("base hub id", manifest.base.hints.hub_id),
         *_verdict(one),
         ("task", manifest.task),
         ("description", manifest.description or None),
+        *_images(manifest.annotations),
         ("license", manifest.license),
         ("prompt form", manifest.prompt.label if manifest.prompt else None),
         *_method(one),
@@ -115,8 +122,20 @@ def _on_server(one: ShownThere) -> _Fields:
     return pairs
 
 
+def _images(annotations: Mapping[str, Any]) -> _Fields:
+    """Return the statements of a LoRA of an image program about itself."""
+    from adapterhub.formats.foreign.reading import ImageAbout
+
+    about = ImageAbout.of(annotations)
+    triggers = ", ".join(shown(word, 60) for word in about.triggers)
+    return [("title", about.title or None), ("family", about.family or None), ("triggers", triggers or None)]
+
+
 def _verdict(one: Shown | ShownThere) -> _Fields:
-    """The base that the adapter's base was compared with, the verdict, and each difference; what the policy says."""
+    """Return the base that the adapter's base was compared with, the verdict, and each difference.
+
+    What the policy says.
+    """
     judged = one.judged
     asked = f", `{judged.asked}`" if judged.asked else ""
     differs: _Fields = [("base differs", text) for text in judged.differences]
@@ -127,7 +146,7 @@ def _verdict(one: Shown | ShownThere) -> _Fields:
 
 
 def _method(one: Shown | ShownThere) -> _Fields:
-    """Method, rank and alpha, and the modules in groups."""
+    """Return method, rank and alpha, and the modules in groups."""
     manifest = one.manifest
     pairs: _Fields = [
         ("method", ", ".join(manifest.method).lower()),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.cli.completion.completing import complete_engine, complete_spec_or_folder
-from adapterhub.cli.options.params import BASE, Session, common
-from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, UsageProblem, shown
+from adapterhub.cli.options.params import BASE, Session, common, jobs_option
+from adapterhub.core.errors import EXIT_SOME_FAILED, Incompatible, UsageProblem, explained_by, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from adapterhub.core.specs import BaseSpec
 
 _UNSIGNED = "is not signed"
-_ALL = "all"
 
 
 @click.command()
@@ -36,6 +35,7 @@ _ALL = "all"
 @click.option("--strict", is_flag=True, help="Fail when a signed folder has files that its signature does not cover.")
 @click.option("--notes", is_flag=True, help="Also show notes, such as ignored files and scales.")
 @click.option("--offline", is_flag=True, help="Ask no server whether it has yanked an adapter.")
+@jobs_option("With --all: check N at a time [default: 1].")
 @common
 def verify(
     session: Session,
@@ -46,11 +46,18 @@ def verify(
     strict: bool,
     notes: bool,
     offline: bool,
+    jobs: int,
 ) -> None:
     """Check an adapter's bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
-    Also warns about an installed adapter that its server has yanked: asks the server, and if it does not answer, says
-    what it said last.
+    The base of an installed adapter, and of a folder with a manifest, is the registered one with the weights that it
+    declares.
+
+    Also warns about an installed adapter that its server has yanked: asks the server, and if it does not answer, uses
+    its last answer.
+
+    A check of --all that was interrupted goes on where it was within a week, if you run it again: what has the same
+    files as when it was checked is not read again. After one that ended, the next reads every byte.
 
     With --engine, says instead which engines read the adapter correctly, why not, and which flags each needs. Engines
     do not check what they load, so an adapter that is not sound counts as no. The rules come from the engines' sources;
@@ -62,22 +69,24 @@ def verify(
 
     \b
     Examples:
-      adapt verify --all
+      adapt verify --all --jobs 8
       adapt verify ./out/legal-qa --base base-7b
       adapt verify legal-qa@base-7b --engine vllm@0.32 --engine llama.cpp
     """
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt verify --help`")
+    if engines and notes:
+        raise UsageProblem("`--engine` asks another question; leave out `--notes`")
+    options: dict[str, Any] = {"engines": engines} if engines else {}
+    found: Any = session.checks.verify(*adapters, base=base, strict=strict, offline=offline, jobs=jobs, **options)
     if engines:
-        if strict or notes:
-            raise UsageProblem("`--engine` asks another question; leave out `--strict` and `--notes`")
-        checked = session.checks.check(*adapters, engines=() if _ALL in engines else engines, base=base)
+        checked: Sequence[Checked] = found
         session.out.result([one.to_json() for one in checked], lambda: _say_checked(session, checked))
         answers = [one.says_yes(verdict) for one in checked for verdict in one.verdicts]
         code = 0 if all(answers) else EXIT_SOME_FAILED if any(answers) else Incompatible.exit_code
     else:
-        reports = session.checks.verify(*adapters, base=base, strict=strict, offline=offline)
-        session.out.result(reports.to_json(), lambda: _say(session, reports, notes=notes))
+        reports: Reports = found
+        session.out.result(reports.documents, lambda: _say(session, reports, notes=notes))
         code = reports.exit_code
     if code:
         raise SystemExit(code)
@@ -96,7 +105,7 @@ def _say(session: Session, reports: Reports, *, notes: bool) -> None:
             expected = f"; expected {finding.expected}" if finding.expected else ""
             out.line(f"  [{finding.code}] {finding.severity}: {place}{finding.message}{expected}")
             if finding.severity == "error":
-                out.hint(finding.hint or f"`adapt help {finding.code}` says what to do")
+                out.hint(finding.hint or explained_by(finding.code))
     if not reports:
         out.line("nothing is installed")
 
@@ -115,6 +124,8 @@ def _say_checked(session: Session, checked: Sequence[Checked]) -> None:
             out.line(f"  {verdict.target:{width}}  {'yes' if one.says_yes(verdict) else 'no'}  {flags}".rstrip())
             for reason in verdict.reasons:
                 out.line(f"    {reason.text}")
+            if verdict.pairs is not None and verdict.pairs.bound < verdict.pairs.all:
+                out.line(f"    {verdict.pairs}")
             for note in (*verdict.steps, *verdict.notes):
                 out.note(f"    note: {note}")
     for asked in zip(*(one.verdicts for one in checked), strict=True):

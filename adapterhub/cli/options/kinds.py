@@ -10,7 +10,7 @@ from adapterhub.core.arguments import Between
 
 
 def kind_of(value: Any, *more: str) -> Any:
-    """The type of an option that takes a `Literal`, or a number `Between` bounds; `more` are further words."""
+    """Return the type of an option that takes a `Literal`, or a number `Between` bounds; `more` are further words."""
     if get_origin(value) is Literal:
         return click.Choice([*get_args(value), *more])
     assert get_origin(value) is Annotated

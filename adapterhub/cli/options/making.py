@@ -23,7 +23,7 @@ class WeightsType(click.ParamType):  # type: ignore[type-arg]  # generic only in
     name = "weights"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
-        """The numbers; a comma at the end means nothing."""
+        """Return the numbers; a comma at the end means nothing."""
         try:
             return [float(part) for part in value.removesuffix(",").split(",")]
         except ValueError:
@@ -45,7 +45,7 @@ base_option = click.option("--base", type=BASE, help="Use this base for specs th
 
 
 def dtype_option(default: str) -> Callable[[F], F]:
-    """`--dtype` of what is written; `default` is in words."""
+    """`--dtype` of the result; `default` is in words."""
     return click.option("--dtype", type=kind_of(Precision), help=f"Precision of the result [default: {default}].")
 
 

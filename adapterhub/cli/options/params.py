@@ -14,6 +14,7 @@ import click
 
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.output import Output
+from adapterhub.core.arguments import Count
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.limits import parse_limits, use_limits
 from adapterhub.projects import session as library_session
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from adapterhub.api.searching import Searching
     from adapterhub.core.ranks import RankRange
     from adapterhub.core.specs import AdapterSpec
-    from adapterhub.library.remotes import Remote
-    from adapterhub.library.transfer import Source
     from adapterhub.projects import values
 
 
@@ -52,21 +51,21 @@ class Session(library_session.Session):
         """The library as Python has it, in this session: a command calls one method and prints what that returns."""
         from adapterhub.api.library import library_of
 
-        return library_of(self, self.out)
+        return library_of(self)
 
     @property
     def index(self) -> Searching:
-        """What the library's index answers, for commands that are to start fast: it imports no library."""
-        from adapterhub.api.searching import searching_of
+        """The answers of the library's index, for commands that should start fast: it imports no library."""
+        from adapterhub.api.searching import Searching
 
-        return searching_of(self, self.out)
+        return Searching(self)
 
     @property
     def checks(self) -> Checking:
-        """What judges adapters, for `verify`: a folder needs no library."""
-        from adapterhub.api.checking import checking_of
+        """The checks of adapters, for `verify`: a folder needs no library."""
+        from adapterhub.api.checking import Checking
 
-        return checking_of(self, self.out)
+        return Checking(self)
 
     @property
     def opened_project(self) -> Project:
@@ -75,26 +74,20 @@ class Session(library_session.Session):
         Raises:
             NotFound, Malformed: there is none, or its file is unusable.
         """
-        from adapterhub.api.project import Project
+        from adapterhub.api.project import project_of
 
-        return Project.of_session(self, self.opened)
+        return project_of(self, self.opened)
 
     @property
     def project_here(self) -> Project | None:
         """The same; None outside a project."""
         return self.opened_project if self.project_folder is not None else None
 
-    def open_remote(self, remote: Remote, *, token: str | None = None, offline: bool = False) -> Source:
-        """The remote end, without the progress bars of the Hub client when ours are off."""
-        if not offline and not self.out.shows_bars:
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the client reads it once, when imported
-        return library_session.Session.open_remote(self, remote, token=token, offline=offline)
-
 
 def common(command: F) -> F:
     """Add `--root`, `--json`, `--quiet` and `--verbose`; the command gets a `Session` as its first argument.
 
-    `--quiet` and `--verbose` count before the command, too.
+    `--quiet` and `--verbose` also count before the command.
     """
 
     @click.option(
@@ -114,7 +107,6 @@ def common(command: F) -> F:
         quiet: bool,
         verbose: bool,
         project_dir: Path | None = None,
-        trust_project: bool = False,
         **kwargs: Any,
     ) -> Any:
         use_limits(parse_limits(os.environ.get("ADAPTERHUB_LIMITS", "")))
@@ -129,7 +121,7 @@ def common(command: F) -> F:
             out=out,
             variables=os.environ,
             project_dir=project_dir,
-            trusts_project=trust_project,
+            trusts_project=os.environ.get("ADAPTERHUB_TRUST_PROJECT") == "1",
             agree=agree,
             ask_password=ask_password if is_typed_at else None,
         )
@@ -153,7 +145,7 @@ def agree_on_terminal(out: Output, project: values.Project, servers: values.Serv
 
 
 def ask_password(name: str) -> str:
-    """The password of a key, typed on the terminal."""
+    """Return the password of a key, typed on the terminal."""
     password: str = click.prompt(f"password of key {name}", hide_input=True, err=True)
     return password
 
@@ -163,12 +155,6 @@ def project_option(command: F) -> F:
     text = "Use the project in DIR [default: the nearest folder upwards that has an adapters.toml]."
     kind = click.Path(file_okay=False, path_type=Path)
     return click.option("--project", "project_dir", type=kind, metavar="DIR", help=text)(command)
-
-
-def trust_option(command: F) -> F:
-    """Add `--trust-project`, which `common` puts into the session."""
-    text = "Trust the servers that the project names for this run; `adapt remote trust` trusts them for good."
-    return click.option("--trust-project", is_flag=True, help=text)(command)
 
 
 class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
@@ -217,7 +203,7 @@ class RankType(click.ParamType):  # type: ignore[type-arg]  # as `SpecType`
     name = "rank"
 
     def convert(self, value: Any, _param: click.Parameter | None, _ctx: click.Context | None) -> RankRange:
-        """The ranks.
+        """Return the ranks.
 
         Raises:
             UsageProblem: the text names none.
@@ -236,7 +222,7 @@ class ExistingPath(click.Path):
     """A path where something is."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path.
+        """Return the path.
 
         Raises:
             NotFound: nothing is there; the hint offers the nearest path.
@@ -257,6 +243,14 @@ def places_option(
     return click.option("--from", "places", multiple=True, type=folder, metavar="DIR", help=text)
 
 
+def jobs_option(text: str, *, default: int = 1) -> Callable[[F], F]:
+    """Add `--jobs N`; `text` is its help."""
+    return click.option("--jobs", type=kind_of(Count), default=default, metavar="N", help=text)
+
+
+offline_option = click.option("--offline", is_flag=True, help="Use no network.")
+
+
 def remote_option(command: F) -> F:
     """Add `--remote`."""
     text = "Use this remote or server URL [default: the remote of the namespace, then the default remote]."
@@ -270,30 +264,20 @@ def _remote_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 
 def remote_options(command: F) -> F:
-    """Add `--remote`, `--token` and `--offline`."""
-    for option in (
-        click.option("--offline", is_flag=True, help="Use no network."),
-        click.option(
-            "--token",
-            metavar="TOKEN",
-            help="Access token [default: ADAPTERHUB_TOKEN, then the token of `adapt remote login`].",
-        ),
-        remote_option,
-    ):
-        command = option(command)
-    return command
+    """Add `--remote` and `--offline`."""
+    return remote_option(offline_option(command))
 
 
 def signatures_option(command: F) -> F:
     """Add `--signatures`, the signature policy for one run."""
-    text = "Signature policy for this run [default: that of the namespace, else of the remote, else the general one]."
+    text = "Signature policy for this run [default: that of the namespace, of the remote, or the general one]."
     from adapterhub.trust.signing.policy import SignaturePolicy
 
     return click.option("--signatures", type=kind_of(SignaturePolicy), help=text)(command)
 
 
 def needing(extra: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """A callback for an option that needs an extra: without the extra, the option is refused before any work."""
+    """Return a callback for an option that needs an extra: without the extra, the option is refused before any work."""
 
     def check(_ctx: click.Context, param: click.Parameter, value: object) -> object:
         if value is not None:

@@ -1,4 +1,4 @@
-"""Options of commands that test what they bring or make against a behaviour contract."""
+"""Options of commands that test the adapters they install or make against a behaviour contract."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def install_test_options(command: F) -> F:
 
 
 def test_option(what: str) -> Callable[[F], F]:
-    """Add `--test[=warn]`; `what` says what it does for what passes its contract."""
+    """Add `--test[=warn]`; `what` names its action on an adapter that passes its contract."""
     return click.option(
         "--test", cls=BareOption, bare="keep", type=kind_of(Testing), metavar="[=warn]", help=f"{what}; or only warn."
     )

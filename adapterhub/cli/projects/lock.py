@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_key
-from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options, trust_option
+from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options
 from adapterhub.cli.output import counted
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Only check: exit with code 15 if the lock file is stale.")
 @places_option()
 @project_option
-@trust_option
 @remote_options
 @common
 def lock(session: Session, names: tuple[str, ...], **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_group
-from adapterhub.cli.options.params import Session, common, project_option, signatures_option, trust_option
+from adapterhub.cli.options.params import Session, common, project_option, signatures_option
 from adapterhub.cli.options.testing import test_option
 from adapterhub.cli.output import counted, listed, size_text
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 @test_option("Change folders only if each build answers as its contract records")
 @signatures_option
 @project_option
-@trust_option
 @common
 def sync(session: Session, **options: Any) -> None:
     """Make the project's `adapters/` match its lock file, with links into the library.
@@ -50,7 +49,7 @@ def sync(session: Session, **options: Any) -> None:
     A file counts as unchanged, without being read, while its size, times and inode are those that sync left. --check
     reads every byte; use `adapt sync --frozen --check` in CI.
 
-    --test asks every build with a contract on the base of the project, before any folder changes, and a merge by the
+    --test runs the contract of every build on the base of the project, before any folder changes, and a merge by the
     lines of its inputs' contracts that bind it. A kept result of the same build, base and precision is free.
 
     \b

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @project_option
 @common
 def tree(session: Session, specs: tuple[AdapterSpec, ...], is_library: bool, **options: Any) -> None:
-    """Show the adapters of the project, else of the library, as a tree with the parents of each merge.
+    """Show the adapters of the project, or of the library, as a tree with the parents of each merge.
 
     The library's tree starts at adapters that no other installed adapter was made from. Give SPEC to start there
     instead; in a project, a bare name is the project's name for an adapter.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.params import SPEC, Session, common, remote_options
+from adapterhub.cli.options.params import SPEC, Session, common, remote_option
 from adapterhub.cli.output import listed
 from adapterhub.core.errors import UsageProblem
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("spec", type=SPEC, metavar="SPEC|ORG/REPO")
 @click.option("--yes", "-y", is_flag=True, help="Delete without a prompt.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted; change nothing.")
-@remote_options
+@remote_option
 @common
 def delete(session: Session, spec: AdapterSpec, yes: bool, dry_run: bool, **options: Any) -> None:
     """Delete a published version from a server, or the whole repository if you name no version.

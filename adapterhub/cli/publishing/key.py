@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from adapterhub.cli.completion.completing import complete_own_key
+from adapterhub.cli.completion.completing import complete_own_key, complete_remote
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import SPEC, Session, common, rank_option
@@ -136,12 +136,12 @@ def untrust(session: Session, name: str) -> None:
 @key.command("revoke")
 @click.argument("name")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--reason", default="", metavar="TEXT", help="Why; refusals say it.")
+@click.option("--reason", default="", metavar="TEXT", help="The reason, which refusals show.")
 @common
 def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
     """Refuse whatever a key signed, whenever it did: it was stolen or lost. No policy lets it in.
 
-    Without FILE, revokes the key that is trusted by that name, else your own. `install`, every command that uses a
+    Without FILE, revokes the key that is trusted by that name, or your own. `install`, every command that uses a
     build, `verify` and `audit` then refuse its signatures with the reason, and `sign` refuses to use it. To go on with
     a new key, run `adapt key rotate`; others run `adapt key trust NAME FILE --replace`.
 
@@ -160,7 +160,7 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
     "--key",
     metavar="NAME",
     shell_complete=complete_own_key,
-    help="Sign with this key [default: ADAPTERHUB_KEY, else your only key].",
+    help="Sign with this key [default: ADAPTERHUB_KEY, or your only key].",
 )
 @click.option("--namespace", metavar="NAMESPACE", help="Sign for this namespace [default: the adapter's own].")
 @click.option("--statement", is_flag=True, help="Also sign how it was merged: parents, weights, base and recipe.")
@@ -169,7 +169,7 @@ def revoke(session: Session, name: str, file: Path | None, reason: str) -> None:
 def sign(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Sign an installed adapter: write `model.sig` for its name, version, base, rank, parents and files.
 
-    Checks every file first. `push`, `mirror` and `pull` copy the signature along, and `model_signing` can verify it.
+    Checks every file first. `push`, `mirror` and `pull` copy the signature, and `model_signing` can verify it.
     The statement of --statement is in-toto's, SLSA provenance; `push` sends it to directories and OCI registries.
 
     \b
@@ -191,9 +191,9 @@ def sign(session: Session, spec: AdapterSpec, **options: Any) -> None:
 @click.argument("old", shell_complete=complete_own_key)
 @click.argument("new")
 @click.option("--unencrypted", is_flag=True, help="Store the new private key without a password.")
-@click.option("--push", is_flag=True, help="Sign the published versions that are installed here again, too.")
+@click.option("--push", is_flag=True, help="Also sign again the published versions that are installed here.")
 @click.option("--revoke", is_flag=True, help="Then revoke the old key: whatever it signed is refused here.")
-@click.option("--reason", default="", metavar="TEXT", help="Why it is revoked; refusals say it.")
+@click.option("--reason", default="", metavar="TEXT", help="The reason of the revocation, which refusals show.")
 @click.option("--offline", is_flag=True, help="Ask no server what the old key signed there.")
 @common
 def rotate(session: Session, old: str, new: str, unencrypted: bool, **options: Any) -> None:
@@ -232,9 +232,10 @@ def rotate(session: Session, old: str, new: str, unencrypted: bool, **options: A
 @key.command("policy")
 @click.argument("policy", required=False, type=kind_of(SignaturePolicy, "default"))
 @click.option("--namespace", metavar="NAMESPACE", help="Set the policy of this namespace only.")
+@click.option("--remote", metavar="NAME", shell_complete=complete_remote, help="Set the policy of this server only.")
 @common
-def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None, namespace: str | None) -> None:
-    """Set the signature policy, in general or of one namespace; without an argument, show all policies.
+def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None, **options: Any) -> None:
+    """Set the signature policy, in general, of a namespace or of a server; without an argument, show all policies.
 
     `require`: accept only adapters that a trusted key signed. `warn`: accept others with a warning. `off`: accept
     others silently. `default`: accept unsigned adapters silently and unknown keys with a warning. Every policy refuses
@@ -243,9 +244,10 @@ def policy(session: Session, policy: SignaturePolicy | Literal["default"] | None
     \b
     Examples:
       adapt key policy require --namespace acme
+      adapt key policy default --remote ours
       adapt key policy
     """
-    policies = session.opened.keys.policy(policy, namespace=namespace)
+    policies = session.opened.keys.policy(policy, **options)
     cells = [("in general" if one.place == "*" else one.place, one.policy) for one in policies]
     session.out.result([one.to_json() for one in policies], lambda: session.out.table(("place", "policy"), cells))
 

@@ -47,7 +47,8 @@ class RepositoriesType(SpecType):
 @click.option("--base", type=BASE, help="Use this base for specs that name none.")
 @rank_option
 @click.option("--private", is_flag=True, help="Make new repositories private.")
-@click.option("--tests", is_flag=True, help="Copy the signed results of tests, too.")
+@click.option("--tests", is_flag=True, help="Also copy the signed results of tests.")
+@click.option("--witness", is_flag=True, help="Co-sign the source's log, if it extends what was seen before.")
 @click.option("--dry-run", is_flag=True, help="Show what would be copied; send nothing.")
 @click.option("--ignore-bindings", is_flag=True, help="Copy even if the namespace belongs to another of your remotes.")
 @common
@@ -55,12 +56,13 @@ def mirror(session: Session, specs: tuple[AdapterSpec | RepositoryPattern, ...],
     """Copy builds from one server to another, each accessed with the token of `adapt remote login`.
 
     A pattern such as 'acme/*' copies every released version of the repositories that it matches, except yanked ones.
-    A copy whose original was yanked since is yanked, too. Aliases stay behind.
+    A copy is yanked once its original is. Aliases stay behind.
     One request to each server for every thousand versions shows what is missing.
 
     Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
     repositories. Copies signatures unchanged, and the signed results of tests with --tests; `adapt install` checks
-    them later. A project's policy does not apply,
+    them later. With --witness, a key of this library co-signs the log of the source, whose server must list that key
+    (`adapt registry serve --witness`); the command prints it. A project's policy does not apply,
     because nothing enters the project. If you gave a namespace to a remote (`adapt remote add --namespaces`), the
     command reads it only from that remote and --namespace writes it only there, unless you pass --ignore-bindings.
 

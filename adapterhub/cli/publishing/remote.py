@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,8 +12,11 @@ from adapterhub.cli.completion.completing import complete_remote
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common
-from adapterhub.core.errors import UsageProblem
+from adapterhub.core.errors import Conflict, UsageProblem, shown
 from adapterhub.trust.signing.policy import SignaturePolicy
+
+if TYPE_CHECKING:
+    from adapterhub.distribution.hub.device import CodeToType
 
 
 @click.group(cls=Group)
@@ -32,9 +35,10 @@ def remote() -> None:
 @click.option("--namespaces", default="", metavar="A,B", help="Look up these namespaces on this server only.")
 @click.option("--default", "default", is_flag=True, help="Use this server when nothing else names one.")
 @click.option("--signatures", type=kind_of(SignaturePolicy), help="Signature policy for this server.")
+@click.option("--witness", metavar="KEY", help="Take releases only from a log that this witness has co-signed.")
 @common
 def add(session: Session, name: str, url: str, namespaces: str, **options: Any) -> None:
-    """Name a server. Repeat the command to change its namespaces; the signature policy stays unless you pass one.
+    """Name a server. Repeat the command to change its namespaces; policy and witness stay unless you pass one.
 
     A namespace belongs to one remote. Adapters without a namespace are looked up in all listed namespaces, in order.
 
@@ -48,32 +52,10 @@ def add(session: Session, name: str, url: str, namespaces: str, **options: Any) 
     session.out.result(made.to_json(), lambda: session.out.line(f"{made.name}  {made.url}"))
 
 
-@remote.command("set")
-@click.argument("name", shell_complete=complete_remote)
-@click.option(
-    "--signatures",
-    type=kind_of(SignaturePolicy, "default"),
-    required=True,
-    help="Signature policy for this server; `default` uses that of `adapt key policy`.",
-)
-@common
-def set_(session: Session, name: str, signatures: SignaturePolicy | Literal["default"]) -> None:
-    """Set the signature policy of a server.
-
-    \b
-    Example:
-      adapt remote set ours --signatures require
-    """
-    made = session.opened.remotes.set(name, signatures=signatures)
-    session.out.result(
-        made.to_json(), lambda: session.out.line(f"{made.name}  signatures: {made.signatures or 'default'}")
-    )
-
-
 @remote.command("list")
 @common
 def list_(session: Session) -> None:
-    """List the remotes in the order in which `adapt` asks them.
+    """List the remotes in the order in which `adapt` queries them.
 
     \b
     Example:
@@ -111,18 +93,50 @@ def remove(session: Session, name: str) -> None:
 
 @remote.command("login")
 @click.argument("name", metavar="NAME|URL", shell_complete=complete_remote)
-@click.option("--token", metavar="TOKEN", help="Store this token [default: read from stdin, or ask for it].")
+@click.option("--token", metavar="TOKEN", help="Store this token [default: read from stdin, or sign in on a terminal].")
+@click.option("--device", is_flag=True, help="Sign in on a page of the registry, also without a terminal.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(["read", "write", "release", "administer"]),
+    help="Let the new token do this; repeatable [default: read, write and release].",
+)
+@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True, help="Let the new token expire.")
 @common
-def login(session: Session, name: str, token: str | None) -> None:
+def login(session: Session, name: str, token: str | None, device: bool, scopes: tuple[str, ...], days: int) -> None:
     """Store a token for a server, readable only by you. `adapt` sends it only to that server.
+
+    On a terminal, a registry shows a code that you type on one of its pages, where you sign in and approve a new token.
+    Other servers, and registries of earlier versions, take a token that you paste.
 
     \b
     Examples:
       adapt remote login ours
+      adapt remote login ours --device --scope read --days 7 --json
       adapt remote login https://adapters.example.org --token TOKEN
     """
-    done = session.opened.remotes.login(name, token if token is not None else _typed_token)
-    session.out.result(done.to_json(), lambda: session.out.line(f"{done.url}: {done.who or 'token stored'}"))
+    if device and token is not None:
+        raise UsageProblem("`--device` makes a token, so it excludes `--token`", hint="drop one of the two")
+    is_typed = token is None and not device
+    if device or (is_typed and sys.stdin.isatty()):
+        try:
+            done = session.opened.remotes.sign_in(
+                name, _show_code, scopes=scopes or ("read", "write", "release"), days=days
+            )
+        except Conflict:
+            if device:
+                raise
+            done = session.opened.remotes.login(name, _typed_token)
+    else:
+        done = session.opened.remotes.login(name, token if token is not None else _typed_token)
+    until = f", until {done.expires}" if done.expires else ""
+    session.out.result(done.to_json(), lambda: session.out.line(f"{done.url}: {done.who or 'token stored'}{until}"))
+
+
+def _show_code(code: CodeToType) -> None:
+    lines = f"Open {shown(code.url)}\nand type the code {shown(code.code)}, within {code.lasts_s // 60} minutes."
+    click.echo(lines, err=True)
 
 
 def _typed_token() -> str:
@@ -166,7 +180,10 @@ def trust(session: Session, folder: Path | None, revoke: bool, is_list: bool) ->
     """
     if is_list:
         if revoke or folder is not None:
-            raise UsageProblem("`--list` takes no DIR and no `--revoke`: it lists all projects")
+            raise UsageProblem(
+                "`--list` takes no DIR and no `--revoke`: it lists all projects",
+                hint="`adapt remote trust DIR --revoke` takes trust back",
+            )
         known = session.opened.trusted_projects
         rows = [(one.folder, " ".join(one.urls)) for one in known]
         session.out.result([one.to_json() for one in known], lambda: session.out.table(("project", "servers"), rows))

@@ -16,7 +16,7 @@ from adapterhub.core.errors import Incompatible
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec, BaseSpec
-    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.library.bases.records import BaseRecord, Bases
 
 
 @click.group(cls=Group)
@@ -35,17 +35,21 @@ def base() -> None:
 @click.option("--threads", type=kind_of(Count), metavar="N", help="Hash with N threads [default: one per core].")
 @click.option("--hub-id", metavar="ORG/NAME", help="Id of this model on the Hub, for the cards of its adapters.")
 @click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
+@click.option("--accept", type=click.Choice(["likely"]), help="Let a copy stand for a source that only likely is one.")
 @remote_options
 @common
 def add(session: Session, place: str, **options: Any) -> None:
     """Fingerprint a model by its weights and register it under a name.
 
-    PATH is a folder with safetensors files: a model, or a pipeline of several (with a `model_index.json`), of which
-    each component becomes a base, too: `sdxl/unet`. It may also be one file that holds a pipeline in its authors' names
+    PATH is a folder with safetensors files: a model, or a pipeline of several (with a `model_index.json`), whose
+    components become bases: `sdxl/unet`. It may also be one file that holds a pipeline in its authors' names
     (Stable Diffusion 1, 2, XL, Flux). HUB_ID (`org/model`) is read from the Hugging Face cache, or downloaded.
     Digests are cached by path, size, time and inode, so fingerprinting the same files again is instant. --hub-id is
     known for a HUB_ID and for a folder of the Hugging Face cache. RECORD is a `.json` file of
-    `adapt base export-record`, for a machine without the weights.
+    `adapt base show --record`, for a machine without the weights.
+
+    A quantised copy is linked to its source, if that is registered, and the other way round: adapters of one run on
+    the other. Some formats (GPTQ, AWQ) leave a likeness and no proof; --accept likely takes it for this copy.
 
     \b
     Examples:
@@ -53,14 +57,18 @@ def add(session: Session, place: str, **options: Any) -> None:
       adapt base add ./models/base-7b --as base-7b --hub-id acme/base-7b
       adapt base add ./models/sdxl --as sdxl
       adapt base add sd_xl_base_1.0.safetensors --as sdxl-file
+      adapt base add ./models/base-7b-awq --accept likely
       adapt base add base.json
     """
+    options["accept"] = options["accept"] or ""
     record = session.opened.add_base(place, **options)
 
     def text() -> None:
         for each in (record, *record.parts()):
             count = count_text(each.hints.parameters or 0)
             session.out.line(f"{each.alias}  {each.fingerprint.weights}  {count} parameters")
+        for name, value in _copy_pairs(record, session.opened.bases):
+            session.out.line(f"  {name}: {value}")
 
     session.out.result(record.to_json, text)
 
@@ -95,57 +103,51 @@ def list_(session: Session) -> None:
 
 @base.command("show")
 @click.argument("which", metavar="BASE", type=BASE)
+@click.option("--record", "as_record", is_flag=True, help="Print its record, from which another machine registers it.")
 @common
-def show(session: Session, which: BaseSpec) -> None:
+def show(session: Session, which: BaseSpec, as_record: bool) -> None:
     """Show the fingerprint, hints and tensors of a base.
 
+    Its record is all that checks need to know of it, without its weights. On another machine, `adapt base add RECORD`
+    registers the base from it, so that `add`, `verify` and `audit` compare adapters with the base there.
+
     \b
-    Example:
+    Examples:
       adapt base show base-7b
+      adapt base show base-7b --record > base.json
     """
     shown = session.opened.show_base(which)
-    session.out.result(shown.to_json, lambda: session.out.fields(_pairs(shown.record)))
-
-
-@base.command("export-record")
-@click.argument("which", metavar="BASE", type=BASE)
-@common
-def export_record(session: Session, which: BaseSpec) -> None:
-    """Print the record of a base: all that checks need to know of it, without its weights.
-
-    On another machine, `adapt base add RECORD` registers the base from it, so that `add`, `verify` and `audit` compare
-    adapters with the base there.
-
-    \b
-    Example:
-      adapt base export-record base-7b > base.json
-    """
-    raw = session.opened.export_base_record(which)
-    session.out.result(lambda: json.loads(raw), lambda: session.out.line(raw.decode()))
+    if as_record:
+        session.out.result(lambda: json.loads(shown.exported), lambda: session.out.line(shown.exported.decode()))
+    else:
+        session.out.result(shown.to_json, lambda: session.out.fields(_pairs(shown.record, session.opened.bases)))
 
 
 @base.command("compare")
 @click.argument("first", metavar="A", type=BASE)
 @click.argument("second", metavar="B", type=BASE)
+@click.option("--full", is_flag=True, help="Compare every number, not a sample of each tensor.")
 @common
-def compare(session: Session, first: BaseSpec, second: BaseSpec) -> None:
-    """Compare two bases: same weights, another precision, a fine-tune, or another model.
+def compare(session: Session, first: BaseSpec, second: BaseSpec, full: bool) -> None:
+    """Compare two bases: same weights, another precision, a quantised copy, a fine-tune, or another model.
 
+    A quantised copy is proved by its numbers: each code stands for an interval, and those of the source lie inside.
     Two pipelines are compared as a whole, and component by component. Exits with code 0 when adapters fit both bases,
     with 11 when they do not.
 
     \b
-    Example:
-      adapt base compare base-7b ./models/base-7b-bf16
+    Examples:
+      adapt base compare base-7b ./models/base-7b-fp8
+      adapt base compare ./models/base-7b ./base-7b-Q4_K_M.gguf --full
     """
-    found = session.opened.compare_bases(first, second)
+    found = session.opened.compare_bases(first, second, full=full)
 
     def text() -> None:
-        session.out.line(found.verdict.name)
+        session.out.line(found.label)
         for sentence in found.differences:
             session.out.line(f"  {sentence}")
         for name, part in (found.parts or {}).items():
-            session.out.line(f"  {name}: {part.verdict.name}")
+            session.out.line(f"  {name}: {part.label}")
 
     session.out.result(found.to_json(), text)
     if not found.verdict.allows_attach:
@@ -209,7 +211,25 @@ def pin(session: Session, spec: AdapterSpec, which: BaseSpec) -> None:
     session.out.result(done.to_json(), lambda: session.out.line(told))
 
 
-def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
+def _copy_pairs(record: BaseRecord, bases: Bases) -> list[tuple[str, object]]:
+    """Describe the known source of a quantised copy."""
+    facts = record.copy
+    if facts is None:
+        return []
+    pairs: list[tuple[str, object]] = [("quantised", facts.form or "in a format that is not known here")]
+    if facts.unknown:
+        pairs.append(("not readable", facts.unknown))
+    for link in facts.sources:
+        source = bases.by_weights(link.source)
+        found = link.comparison(facts.form or "")
+        pairs.append(("copy of", f"{source.alias if source else link.source} ({found.label})"))
+        pairs += [("because", sentence) for sentence in link.evidence]
+    if not facts.sources:
+        pairs.append(("copy of", "no registered base" + (", likely ones are accepted" if facts.accepts else "")))
+    return pairs
+
+
+def _pairs(record: BaseRecord, bases: Bases) -> list[tuple[str, object]]:
     hints, fingerprint = record.hints, record.fingerprint
     return [
         ("alias", record.alias),
@@ -227,4 +247,5 @@ def _pairs(record: BaseRecord) -> list[tuple[str, object]]:
         ("components", ", ".join(f"{record.label}/{name}" for name in record.components) or None),
         ("tokenizer", hints.tokenizer_sha256),
         ("chat template", hints.chat_template_sha256),
+        *_copy_pairs(record, bases),
     ]

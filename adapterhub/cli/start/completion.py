@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import click
 
 from adapterhub.cli.options.params import Session, common
+from adapterhub.formats.documented import Documented
+
+
+@dataclass(frozen=True, slots=True)
+class Completion(Documented):
+    """The completion script of a shell."""
+
+    shell: Annotated[str, "`bash`, `zsh` or `fish`"]
+    script: str
 
 
 @click.command()
@@ -26,4 +38,4 @@ def completion(session: Session, shell: str) -> None:
     from adapterhub.cli.completion.shells import script
 
     text = script(cli, shell)
-    session.out.result({"shell": shell, "script": text}, lambda: session.out.line(text.rstrip()))
+    session.out.result(Completion(shell, text), lambda: session.out.line(text.rstrip()))

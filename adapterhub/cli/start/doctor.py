@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapterhub.cli.options.params import Session, common, places_option, project_option, remote_options
-from adapterhub.core.errors import EXIT_SOME_FAILED, UsageProblem
+from adapterhub.cli.options.params import Session, common, jobs_option, places_option, project_option, remote_options
+from adapterhub.core.errors import EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapterhub.api.health import Line
     from adapterhub.api.upkeep import Repaired
 
 
@@ -24,10 +27,11 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="With --repair: show the repairs, change nothing.")
 @places_option("With --repair: also fetch from this library, directory or PEFT folder; may be repeated.")
+@jobs_option("Read N builds at a time [default: 1].")
 @project_option
 @remote_options
 @common
-def doctor(session: Session, rebuild_index: bool, is_repair: bool, dry_run: bool, **options: Any) -> None:
+def doctor(session: Session, is_repair: bool, dry_run: bool, **options: Any) -> None:
     """Check the installation: dependencies, command, home, disk, links, index, project and hub connection.
 
     With --repair, repairs the store. Files that do not match their digest move to `quarantine/` and are never deleted.
@@ -38,23 +42,18 @@ def doctor(session: Session, rebuild_index: bool, is_repair: bool, dry_run: bool
     \b
     Examples:
       adapt doctor --offline
-      adapt doctor --rebuild-index
+      adapt doctor --rebuild-index --jobs 4
       adapt doctor --repair --dry-run
     """
-    places = options.pop("places")
-    if (dry_run or places) and not is_repair:
-        raise UsageProblem("`--dry-run` and `--from` need `--repair`", hint="`adapt doctor --repair --dry-run`")
+    found: Any = session.opened.doctor(repair=is_repair, dry_run=dry_run, argv0=sys.argv[0], **options)  # type: ignore[call-overload]
     if is_repair:
-        repaired = session.opened.repair(places=places, dry_run=dry_run, **options)
-        session.out.result(repaired.to_json(), lambda: _say(session, repaired))
-        if not repaired.mended:
+        session.out.result(found.to_json(), lambda: _say(session, found))
+        if not found.mended:
             session.out.hint("install or add these again, or fetch them with `--from DIR`")
-        if not repaired.mended or (dry_run and repaired.steps):
+        if not found.mended or (dry_run and found.steps):
             raise SystemExit(EXIT_SOME_FAILED)
         return
-    if rebuild_index:
-        session.out.note(f"index rebuilt: {session.opened.rebuild_index()} builds")
-    lines = session.opened.doctor(argv0=sys.argv[0], **options)
+    lines: Sequence[Line] = found
 
     def text() -> None:
         session.out.table(("check", "state", "fact"), [(line.what, line.state, line.fact) for line in lines])

@@ -1,6 +1,8 @@
-"""`adapt help CODE`: say what a code of a finding or an exit code means, and what to do."""
+"""`adapt help CODE`: explain a code of a finding or an exit code, and what to do."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
@@ -13,8 +15,9 @@ _COLUMNS = ("code", "kind", "meaning")
 
 @click.command(name="explain")
 @click.argument("codes", nargs=-1, metavar="[CODE]...", shell_complete=complete_code)
+@click.option("--skill", is_flag=True, help="Print a SKILL.md that teaches an agent to use `adapt`.")
 @common
-def explain_(session: Session, codes: tuple[str, ...]) -> None:
+def explain_(session: Session, codes: tuple[str, ...], skill: bool) -> None:
     """Explain the codes of findings, and exit codes: what they mean and what to do.
 
     CODE is one that `verify`, `audit` or a refusal prints in brackets, an exit code, or an error class of Python;
@@ -24,7 +27,12 @@ def explain_(session: Session, codes: tuple[str, ...]) -> None:
     Examples:
       adapt help E_BASE_WEIGHT
       adapt help 11
+      adapt help --skill > ~/.claude/skills/adapt/SKILL.md
     """
+    if skill:
+        text = Path(__file__).with_name("SKILL.md").read_text(encoding="utf-8")
+        session.out.result({"skill": text}, lambda: session.out.line(text.rstrip()))
+        return
     if not codes:
         rows = list(explanations().values())
         lines = [(one.code, _kind(one), one.text) for one in rows]

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.params import Session, common, project_option
 from adapterhub.core.arguments import Port
 from adapterhub.core.extras import require
+
+if TYPE_CHECKING:
+    from adapterhub.api.pages.serving import Ui
 
 
 @click.command()
@@ -34,21 +38,27 @@ def ui(session: Session, port: int, no_open: bool) -> None:
     """
     require("ui", "`adapt ui`")
     from adapterhub.api.library import Library
-    from adapterhub.api.pages.serving import Ui
     from adapterhub.api.project import Project
 
     library, folder = Library(session.root), session.project_folder
     project = None if folder is None else Project(folder, library=library, trust=session.trusts_project)
-    with Ui(library, port=port, project=project) as served:
-        session.out.result({"url": served.url}, lambda: session.out.line(served.url))
-        sys.stdout.flush()  # a program reads the address while the server runs
-        session.out.note("Ctrl-C ends it")
-        page = None if no_open or session.out.as_json else _open_browser(served.url)
-        try:
-            served.wait()
-        finally:
-            if page is not None:
-                page.unlink(missing_ok=True)
+    with library.ui(port=port, project=project) as served:
+        session.out.result({"url": served.url}, lambda: None)
+        wait_for(session, served, opens=not no_open)
+
+
+def wait_for(session: Session, served: Ui, *, opens: bool) -> None:
+    """Print the address of the pages, open it where the reader has a browser, and wait for the end."""
+    if not session.out.as_json:
+        session.out.line(served.url)
+    sys.stdout.flush()  # a program reads the address while the server runs
+    session.out.note("Ctrl-C ends it")
+    page = _open_browser(served.url) if opens and not session.out.as_json else None
+    try:
+        served.wait()
+    finally:
+        if page is not None:
+            page.unlink(missing_ok=True)
 
 
 def _open_browser(url: str) -> Path | None:

@@ -9,9 +9,8 @@ import click
 from adapterhub.cli.completion.completing import complete_alias
 from adapterhub.cli.groups import Group
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.params import SPEC, Session, common, project_option, remote_options, trust_option
-from adapterhub.core.arguments import Count
-from adapterhub.core.errors import shown
+from adapterhub.cli.options.params import SPEC, Session, common, project_option, remote_option, remote_options
+from adapterhub.core.arguments import Count, Days
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -36,6 +35,16 @@ class TargetType(click.ParamType):  # type: ignore[type-arg]  # generic only in 
         return SPEC.shell_complete(ctx, param, incomplete)
 
 
+class NewestType(click.IntRange):
+    """A number of versions, or `all`."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the text as a number of the range, or `all`."""
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
 alias_argument = click.argument("spec", type=SPEC, metavar="NAME@ALIAS", shell_complete=complete_alias)
 
 
@@ -58,7 +67,6 @@ def alias() -> None:
 @click.argument("targets", nargs=-1, required=True, type=TargetType(), metavar="SPEC[=WEIGHT]...")
 @click.option("--save", is_flag=True, help="Set it in the project's adapters.toml instead, then lock and sync.")
 @project_option
-@trust_option
 @remote_options
 @common
 def set_(session: Session, name: str, targets: tuple[tuple[AdapterSpec, float | None], ...], **options: Any) -> None:
@@ -68,7 +76,7 @@ def set_(session: Session, name: str, targets: tuple[tuple[AdapterSpec, float | 
     serve` gives each request key one of them, in proportion to the weights. Every other command takes the one with the
     largest weight.
 
-    With --save, the project's file says what the alias means there, and its lock pins that. It comes before the
+    With --save, the project's file gets the alias with its target, and its lock pins it. It comes before the
     library's. With --remote, moves the alias of a repository of a registry, whose targets are released versions. `adapt
     install acme/legal-qa@prod` then takes the build that it means there.
 
@@ -87,16 +95,16 @@ def set_(session: Session, name: str, targets: tuple[tuple[AdapterSpec, float | 
 
 
 @alias.command("list")
-@click.argument("adapter", required=False, type=SPEC, metavar="[NAME]")
-@remote_options
+@click.argument("adapter", required=False, type=SPEC, metavar="[NAME|NAME@ALIAS]", shell_complete=complete_alias)
+@remote_option
 @common
 def list_(session: Session, adapter: AdapterSpec | None, **options: Any) -> None:
-    """List the aliases, or those of one adapter.
+    """List the aliases with their targets, or those of one adapter, or one; --json has the digests.
 
     \b
     Examples:
       adapt alias list
-      adapt alias list legal-qa
+      adapt alias list legal-qa@prod
     """
     found = session.opened.list_aliases(adapter, **options)
     rows = [(str(one), one.text(), one.last.time, one.last.by, one.place) for one in found]
@@ -106,24 +114,9 @@ def list_(session: Session, adapter: AdapterSpec | None, **options: Any) -> None
     )
 
 
-@alias.command("show")
-@alias_argument
-@remote_options
-@common
-def show(session: Session, spec: AdapterSpec, **options: Any) -> None:
-    """Show which build an alias means.
-
-    \b
-    Example:
-      adapt alias show legal-qa@prod
-    """
-    found = session.opened.alias(spec, **options)
-    session.out.result(found.to_json(), lambda: session.out.fields(_fields(found)))
-
-
 @alias.command("remove")
 @alias_argument
-@remote_options
+@remote_option
 @common
 def remove(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Remove an alias. The builds stay, and so does its history.
@@ -139,7 +132,7 @@ def remove(session: Session, spec: AdapterSpec, **options: Any) -> None:
 
 @alias.command("history")
 @alias_argument
-@remote_options
+@remote_option
 @common
 def history(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Show the moves of an alias: when, by whom, and what it meant since then.
@@ -159,7 +152,7 @@ def history(session: Session, spec: AdapterSpec, **options: Any) -> None:
 @alias.command("rollback")
 @alias_argument
 @click.option("--to", type=kind_of(Count), metavar="N", help="Go back to move N of `adapt alias history`.")
-@remote_options
+@remote_option
 @common
 def rollback(session: Session, spec: AdapterSpec, **options: Any) -> None:
     """Point an alias at what it meant before. Each rollback goes one step further back.
@@ -172,16 +165,28 @@ def rollback(session: Session, spec: AdapterSpec, **options: Any) -> None:
     _tell_moved(session, session.opened.roll_back_alias(spec, **options))
 
 
+@alias.command("keep")
+@alias_argument
+@click.argument("newest", required=False, type=NewestType(1, 1_000_000), metavar="[N|all]")
+@click.argument("days", required=False, type=kind_of(Days), default=30.0, metavar="[DAYS]")
+@remote_option
+@common
+def keep(session: Session, spec: AdapterSpec, newest: Any, days: float, **options: Any) -> None:
+    """Let a registry keep only the newest N versions that an alias named, or all again.
+
+    The others go DAYS (30) after the alias left them. These stay: what another alias ever named, what is signed or
+    yanked, the parents of other builds, the head of `main`, and what the alias never named. Without N, nothing changes,
+    and the command shows what is set.
+
+    \b
+    Examples:
+      adapt alias keep acme/agent@current 20 --remote ours
+      adapt alias keep acme/agent@current 20 7
+      adapt alias keep acme/agent@current all
+    """
+    kept = session.opened.keep_alias(spec, newest, days, **options)
+    session.out.result(kept.to_json(), lambda: session.out.line(f"{kept.repo}@{kept.alias} keeps {kept.text}"))
+
+
 def _tell_moved(session: Session, moved: Alias) -> None:
     session.out.result(moved.to_json(), lambda: session.out.line(moved.moved_text()))
-
-
-def _fields(found: Alias) -> list[tuple[str, object]]:
-    last = found.last
-    return [
-        ("alias", str(found)),
-        ("means", found.text()),
-        *(("target", f"{found.adapter}=={target.version}  {target.digest}") for target in found.targets),
-        ("moved", f"{last.time} by {shown(last.by, 200)} ({last.action})"),
-        ("follows", found.place or None),
-    ]

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 def route(session: Session, text: tuple[str, ...], check: bool, **options: Any) -> None:
     """Print the adapter that TEXT is for, or `base`; or write a routing file for `adapt serve --route`.
 
-    Compares TEXT with the example prompts of each adapter: those of its contract, else of its manifest, at least 8.
-    It compares texts alone, so it cannot separate two tasks that take the same kind of text: a film review to judge
+    Compares TEXT with the example prompts of each adapter: those of its contract, or of its manifest, at least 8.
+    It compares only texts, so it cannot separate two tasks that take the same kind of text: a film review to judge
     and one to translate, for example. --check leaves out one prompt of every adapter at a time, routes it, and prints
     which are taken for which. A file that routes fewer than nine in ten right is not written without --accept-routing.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -17,6 +17,7 @@ from adapterhub.cli.options.testing import test_option
 from adapterhub.cli.use.serve_engine import ServeArgs, checked, document_of, requested_name, say_dry, started, stay
 from adapterhub.core.display import size_text
 from adapterhub.core.errors import UsageProblem
+from adapterhub.core.hosts import is_loopback
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import ContractGate
@@ -32,7 +33,7 @@ _LEAST_RANK: Final = 16
 
 
 def max_rank_for(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter]) -> int:
-    """The rank to allow: that of the named adapters, else of installed adapters for this base.
+    """Return the rank to allow: that of the named adapters, or of installed adapters for this base.
 
     Says on stderr which adapters make every slot larger than all others need.
     """
@@ -53,13 +54,11 @@ def max_rank_for(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapt
 
 
 def _installed_ranks(session: Session, args: ServeArgs) -> dict[str, int]:
-    from adapterhub.formats.base.fingerprint import compare
-
-    ours = args.record.fingerprint
+    judged, ours = session.library.bases.judged, args.record.fingerprint
     return {
         f"{build.full_name}=={build.manifest.version}": build.manifest.rank
         for build in session.library.installed()
-        if build.manifest.rank and compare(build.base.fingerprint, ours).verdict.allows_attach
+        if build.manifest.rank and judged(build.base.fingerprint, ours).verdict.allows_attach
     }
 
 
@@ -72,7 +71,7 @@ def _say_what_grows(session: Session, args: ServeArgs, allowed: Mapping[str, int
         return
     enough = max([_LEAST_RANK, *others])
     item_bytes = 4 if option_in(args.extra, "--dtype") in {"float32", "float"} else 2
-    after, before = (size_text(slot_bytes(args.record.tensors, rank, item_bytes)) for rank in (most, enough))
+    after, before = (size_text(slot_bytes(args.record.weights, rank, item_bytes)) for rank in (most, enough))
     whose = f"`{large[0]}` needs" if len(large) == 1 else f"`{large[0]}` and {len(large) - 1} more need"
     session.out.note(
         f"{whose} rank {most}, so every slot takes {after} of the engine's memory; rank {enough} ({before}) is enough "
@@ -80,20 +79,10 @@ def _say_what_grows(session: Session, args: ServeArgs, allowed: Mapping[str, int
     )
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def access_options(command: _F) -> _F:
-    """Add them to a command, whose parameters get their values."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
 def routed_specs(
     library: Library, file: Path, record: BaseRecord, base_name: str, specs: Sequence[AdapterSpec]
 ) -> tuple[AdapterSpec, ...]:
-    """The adapters of a routing file, each as exactly the build that it was checked with.
+    """Return the adapters of a routing file, each as exactly the build that it was checked with.
 
     Raises:
         NotFound, Malformed, BaseMismatch: it cannot be used, or is for another base.
@@ -126,56 +115,6 @@ def _say_new_key(context: click.Context, _parameter: click.Parameter, wanted: bo
     context.exit()
 
 
-_OPTIONS = (
-    click.option(
-        "--route",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Answer the model name `auto` by the routing file FILE, which `adapt route` writes.",
-    ),
-    click.option(
-        "--pin",
-        "pins",
-        type=SPEC,
-        multiple=True,
-        metavar="SPEC",
-        help="vLLM: load this adapter at the start and keep it in memory (repeatable).",
-    ),
-    click.option(
-        "--tenants",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Let in only the tenants in the TOML file FILE; read again when it changes.",
-    ),
-    click.option(
-        "--new-key",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_say_new_key,
-        help="Print a new key for a tenant and its line for the file, and exit.",
-    ),
-    click.option(
-        "--audit-log",
-        metavar="FILE",
-        help="Append one JSON line for each request to FILE; `-` is standard error.",
-    ),
-    click.option(
-        "--deny",
-        multiple=True,
-        metavar="TEXT",
-        help="Refuse an adapter: a spec or digest, then the reason (repeatable).",
-    ),
-    click.option(
-        "--deny-file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Refuse the adapters in FILE, one `--deny` a line; read again when it changes.",
-    ),
-)
-
-
-LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _SLOTS: Final = 4
 _CPU_SLOTS: Final = 32
 
@@ -185,28 +124,34 @@ _CPU_SLOTS: Final = 32
 @click.option(
     "--base",
     type=BASE,
-    help="Serve this base: alias, Hub id, digest or folder [default: that of --route, else the only one that fits].",
+    help="Serve this base: alias, Hub id, digest or folder [default: that of --route, or the only one that fits].",
 )
 @click.option(
-    "--engine", type=click.Choice(["vllm", "llama.cpp"]), default="vllm", show_default=True, help="Run this engine."
+    "--engine",
+    type=click.Choice(["vllm", "llama.cpp", "sglang"]),
+    default="vllm",
+    show_default=True,
+    help="Run this engine; SGLang only with --sync.",
+)
+@click.option(
+    "--sync",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Start no engine: keep the adapters of a running one equal to the YAML file FILE, read again when it changes.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Listen on this address.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
     metavar="N",
-    help="Listen on this port; 0 picks a free one.",
+    help="Listen on this port; 0 picks a free one [default: 8000; with --sync 8080, for /metrics and /health].",
 )
-@click.option(
-    "--name", metavar="TEXT", help="Model name of the base alone [default: its alias, else its folder's name]."
-)
+@click.option("--name", metavar="TEXT", help="Model name of the base [default: its alias, or its folder's name].")
 @click.option(
     "--max-rank",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Accept adapters of at most rank N [default: that of SPEC..., else of installed adapters; at least 16].",
+    help="Accept adapters of at most rank N [default: that of SPEC..., or of installed adapters; at least 16].",
 )
 @click.option(
     "--slots", type=click.IntRange(min=1), metavar="N", help="Allow N adapters in one batch [default: 4 or fewer]."
@@ -230,7 +175,7 @@ _CPU_SLOTS: Final = 32
     "--engines",
     type=click.IntRange(min=1, max=16),
     metavar="N",
-    help="llama.cpp: Run N engines, so that N tenants do not wait for each other [default: 2 with --tenants, else 1].",
+    help="llama.cpp: Run N engines, so that N tenants do not wait for each other [default: 2 with --tenants, or 1].",
 )
 @click.option("--engine-args", metavar="TEXT", default="", help="Pass more options to the engine, as one text.")
 @click.option(
@@ -268,7 +213,51 @@ _CPU_SLOTS: Final = 32
 )
 @test_option("Serve an adapter only if it answers as its contract records")
 @click.option("--dry-run", is_flag=True, help="Check the adapters and show the engine's command; start nothing.")
-@access_options
+@click.option(
+    "--route",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answer the model name `auto` by the routing file FILE, which `adapt route` writes.",
+)
+@click.option(
+    "--pin",
+    "pins",
+    type=SPEC,
+    multiple=True,
+    metavar="SPEC",
+    help="vLLM: load this adapter at the start and keep it in memory (repeatable).",
+)
+@click.option(
+    "--tenants",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Let in only the tenants in the TOML file FILE; read again when it changes.",
+)
+@click.option(
+    "--new-key",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_new_key,
+    help="Print a new key for a tenant and its line for the file, and exit.",
+)
+@click.option(
+    "--audit-log",
+    metavar="FILE",
+    help="Append one JSON line for each request to FILE; `-` is standard error.",
+)
+@click.option(
+    "--deny",
+    multiple=True,
+    metavar="TEXT",
+    help="Refuse an adapter: a spec or digest, then the reason (repeatable).",
+)
+@click.option(
+    "--deny-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Refuse the adapters in FILE, one `--deny` a line; read again when it changes.",
+)
 @signatures_option
 @remote_options
 @common
@@ -277,8 +266,9 @@ def serve(
     specs: tuple[AdapterSpec, ...],
     base: BaseSpec | None,
     engine: str,
+    sync: Path | None,
     host: str,
-    port: int,
+    port: int | None,
     name: str | None,
     max_rank: int | None,
     slots: int | None,
@@ -303,24 +293,27 @@ def serve(
     deny_file: Path | None,
     signatures: SignaturePolicy | None,
     remote: str | None,
-    token: str | None,
     offline: bool,
 ) -> None:
     """Start an engine on a base and serve adapters by model name: `"model": "legal-qa"` or `"legal-qa==1.2"`.
 
     Resolves and checks each SPEC first, and starts nothing if the engine cannot serve one. With vLLM, a request can
     name any other adapter later: the server looks it up in the library, then in the remotes of its namespace, checks it
-    and keeps it while it is in use. With llama.cpp, only the given SPECs are served. Ctrl-C or SIGTERM stops the engine
-    and every process that it started.
+    and keeps it while it is in use. With llama.cpp, only the given SPECs are served; new engines take over when one
+    means another version. Ctrl-C or SIGTERM stops the engine and every process that it started.
 
     With --route, a request may name `auto`: its text decides which adapter of the routing file answers, or the base.
-    These adapters are served beside the SPECs. The header `x-adapterhub-adapter` says which one answered.
+    These adapters are served beside the SPECs. The header `x-adapterhub-adapter` names the one that answered.
 
     A request may name an alias: `"model": "legal-qa@prod"`. When the alias moves, new requests get the new build, and
     those that run end with the one they began with.
 
-    --test asks each SPEC on the served base first, in its recorded prompts, and serves nothing without a PASS, also not
-    what a request names later. The policy `tests` of the project and of the user does that without running a model.
+    With --sync, this command runs beside a vLLM or SGLang that you started: it loads what FILE wants, moves it when an
+    alias moves, and unloads what left FILE or was yanked. FILE has the form of Kubernetes' lora-syncer: below
+    `vLLMLoRAConfig` are `host`, `port` and, for each adapter, an `id`, its name in requests, and a SPEC as `source`.
+
+    --test runs each SPEC's contract on the served base first, and serves only adapters that pass, including those that
+    requests name later. The policy `tests` of the project and of the user does that without running a model.
 
     \b
     Examples:
@@ -333,28 +326,30 @@ def serve(
       adapt serve legal-qa --base base-7b --test
       adapt serve --base base-7b --tenants tenants.toml --audit-log audit.jsonl
       adapt serve legal-qa --base base-7b --engine llama.cpp --gguf base-7b.gguf
+      adapt serve --base base-7b --engine sglang --sync adapters.yaml
     """
+    from adapterhub.cli.use import serve_sync
     from adapterhub.inference.serving import ServeSettings
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.process import free_port
     from adapterhub.inference.serving.vllm import option_in, without_option
 
-    if token is not None:
-        raise UsageProblem(
-            "an engine cannot take `--token`",
-            hint="store it with `adapt remote login`, where the engine reads it",
-        )
+    followed = serve_sync.followed(click.get_current_context(), specs)
     split_args = tuple(_split(engine_args))
     library = session.library
-    record = _base_of(session, base, [*specs, *pins], route)
+    record = _base_of(session, serve_sync.base_of(base, followed), [*specs, *pins], route)
+    port = serve_sync.port_of(port, followed)
+    served_name = name or record.alias or (record.path.name if record.path else "")
+    if engine == "llama.cpp" and record.path is not None and record.path.suffix == ".gguf":
+        gguf, record = gguf or record.path, _source_of(session, record)
     if record.path is None or not record.path.is_dir():
-        raise UsageProblem(
-            f"base `{record.label}` is registered without an existing folder",
-            hint=f"register its folder with `adapt base add PATH --as {record.alias or 'NAME'}`",
-        )
+        hint = f"register its folder with `adapt base add PATH --as {record.alias or 'NAME'}`"
+        if record.path is not None and record.path.suffix == ".gguf":
+            hint = "it is a GGUF file, which `--engine llama.cpp` serves"
+        raise UsageProblem(f"base `{record.label}` is registered without an existing folder", hint=hint)
     if route is not None:
-        specs = (*specs, *routed_specs(library, route, record, name or record.alias or record.path.name, specs))
+        specs = (*specs, *routed_specs(library, route, record, served_name, specs))
     settings = ServeSettings(
         root=session.root.absolute(),
         max_rank=max_rank,
@@ -378,7 +373,10 @@ def serve(
         split_args = without_option(split_args, "--api-key")
     gate = Gate(tenants, None if dry_run else audit_log, key if engine == "llama.cpp" else "")
     if tenants is not None and has_key:
-        raise UsageProblem("`--tenants` has the keys of this server; unset VLLM_API_KEY and `--api-key`")
+        raise UsageProblem(
+            "`--tenants` has the keys of this server; unset VLLM_API_KEY and `--api-key`",
+            hint="the keys stand in the file of `--tenants`",
+        )
     args = ServeArgs(
         specs=tuple(dict.fromkeys((*specs, *pins))),
         record=record,
@@ -395,27 +393,37 @@ def serve(
         dry_run=dry_run,
         test=_test_of(session, record, [*specs, *pins], test),
     )
-    if host not in LOOPBACK and not has_key and tenants is None:
+    if followed is not None:
+        serve_sync.serve_beside(session, args, engine, followed)
+        return
+    if not is_loopback(host) and not has_key and tenants is None:
         session.out.warn(
             f"anyone who reaches `{host}` can use this server; `--tenants` or VLLM_API_KEY makes it require a key"
         )
-    served_name = name or record.alias or args.model.name
     if engine == "llama.cpp":
         from adapterhub.cli.use.serve_engine import serve_llama
 
-        if cpu_slots is not None:
-            raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory")
-        if pins:
-            raise UsageProblem("`--pin` is for vLLM; llama.cpp keeps every SPEC in memory")
+        _ensure_llama(cpu_slots, pins)
         serve_llama(session, args, served_name, gguf=gguf, llama_server=llama_server, slots=slots, engines=engines)
         return
     if gguf is not None or llama_server is not None or engines is not None:
-        raise UsageProblem("`--gguf`, `--llama-server` and `--engines` need `--engine llama.cpp`")
+        raise UsageProblem(
+            "`--gguf`, `--llama-server` and `--engines` need `--engine llama.cpp`",
+            hint="add `--engine llama.cpp`, or drop them",
+        )
     _serve_vllm(session, args, served_name, python=python, slots=slots, cpu_slots=cpu_slots)
 
 
+def _ensure_llama(cpu_slots: int | None, pins: Sequence[AdapterSpec]) -> None:
+    """Refuse what llama.cpp has no use for."""
+    if cpu_slots is not None:
+        raise UsageProblem("`--cpu-slots` is for vLLM; llama.cpp keeps every SPEC in memory", hint="drop `--cpu-slots`")
+    if pins:
+        raise UsageProblem("`--pin` is for vLLM; llama.cpp keeps every SPEC in memory", hint="drop `--pin`")
+
+
 def _base_of(session: Session, base: BaseSpec | None, specs: Sequence[AdapterSpec], route: Path | None) -> BaseRecord:
-    """The base that was named, else that of the routing file, else the only one that fits."""
+    """Return the base that was named, or that of the routing file, or the only one that fits."""
     from adapterhub.api.steps.finding import fitting_base
     from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.route import read_route
@@ -429,20 +437,40 @@ def _base_of(session: Session, base: BaseSpec | None, specs: Sequence[AdapterSpe
     return record
 
 
+def _source_of(session: Session, copy: BaseRecord) -> BaseRecord:
+    """Return the base of which a GGUF file is the copy: it has the settings and names that adapters are written by.
+
+    Raises:
+        BaseNotFound: none is registered with its folder here.
+    """
+    from adapterhub.core.errors import BaseNotFound
+
+    found = session.library.bases.with_settings(copy)
+    if found == copy:
+        raise BaseNotFound(
+            f"base `{copy.label}` is a GGUF file, and the base that it was made from is not here",
+            hint="`adapt base add FOLDER` registers that one, whose settings define how adapters are written",
+        )
+    return found
+
+
 def _test_of(
     session: Session, record: BaseRecord, specs: Sequence[AdapterSpec], testing: Testing | None
 ) -> ContractGate | None:
-    """The test of what is served; None where none is asked for."""
+    """Return the test of the served adapters; None if no test is requested."""
     if testing is None:
         return None
     if not specs:
-        raise UsageProblem("`--test` needs a SPEC: what only a request names is not tested")
+        raise UsageProblem(
+            "`--test` needs a SPEC: what only a request names is not tested",
+            hint="name the adapters to test before the server starts",
+        )
     from adapterhub.api.steps.contracts.gating import ContractGate
     from adapterhub.api.steps.contracts.testing import TestQuestion
     from adapterhub.core.specs import BaseSpec
 
     question = TestQuestion(on=BaseSpec.parse(record.alias or str(record.path)))
-    return ContractGate(session.library, testing, session.out, question)
+    return ContractGate(session, testing, question)
 
 
 def _split(text: str) -> Sequence[str]:
@@ -523,7 +551,7 @@ def run_vllm(
 
 
 def _other_flags(handed: Sequence[LeasedAdapter]) -> tuple[str, ...]:
-    """The other server flags that the named adapters need."""
+    """Return the other server flags that the named adapters need."""
     from adapterhub.formats.engines import as_flags, joined
     from adapterhub.inference.serving.provider import RANK_SETTING
 

@@ -8,12 +8,14 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from adapterhub.cli.options.params import Session
+from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import output_place
 from adapterhub.core.errors import AdapterHubError, NotAllowed, UnsupportedAdapter, UsageProblem
 from adapterhub.core.extras import require
@@ -21,15 +23,19 @@ from adapterhub.projects.session import sources_from
 
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.gating import ContractGate
+    from adapterhub.core.digests import Progress
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.inference.calling import Calling
-    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings
+    from adapterhub.inference.serving import AdapterProvider, LeasedAdapter, ServeSettings, UnreachableRemotes
     from adapterhub.inference.serving.access.denied import Denied
     from adapterhub.inference.serving.access.gate import Gate
     from adapterhub.inference.serving.aliases import ServedAliases
-    from adapterhub.inference.serving.llama_cpp.names import Names
+    from adapterhub.inference.serving.llama_cpp.engine import Address
+    from adapterhub.inference.serving.llama_cpp.names import Names, Served
+    from adapterhub.inference.serving.llama_cpp.swaps import Running
     from adapterhub.inference.serving.process import EngineProcess
     from adapterhub.inference.serving.provider import BuildGate
+    from adapterhub.library.bases.proof import Proof
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.transfer import Source
@@ -50,19 +56,20 @@ def serve_llama(
     slots: int | None,
     engines: int | None,
 ) -> None:
-    """Check the adapters, write them as GGUF, start the server and its front, and wait.
+    """Check the adapters, prove that `gguf` holds their base, write them as GGUF, start the server, and wait.
 
-    Nothing proves that `gguf` holds the base, since it may be quantised; llama.cpp compares architecture and shapes.
+    Raises:
+        BaseMismatch, CouldNotTell: the file is not a copy of the base, or nothing proves that it is.
     """
     require("export", "`--engine llama.cpp`")
     from adapterhub.inference.serving import UnreachableRemotes
-    from adapterhub.inference.serving.access.denied import YANKS_S, look_for_yanks
-    from adapterhub.inference.serving.access.watched import LOOK_S, Upkeep
     from adapterhub.inference.serving.auto import Auto
-    from adapterhub.inference.serving.following import Followers, Reactions, feed_of
-    from adapterhub.inference.serving.llama_cpp.engine import addresses, command_of, environ_of, find_llama_server
-    from adapterhub.inference.serving.llama_cpp.server import front
+    from adapterhub.inference.serving.following import Upkeep
+    from adapterhub.inference.serving.llama_cpp.engine import find_llama_server
+    from adapterhub.inference.serving.llama_cpp.server import Front
+    from adapterhub.inference.serving.llama_cpp.swaps import Swaps
     from adapterhub.inference.serving.llama_cpp.turns import CAN_STOP
+    from adapterhub.library.bases.proof import proof_of
 
     if gguf is None or not gguf.is_file():
         raise UsageProblem(
@@ -72,82 +79,157 @@ def serve_llama(
     program = find_llama_server(llama_server)
     slots = slots or _SLOTS
     count = (engines or (1 if args.settings.tenants is None else _ENGINES)) if CAN_STOP else 1
-    with addresses(program, count) as reached, session.library.store.intent("serve llama.cpp") as intent:
-        with checked(session, args, ENGINE) as found:
-            args, handed, aliases = found.args, found.handed, found.aliases
-            loaded = {one.digest: one for one in handed}  # two names may mean one build
-            files = [intent.folder / f"{at}-{digest[7:19]}.gguf" for at, digest in enumerate(loaded)]
-            if not args.dry_run:
-                _write(session, args, [*loaded.values()], files)
-        commands = [command_of(program, gguf.absolute(), files, where.words, slots, args.extra) for where in reached]
-        document = document_of(args, served_name, handed, commands[0]) | {"engine": ENGINE}
+    with session.library.store.intent("serve llama.cpp") as intent, checked(session, args, ENGINE) as found:
+        proof = proof_of(session.library.bases, args.record, gguf, session.out.progress)
+        proof.ensure()
+        session.out.note(proof.text)
+        args, handed, provider = found.args, found.handed, found.provider
+        starting = _Starting(
+            session=session,
+            args=args,
+            program=program,
+            base=gguf.absolute(),
+            folder=intent.folder,
+            proof=proof,
+            slots=slots,
+            count=count,
+        )
+        loaded = [*{one.digest: one for one in handed}.values()]  # two names may mean one build
         if args.dry_run:
+            command = starting.command(loaded)
+            document = _document(args, served_name, handed, command, proof)
             session.out.result(document, lambda: say_dry(session, document))
             return
-        digest = args.record.fingerprint.weights
-        names = _names(args, served_name, handed, document, aliases)
-        labels = {one.digest: one.label for one in handed}
-        find_source = None if args.settings.offline else session.place_source
-        remotes = UnreachableRemotes()
-        file = args.settings.route
-        auto = None if file is None else Auto.open(session.library, file, digest)
-
-        def look() -> None:
-            look_for_yanks(session.library, labels, args.denied, find_source, remotes)
-
-        def follow() -> Followers:
-            places = session.followed_places(args.settings.remote, labels)
-            heard = Reactions(served=labels.keys, look_for_yanks=look, refresh_aliases=names.refresh)
-            return Followers(lambda: places, lambda place: feed_of(session.place_source(place)), heard, remotes)
-
-        with started(session, args, commands, environ_of(os.environ, reached[0])) as running:
-            for engine, where in zip(running, reached, strict=True):
-                engine.wait_until_ready(where.answers, within_s=args.start_timeout_s)
+        with contextlib.ExitStack() as stack:
+            running = starting.start(loaded)
+            stack.callback(running.close)
+            document = _document(args, served_name, handed, running.processes[0].command, proof)
+            digest = args.record.fingerprint.weights
+            names = _names(args, served_name, handed, provider.aliases)
+            labels = {one.digest: one.label for one in handed}
+            file, follow = args.settings.route, args.settings.follow
+            auto = None if file is None else Auto.open(session.library, file, digest)
+            places = session.followed_places(args.settings.remote, labels) if follow else None
+            front = Front(
+                args.host,
+                args.port,
+                running.where,
+                names,
+                args.gate,
+                auto,
+                slots=slots,
+                pids=[one.pid for one in running.processes],
+            )
+            provider.gate = _gate(session, replace(args, test=None))  # a test would load the base here, too
+            swaps = Swaps(
+                front=front,
+                provider=provider,
+                gate=args.gate,
+                means=found.means,
+                running=running,
+                start=starting.start,
+                served=partial(_served, args),
+                program=program,
+                note=session.out.note,
+                warn=session.out.warn,
+                start_timeout_s=args.start_timeout_s,
+            )
+            stack.pop_all()
+            stack.callback(swaps.close)
+            upkeep = Upkeep(
+                library=session.library,
+                denied=args.denied,
+                gate=args.gate,
+                served=lambda: {one.digest: one.label for one in front.now.names.served.values()},
+                find_source=None if args.settings.offline else session.place_source,
+                remotes=UnreachableRemotes(),
+                places=None if places is None else lambda: places,
+                refresh_aliases=swaps.refresh,
+                provider=lambda: provider,
+            )
             try:
-                upkeep = Upkeep([(LOOK_S, args.denied.refresh), (LOOK_S, args.gate.refresh), (YANKS_S, look)])
-                following = follow() if args.settings.follow else contextlib.nullcontext()
-                open_front = front(
-                    args.host,
-                    args.port,
-                    reached,
-                    names,
-                    args.gate,
-                    auto,
-                    slots=slots,
-                    pids=[one.pid for one in running],
-                )
-                with upkeep, following, open_front as server:
+                with front, upkeep.running(), swaps.following():
                     stay(
                         session,
-                        running,
+                        swaps.processes,
                         document,
                         drain_s=args.drain_s,
-                        drain=lambda: server.drain(args.drain_s),
-                        refresh_aliases=names.refresh,
+                        drain=lambda: front.drain(args.drain_s),
+                        refresh_aliases=swaps.refresh,
                     )
             except OSError as error:
-                raise NotAllowed(f"cannot listen on `{args.host}:{args.port}`: {error.strerror}") from None
+                raise NotAllowed(
+                    f"cannot listen on `{args.host}:{args.port}`: {error.strerror}",
+                    hint="choose another port with `--port`",
+                ) from None
 
 
-def _names(
-    args: ServeArgs,
-    served_name: str,
-    handed: Sequence[LeasedAdapter],
-    document: Mapping[str, Any],
-    aliases: ServedAliases,
-) -> Names:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Starting:
+    """How engines are started: `count` of `program` on the base, for adapters whose GGUF files lie in `folder`."""
+
+    session: Session
+    args: ServeArgs
+    program: str
+    base: Path
+    folder: Path
+    proof: Proof
+    slots: int
+    count: int
+
+    def command(self, adapters: Sequence[LeasedAdapter], where: Address | None = None) -> list[str]:
+        """Return the command of one engine; without an address, one that an engine may get."""
+        from adapterhub.inference.serving.llama_cpp.engine import addresses, command_of
+
+        with contextlib.ExitStack() as stack:
+            where = where or stack.enter_context(addresses(self.program, 1))[0]
+            files = [self._file(one) for one in adapters]
+            return command_of(self.program, self.base, files, where.words, self.slots, self.args.extra)
+
+    def start(self, adapters: Sequence[LeasedAdapter], while_waiting: Callable[[], None] = lambda: None) -> Running:
+        """Write what is not yet written, start the engines, and wait until they answer.
+
+        Raises:
+            EngineFailed: one ended, or did not answer in time.
+            CouldNotTell: the base's file changed.
+        """
+        from adapterhub.inference.serving.llama_cpp.engine import addresses, environ_of
+        from adapterhub.inference.serving.llama_cpp.swaps import Running
+
+        for one in adapters:
+            if not self._file(one).is_file():
+                _write(self.session, self.args, one, self._file(one))
+        with contextlib.ExitStack() as stack:
+            where = stack.enter_context(addresses(self.program, self.count))
+            commands = [self.command(adapters, one) for one in where]
+            environ = environ_of(os.environ, where[0])
+            running = stack.enter_context(started(self.session, self.args, commands, environ))
+            for engine, address in zip(running, where, strict=True):
+                engine.wait_until_ready(
+                    address.answers, within_s=self.args.start_timeout_s, while_waiting=while_waiting
+                )
+            self.proof.ensure_unchanged()
+            for file in {*self.folder.glob("*.gguf")} - {*map(self._file, adapters)}:  # the engines hold copies
+                file.unlink()
+            return Running(where=where, processes=running, close=stack.pop_all().close)
+
+    def _file(self, one: LeasedAdapter) -> Path:
+        return self.folder / f"{hex_of(one.digest)}.gguf"
+
+
+def _document(
+    args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str], proof: Proof
+) -> dict[str, Any]:
+    return document_of(args, served_name, handed, command) | {"engine": ENGINE, "proof": proof.to_json()}
+
+
+def _names(args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], aliases: ServedAliases) -> Names:
     """Say what the names in requests mean."""
-    from adapterhub.inference.serving.llama_cpp.names import Names, Served
+    from adapterhub.inference.serving.llama_cpp.names import Names
 
-    named = zip(args.specs, handed, document["adapters"], strict=True)
     return Names(
         served_name,
-        [
-            Served(
-                name=one.model if spec.base else str(spec), label=one.label, digest=one.digest, calling=told["calling"]
-            )
-            for spec, one, told in named
-        ],
+        [_served(args, str(spec), one) for spec, one in zip(args.specs, handed, strict=True)],
         base_digest=args.record.fingerprint.weights,
         denied=args.denied,
         moving=[str(spec) for spec in args.specs if spec.base is not None],  # aliases: the others have no base
@@ -155,16 +237,28 @@ def _names(
     )
 
 
-def _write(session: Session, args: ServeArgs, handed: Sequence[LeasedAdapter], files: Sequence[Path]) -> None:
-    """Write one GGUF file for each adapter, with PEFT's scale folded in."""
+def _served(args: ServeArgs, name: str, one: LeasedAdapter) -> Served:
+    """Return an adapter under the name that lists show; a target of an alias has its own."""
+    from adapterhub.inference.serving.llama_cpp.names import Served
+
+    return Served(
+        name=one.model if "@" in name else name,
+        label=one.label,
+        digest=one.digest,
+        calling=callings(args, [one])[0].to_json(),
+        asleep=one.asleep,
+    )
+
+
+def _write(session: Session, args: ServeArgs, one: LeasedAdapter, file: Path) -> None:
+    """Write an adapter as a GGUF file, with PEFT's scale folded in."""
     from adapterhub.inference.export import export
 
     base = args.record.alias or f"./{os.path.relpath(args.model)}"
-    for one, path in zip(handed, files, strict=True):
-        spec = f"{one.label}#{one.digest[:19]}"
-        for note in export(spec, path, form="gguf", library=session.library, base=base).notes:
-            if note not in one.warnings:  # the check has printed those
-                session.out.warn(f"{one.label}: {note}")
+    spec = f"{one.label}#{one.digest[:19]}"
+    for note in export(spec, file, form="gguf", library=session.library, base=base).notes:
+        if note not in one.warnings:  # the check has printed those
+            session.out.warn(f"{one.label}: {note}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +283,15 @@ class ServeArgs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedEngine:
-    """The adapters to serve, in the order of `args.specs`, which are their model names; `aliases` tells what moves."""
+    """The adapters to serve, in the order of `args.specs`, which are their model names.
+
+    `means` has the adapters of each name that was given: of an alias all targets.
+    """
 
     args: ServeArgs
     handed: list[LeasedAdapter]
-    aliases: ServedAliases
+    means: dict[str, tuple[LeasedAdapter, ...]]
+    provider: AdapterProvider
 
 
 @contextlib.contextmanager
@@ -207,40 +305,66 @@ def checked(session: Session, args: ServeArgs, engine: str) -> Iterator[CheckedE
         UnsupportedAdapter: several adapters are refused; one line each.
     """
     from adapterhub.core.specs import AdapterSpec as Spec
+
+    provider = provider_for(session, args, engine)
+    with contextlib.closing(provider):
+        groups = [[spec, *map(Spec.parse, provider.targets(str(spec))[1:])] for spec in args.specs]
+        handed = _all_of(provider, [spec for group in groups for spec in group], session)
+        for one, calling in zip(handed, callings(args, handed), strict=True):
+            if calling.warning:
+                session.out.warn(f"{one.label}: {calling.warning}; {calling.how} to {calling.route}")
+        left = iter(handed)
+        names: list[AdapterSpec] = []
+        means: dict[str, tuple[LeasedAdapter, ...]] = {}
+        for group in groups:  # a model name has no base, which is the served one
+            named = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in group]
+            means[str(named[0])] = tuple(next(left) for _ in group)
+            names += named
+        args = replace(args, specs=tuple(names))
+        yield CheckedEngine(args=args, handed=handed, means=means, provider=provider)
+
+
+def provider_for(
+    session: Session,
+    args: ServeArgs,
+    engine: str,
+    *,
+    remotes: UnreachableRemotes | None = None,
+    progress: Progress | None = None,
+) -> AdapterProvider:
+    """Return the provider of adapters for `engine`, such as `vllm@0.32`.
+
+    With `remotes`, one that is away is left alone.
+    """
     from adapterhub.inference.serving import AdapterProvider
 
-    provider = AdapterProvider(
+    def sources(spec: AdapterSpec) -> Sequence[Source]:
+        found = _sources(session, args.settings, spec)
+        return found if remotes is None else [*map(remotes.guard, found)]
+
+    return AdapterProvider(
         session.project_library,
         args.record,
         engine=engine,
-        sources=lambda spec: _sources(session, args.settings, spec),
+        sources=sources,
         max_rank=args.settings.max_rank,
         signatures=args.settings.signatures,  # type: ignore[arg-type]  # one of the policies, or None
         alias_ttl_s=args.settings.alias_ttl_s,
         denied=args.denied,
         gate=_gate(session, args),
+        progress=progress,
     )
-    with contextlib.closing(provider):
-        specs: list[AdapterSpec] = []
-        for spec in args.specs:
-            specs += [spec, *map(Spec.parse, provider.targets(str(spec))[1:])]
-        handed = _all_of(provider, specs, session)
-        for one, calling in zip(handed, callings(args, handed), strict=True):
-            if calling.warning:
-                session.out.warn(f"{one.label}: {calling.warning}; {calling.how} to {calling.route}")
-        # a model name has no base, which is the served one
-        names = [spec if provider.targets(str(spec)) else replace(spec, base=None) for spec in specs]
-        yield CheckedEngine(args=replace(args, specs=tuple(names)), handed=handed, aliases=provider.aliases)
 
 
 def _gate(session: Session, args: ServeArgs) -> BuildGate:
-    """The test that was asked for, then the policy `tests` of the project and of the user, which runs nothing."""
+    """Return the requested test, or the policy `tests` of the project and of the user, which runs nothing."""
     from adapterhub.inference.serving.provider import PassGate
 
+    is_tested = args.settings.tested and args.test is None  # once it serves
     passes = PassGate(
         library=session.library,
         base=args.record,
-        standards=session.standards,
+        standards=replace(session.standards, policy="require") if is_tested else session.standards,
         rules=session.project_rules,
     )
     test = args.test
@@ -255,7 +379,7 @@ def _gate(session: Session, args: ServeArgs) -> BuildGate:
 
 
 def requested_name(spec: AdapterSpec) -> str:
-    """What a request would call it: without a base by path, which no request may name."""
+    """Return its name in requests: without a base by path, which no request may name."""
     return str(spec if spec.base is not None and spec.base.kind == "alias" else replace(spec, base=None))
 
 
@@ -288,7 +412,7 @@ def _all_of(provider: AdapterProvider, specs: Sequence[AdapterSpec], session: Se
 def started(
     session: Session, args: ServeArgs, commands: Sequence[Sequence[str]], environ: dict[str, str]
 ) -> Iterator[list[EngineProcess]]:
-    """The running engines, which write to the log; they and their processes end with the block.
+    """Provide the running engines, which write to the log; they and their processes end with the block.
 
     Several engines take turns, so that one may be stopped when this process is killed.
     """
@@ -325,7 +449,7 @@ def stay(
     from adapterhub.inference.serving.process import wait_for
 
     document |= {"pid": engines[0].pid}
-    _refresh_on_hangup(session, refresh_aliases)
+    on_hangup(session, refresh_aliases)
     try:
         session.out.result(document, lambda: say_ready(session, document))
         sys.stdout.flush()
@@ -341,7 +465,7 @@ def stay(
         session.out.note("stopping the engine")
 
 
-def _refresh_on_hangup(session: Session, refresh_aliases: Callable[[], bool]) -> None:
+def on_hangup(session: Session, refresh_aliases: Callable[[], bool]) -> None:
     """Call `refresh_aliases` on SIGHUP; where the terminal is gone, the server stops as it would without this."""
     has_terminal = sys.stdin is not None and sys.stdin.isatty()
 
@@ -359,7 +483,7 @@ def _refresh_on_hangup(session: Session, refresh_aliases: Callable[[], bool]) ->
 def document_of(
     args: ServeArgs, served_name: str, handed: Sequence[LeasedAdapter], command: Sequence[str]
 ) -> dict[str, Any]:
-    """The JSON document of the result."""
+    """Return the JSON document of the result."""
     from adapterhub.inference.serving.process import reachable
 
     return {
@@ -375,7 +499,7 @@ def document_of(
 
 
 def callings(args: ServeArgs, handed: Sequence[LeasedAdapter]) -> list[Calling]:
-    """How to ask each of the adapters."""
+    """Describe how to prompt each of the adapters."""
     from adapterhub.inference.calling import calling_of
 
     return [calling_of(one.prompt, args.record.hints.chat_template_sha256) for one in handed]

@@ -1,4 +1,4 @@
-"""`adapt compare`: compare adapters module by module and predict how well they merge, or say exactly how two differ."""
+"""`adapt compare`: compare adapters by module, predict their merge, show how two differ, or find similar ones."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adapterhub.cli.completion.completing import complete_spec_or_folder
 from adapterhub.cli.options.kinds import kind_of
-from adapterhub.cli.options.making import adapters_argument, base_option, weights_option
-from adapterhub.cli.options.params import Session, common, needing, remote_options
+from adapterhub.cli.options.making import base_option, weights_option
+from adapterhub.cli.options.params import Session, common, needing, remote_option
 from adapterhub.cli.output import count_text, json_text, size_text
-from adapterhub.core.arguments import Precision
-from adapterhub.core.errors import shown
+from adapterhub.core.arguments import Cosine, Precision
+from adapterhub.core.errors import UsageProblem, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from adapterhub.cli.output import Output
+    from adapterhub.distribution.hub import AlikeThere
+    from adapterhub.formats.derived.algebra import Energies, Share
+    from adapterhub.formats.derived.comparison import ComparedPair, Comparison, Forecast, ModuleComparison
+    from adapterhub.library.find.likeness import Likeness, LikenessGroups, Similar
     from adapterhub.weights.compare.difference import Difference, Field, Weights
-    from adapterhub.weights.compare.similarity import (
-        ComparedPair,
-        Comparison,
-        Energies,
-        Forecast,
-        ModuleComparison,
-        Share,
-    )
 
+_SHOWN = 0.5
 _FEW = 5
 """Reasons, modules and kinds of modules listed in the text; `--json` lists all."""
 
 
 @click.command()
-@adapters_argument
+@click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER...]", shell_complete=complete_spec_or_folder)
 @weights_option
 @base_option
 @click.option(
@@ -53,7 +51,13 @@ _FEW = 5
     help="Draw a layers x modules heatmap to a .png, .svg or .pdf.",
 )
 @click.option("--diff", is_flag=True, help="Show exactly how two differ: files, config, manifest and updates.")
-@remote_options
+@click.option(
+    "--above",
+    type=kind_of(Cosine),
+    metavar="COSINE",
+    help=f"Of one: list cosines from here on [default: {_SHOWN}; 0.99 for groups, 0.9 with --remote].",
+)
+@remote_option
 @common
 def compare(session: Session, adapters: tuple[str, ...], modules: bool, **options: Any) -> None:
     """Compare adapters by norm, cosine, spectrum, shared directions and opposite signs, and predict their merge.
@@ -68,19 +72,44 @@ def compare(session: Session, adapters: tuple[str, ...], modules: bool, **option
     What is not installed is read from the server that `adapt install` would ask; with --remote, every SPEC is read from
     that server. The library does not change.
 
+    For one adapter, finds installed adapters with a similar update, under any name, precision, scale or rank.
+    `same update`: a cosine of 0.9995 or more. `negated`: its opposite. `near`: 0.9 or more, as another seed of one
+    recipe, an earlier checkpoint or a noisy copy has. `related`: 0.5 or more. Each cosine is exact, from the files.
+    A near update does not prove copying. Its parents are installed adapters of which the update is a weighted sum,
+    whether its manifest names them or not; each carries at least 5 % of its norm. Without an adapter, everything that
+    is installed is grouped. With --remote, a registry lists adapters similar to one of its releases, by estimated
+    cosines.
+
     \b
     Examples:
+      adapt compare ./out/legal-qa --above 0.9
       adapt compare legal-qa summarize
       adapt compare legal-qa ./out/legal-qa-2 --modules
       adapt compare a b c --weights 1,1,-0.5 --plot similarity.png
       adapt compare legal-qa==1.0 legal-qa==1.1 --diff
       adapt compare acme/legal-qa==1.0 acme/legal-qa==1.1 --diff --remote ours
     """
+    if modules and len(adapters) < 2:
+        raise UsageProblem("`--modules` is for two adapters or more", hint="name a second adapter, or drop `--modules`")
     found: Any = session.opened.compare(*adapters, **options)
     if options["diff"]:
         _report_difference(session, found, modules=modules)
-    else:
+    elif len(adapters) > 1:
         _report(session, found, modules=modules)
+    else:
+        _report_alike(session, found, adapters, options)
+
+
+def _report_alike(session: Session, found: Any, adapters: Sequence[str], options: Mapping[str, Any]) -> None:
+    def say() -> None:
+        if options["remote"] is not None:
+            _say_there(session, found)
+        elif adapters:
+            _say_alike(session, found, options["above"])
+        else:
+            _say_groups(session, found)
+
+    session.out.result(found.to_json(), say)
 
 
 def _report(session: Session, found: Comparison, *, modules: bool) -> None:
@@ -237,7 +266,7 @@ def _norm(module: ModuleComparison, position: int) -> float:
 
 
 def _number(value: float | None) -> str:
-    """Four decimals below 10, else four significant digits."""
+    """Format with four decimals below 10, otherwise with four significant digits."""
     if value is None:
         return "-"
     return f"{round(value, 4) + 0.0:.4f}" if abs(value) < 10 else f"{value:.4g}"
@@ -318,3 +347,66 @@ def _row(what: str, field: Field) -> tuple[object, ...]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json_text(value)
+
+
+# ---------------------------------------------------------------- one adapter, or none
+def _say_alike(session: Session, found: Likeness, above: float | None) -> None:
+    if found.similar:
+        session.out.table(
+            ("kind", "adapter", "cosine", "what is different"), [_alike_row(one) for one in found.similar]
+        )
+    else:
+        least = _SHOWN if above is None else above
+        session.out.line(f"nothing like it among {found.compared} installed adapters (cosine {least:g} or more)")
+    if found.parents:
+        parts = " ".join(
+            f"{'-' if one.weight < 0 else '+'} {abs(one.weight):.3g} {one.build.full_name} {one.build.version}"
+            for one in found.parents
+        )
+        left = found.unexplained or 0.0
+        session.out.line(
+            f"{'a sum of' if found.is_plain_sum else 'mostly'} {parts.removeprefix('+ ')}, unexplained {left:.1%}"
+        )
+        undeclared = [f"{one.build.full_name} {one.build.version}" for one in found.parents if not one.declared]
+        if undeclared:
+            session.out.line(f"not declared as parents: {', '.join(undeclared)}")
+        if found.turned:
+            session.out.hint("a part has a higher rank: it may rather be made from this adapter")
+    for name, reason in found.without.items():
+        session.out.detail(f"not compared: {shown(name)}: {shown(reason)}")
+
+
+def _say_there(session: Session, found: AlikeThere) -> None:
+    if found.state == "waiting":
+        session.out.line("the server has not read these weights yet; ask again in a minute")
+    elif not found.similar:
+        session.out.line("nothing like it on this server" if found.state == "made" else "it has no update to compare")
+    else:
+        rows = [
+            (
+                one.repo,
+                one.version or one.commit[:12],
+                f"about {one.cosine:.2f}",
+                "" if one.same_base else "another base",
+            )
+            for one in found.similar
+        ]
+        session.out.table(("adapter", "version", "cosine", "what is different"), rows)
+
+
+def _alike_row(one: Similar) -> tuple[object, ...]:
+    cosine = f"{one.cosine:.4f}" if one.exact else f"about {one.cosine:.2f}"
+    partly = () if one.modules_shared == one.modules else (f"{one.modules_shared} of {one.modules} modules",)
+    name = f"{one.build.full_name} {one.build.version}"
+    return one.kind, name, cosine, ", ".join((*one.scale_words, *one.notes, *partly))
+
+
+def _say_groups(session: Session, found: LikenessGroups) -> None:
+    if not found.groups:
+        session.out.line(f"no two installed adapters have a cosine of {found.above:g} or more")
+    for at, group in enumerate(found.groups):
+        if at:
+            session.out.line()
+        session.out.table(
+            ("kind", "adapter", "cosine", "what is different"), [_alike_row(one) for one in group.members]
+        )

@@ -37,11 +37,11 @@ def fuse(session: Session, adapters: tuple[str, ...], **options: Any) -> None:
     """Write a full model: a base with one or more adapters added, in the base's files.
 
     Streams the base without loading it, copies unchanged tensors byte for byte, adds the others in float64 and rounds
-    once. Measures on every number how much of the update rounding loses; --dtype float32 loses almost nothing. The sum
-    of several adapters is exact. Refuses an update that has no exact place in the base's files, such as one to an
-    output head tied to the embedding.
+    once. Measures over all numbers how much of the update is lost by rounding; --dtype float32 loses almost nothing.
+    The sum of several adapters is exact. Refuses an update that has no exact place in the base's files, such as one
+    to an output head tied to the embedding.
 
-    With --test, loads the new model and asks it what the adapter's contract holds, before the folder gets its name. Of
+    With --test, loads the new model and tests it by the adapter's contract, before the folder gets its name. Of
     several adapters, the `never` and `leave_alone` lines bind.
 
     \b

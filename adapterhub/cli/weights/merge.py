@@ -64,21 +64,21 @@ class RankOrAutoType(click.ParamType):  # type: ignore[type-arg]  # as above
     name = "rank"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        """A whole number of at least 1, or `auto`."""
+        """Return a whole number of at least 1, or `auto`."""
         if value == AUTO:
             return AUTO
         rank: int = kind_of(Rank).convert(value, param, ctx)
         return rank
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The word `auto`."""
+        """Return the word `auto`."""
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(AUTO)] if AUTO.startswith(incomplete) else []
 
 
 def _named(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
-    """The values of `-O NAME=VALUE` by their names."""
+    """Return the values of `-O NAME=VALUE` by their names."""
     named: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -86,7 +86,7 @@ def _named(_ctx: click.Context, _param: click.Parameter, texts: tuple[str, ...])
         if not equals or not name:
             raise UsageProblem(f"-O `{text}`: expected NAME=VALUE, such as `majority=frequency`")
         if name in named:
-            raise UsageProblem(f"`{name}` is given twice")
+            raise UsageProblem(f"`{name}` is given twice", hint="set each option once")
         named[name] = value
     return named
 
@@ -139,7 +139,7 @@ def _option_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     "--recipe",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Merge as this TOML file says, which `adapt info --recipe` prints.",
+    help="Merge as in this TOML file, which `adapt info --recipe` prints.",
 )
 @places_option("With --recipe: also look here for adapters that are not installed; may be repeated.")
 @click.option("--offline", is_flag=True, help="With --recipe: use no network.")
@@ -218,27 +218,30 @@ def _say(session: Session, merged: Merged) -> None:
 
 
 def _method_text(recipe: Mapping[str, Any]) -> str:
-    """The method and its options, such as `ties, density 0.5`."""
+    """Return the method and its options, such as `ties, density 0.5`."""
     return ", ".join([recipe["method"], *(f"{name} {value}" for name, value in recipe["options"].items())])
 
 
 def _say_tuned(session: Session, merged: Merged, tuned: Tuned) -> None:
-    """The losses of the base, of each adapter alone, of equal shares and of what was found."""
-    rows = [("the base alone", tuned.base_loss)]
-    rows += [(f"{i.spec} alone", loss) for i, loss in zip(merged.parents, tuned.single_losses, strict=True)]
-    rows += [("equal shares", tuned.loss_before), ("tuned weights", tuned.loss_after)]
-    session.out.table(("model", "loss"), [(name, f"{loss:.4f}") for name, loss in rows], right=("loss",))
-    other = (
-        f"measured the losses on {tuned.reported} others" if tuned.is_held_out else "measured the losses on the same"
-    )
-    session.out.note(f"tried {tuned.evaluations} sets of weights on {tuned.searched} examples and {other}")
+    """Print the losses of the base, of each adapter, of equal shares and of the found weights."""
+    rows: list[tuple[str, float, float | None]] = [("the base alone", tuned.base_loss, None)]
+    rows += [(f"{i.spec} alone", loss, None) for i, loss in zip(merged.parents, tuned.single_losses, strict=True)]
+    rows.append(("equal shares", tuned.loss_before, tuned.drift_before))
+    rows.append(("tuned weights", tuned.loss_after, tuned.drift_after))
+    by_drift = tuned.drift_after is not None
+    cells = [(name, f"{loss:.4f}", "" if drift is None else f"{drift:.4f}") for name, loss, drift in rows]
+    columns = ("model", "loss", "drift")[: 2 + by_drift]
+    session.out.table(columns, [row[: 2 + by_drift] for row in cells], right=columns[1:])
+    what, asked = ("drifts", "prompts of the contracts") if by_drift else ("losses", "examples")
+    other = f"the {what} on {f'{tuned.reported} others' if tuned.is_held_out else 'the same'}"
+    session.out.note(f"tried {tuned.evaluations} sets of weights on {tuned.searched} {asked} and measured {other}")
 
 
 def _list_methods(session: Session) -> None:
     """Every method with its options."""
-    from adapterhub.weights.catalogue import describe, names
+    from adapterhub.api.weights import merge_methods
 
-    methods = [describe(name) for name in names()]
+    methods = merge_methods()
     rows = [(m.name, m.summary, ", ".join(_option_text(o) for o in m.options)) for m in methods]
     session.out.result(
         [method.to_json() for method in methods], lambda: session.out.table(("method", "result", "options"), rows)

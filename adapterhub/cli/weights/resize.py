@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapterhub.cli.completion.completing import complete_spec_or_folder
+from adapterhub.cli.options.kinds import kind_of
 from adapterhub.cli.options.making import (
     about_options,
     base_option,
@@ -19,6 +20,7 @@ from adapterhub.cli.options.making import (
 from adapterhub.cli.options.params import Session, common
 from adapterhub.cli.options.testing import tells_tests
 from adapterhub.cli.output import size_text
+from adapterhub.core.arguments import ResizedTo
 
 if TYPE_CHECKING:
     from adapterhub.api.weights import Resized
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
-@output_option("the adapter's name and `rN` or `small`")
+@output_option("the adapter's name and `rN`, `small` or `lora`")
+@click.option(
+    "--to",
+    type=kind_of(ResizedTo),
+    help="Make a plain LoRA of LoHa, LoKr, VeRA, OFT, FourierFT, DoRA or another linear method of PEFT, exactly"
+    " [with --rank, --energy or --max-error: the closest one]. Reads the base's weights.",
+)
 @rank_option
 @cut_options
 @dtype_option("the adapter's own")
@@ -39,7 +47,8 @@ def resize(session: Session, adapter: str, **options: Any) -> None:
 
     No other update of that rank is closer (Eckart and Young). The command measures, prints and records its distance
     from the adapter. `--energy` and `--max-error` choose the rank of each module. A rank above the adapter's own
-    changes nothing.
+    changes nothing. `--to lora` makes a LoRA of an adapter of another method, for the programs that read nothing else:
+    PEFT's own layers give the update of each weight of the base; a method whose update is not a linear map is refused.
 
     \b
     Examples:
@@ -47,6 +56,7 @@ def resize(session: Session, adapter: str, **options: Any) -> None:
       adapt resize legal-qa --rank 4 -o legal-qa --variant
       adapt resize legal-qa --rank 2 --test
       adapt resize legal-qa --energy 0.99 -o legal-qa-small
+      adapt resize my-loha --to lora
       adapt resize ./out/legal-qa --max-error 0.05 --dtype bfloat16 -o ./out/legal-qa-small
     """
     resized = session.opened.resize(adapter, **options)
@@ -61,7 +71,7 @@ def _say(session: Session, resized: Resized, rank: int | None) -> None:
         state = "resized" if resized.added.created else "already installed:"
         out.line(f"{state} {resized.added.build.full_name} {resized.added.build.manifest.label}")
     for when, held in (("before", resized.before), ("after", resized.after)):
-        out.line(f"  {when:6}  {size_text(held.size_bytes)}  {ranks_text(held.ranks)}")
+        out.line(f"  {when:6}  {size_text(held.size_bytes)}  {ranks_text(held.ranks)}".rstrip())
     worst = f", worst in {result.worst_module}: {result.worst_error:.2g}" if result.worst_error > 0 else ""
     out.line(f"  {result.dtype}; relative error against the adapter: {result.relative_error:.2g}{worst}")
     tells_tests(session, resized.tests or ())

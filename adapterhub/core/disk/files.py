@@ -17,7 +17,16 @@ from typing import IO, Final, final
 
 from adapterhub.core.digests import CHUNK_BYTES, Digest, Json, Progress, copy_hashed, strict_json
 from adapterhub.core.disk.home import FOLDERS
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Conflict, DiskFull, NotAllowed, NotFound, shown
+from adapterhub.core.errors import (
+    AdapterHubError,
+    AdapterNotFound,
+    Conflict,
+    CouldNotTell,
+    DiskFull,
+    NotAllowed,
+    NotFound,
+    shown,
+)
 
 
 def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest, int]:
@@ -31,7 +40,7 @@ def digest_of_file(path: Path, progress: Progress | None = None) -> tuple[Digest
 
 
 def open_plain(path: Path | str) -> IO[bytes]:
-    """A regular file, opened for reading; links are followed.
+    """Return a regular file, opened for reading; links are followed.
 
     Raises:
         OSError: it cannot be opened, or is a folder, pipe, socket or device, whose reading may never end.
@@ -54,7 +63,7 @@ def read_plain(path: Path, limit_bytes: int) -> bytes:
 
 
 def read_json(path: Path, limit_bytes: int = 1 << 20, *, finite: bool = True) -> Json:
-    """The JSON in a regular file, read as `strict_json` reads it.
+    """Return the JSON in a regular file, read as `strict_json` reads it.
 
     Raises:
         OSError: as `open_plain`.
@@ -68,7 +77,7 @@ NO_LINKS: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
 def is_sound(path: Path, digest: Digest) -> bool:
-    """Whether `path` is a plain file whose bytes have that digest; every byte is read."""
+    """Return whether `path` is a plain file whose bytes have that digest; every byte is read."""
     try:
         return not path.is_symlink() and path.is_file() and digest_of_file(path)[0] == digest
     except OSError:
@@ -113,7 +122,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replaced(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A path in the same folder to write a file at; it takes the place of `path` when the block ends without an error.
+    """Provide a path in the same folder to write a file at.
+
+    It takes the place of `path` when the block ends without an error.
 
     With `sync`, the file and its name are durable then. Without it a crash of the process still leaves the old bytes
     or the new ones, but a power cut may lose both. After an error nothing is left of the new file.
@@ -148,7 +159,7 @@ _FICLONE = 0x40049409  # linux/fs.h: share the extents of another file (btrfs, x
 
 
 def clone_or_copy(source: Path, target: str | Path, *, into: RealFolder | None = None) -> None:
-    """A read-only copy of `source` at `target`, sharing its disk blocks where the file system can."""
+    """Copy `source` to `target` read-only, sharing its disk blocks where the file system can."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     handle = os.open(target, flags, 0o600, dir_fd=into.handle if into else None)
     with source.open("rb") as reader, os.fdopen(handle, "wb") as writer:
@@ -190,7 +201,7 @@ class RealFolder:
 
     @classmethod
     def open(cls, path: Path) -> RealFolder:
-        """The folder at a path that the user gave; links in it are followed.
+        """Return the folder at a path that the user gave; links in it are followed.
 
         Raises:
             OSError: there is none.
@@ -198,7 +209,7 @@ class RealFolder:
         return cls(path, os.open(path, _OPEN))
 
     def inside(self, name: str) -> RealFolder:
-        """The folder `name` of this one.
+        """Return the folder `name` of this one.
 
         Raises:
             OSError: there is none; ENOTDIR when it is a link or a file.
@@ -223,34 +234,34 @@ class RealFolder:
 
     # ------------------------------------------------------------ look
     def names(self) -> list[str]:
-        """The names in it, sorted."""
+        """Return the names in it, sorted."""
         return sorted(os.listdir(self.handle))  # noqa: PTH208 - of a descriptor
 
     def facts(self, name: str) -> os.stat_result:
-        """The status of `name`, without following a link. A `name` with a slash may pass through a link."""
+        """Return the status of `name`, without following a link. A `name` with a slash may pass through a link."""
         return os.stat(name, dir_fd=self.handle, follow_symlinks=False)
 
     def has(self, name: str) -> bool:
-        """Whether something has that name."""
+        """Return whether something has that name."""
         with contextlib.suppress(FileNotFoundError):
             self.facts(name)
             return True
         return False
 
     def is_folder(self, name: str) -> bool:
-        """Whether it is a folder and not a link to one."""
+        """Return whether it is a folder and not a link to one."""
         with contextlib.suppress(OSError):
             return stat.S_ISDIR(self.facts(name).st_mode)
         return False
 
     def is_link(self, name: str) -> bool:
-        """Whether it is a link."""
+        """Return whether it is a link."""
         with contextlib.suppress(OSError):
             return stat.S_ISLNK(self.facts(name).st_mode)
         return False
 
     def open_file(self, name: str) -> int:
-        """A descriptor for reading the plain file `name`.
+        """Return a descriptor for reading the plain file `name`.
 
         Raises:
             OSError: there is none, or it is a link, a pipe or a device.
@@ -290,7 +301,7 @@ class RealFolder:
         os.rename(old, new, src_dir_fd=self.handle, dst_dir_fd=self.handle)
 
     def exchange(self, one: str, other: str) -> bool:
-        """Swap the names of two entries atomically; False where the system cannot."""
+        """Swap the names of two entries atomically; False if the system cannot."""
         import ctypes
 
         rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -332,7 +343,7 @@ class RealFolder:
 
 
 def matching(folder: RealFolder, levels: Sequence[str], pattern: str) -> Iterator[tuple[RealFolder, str]]:
-    """The names that match `pattern` in the folders below `folder` given by `levels`, each a name or `*`.
+    """Yield the names that match `pattern` in the folders below `folder` given by `levels`, each a name or `*`.
 
     Each comes with its folder, which stays open until the next one is requested. Links are not entered.
     """
@@ -346,7 +357,7 @@ def matching(folder: RealFolder, levels: Sequence[str], pattern: str) -> Iterato
 
 
 def mount_of(handle: int) -> int:
-    """The id of the mount that an open folder lies on, or of its device where the system has no mount ids."""
+    """Return the id of the mount that an open folder lies on, or of its device where the system has no mount ids."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/self/fdinfo/{handle}").read_text(encoding="ascii").splitlines():
             if line.startswith("mnt_id:"):
@@ -396,13 +407,24 @@ def read_owned(path: Path, says: str, *, limit_bytes: int) -> bytes:
     return raw
 
 
+def check_private(path: Path, what: str) -> None:
+    """Refuse a secret file that other users can read; `what` completes the sentence "`path` …".
+
+    Raises:
+        NotAllowed: they can.
+        OSError: it cannot be looked at.
+    """
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise NotAllowed(f"`{path}` {what} that others can read", hint=f"`chmod 600 {path}`")
+
+
 _SPARE_BYTES: Final = 16 << 20
 _HINT_TAKEN: Final = "give a name that does not exist yet"
 
 
 @contextlib.contextmanager
 def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) -> Iterator[Path]:
-    """A folder to write into. It gets its name when the block ends without an error; otherwise it is removed.
+    """Provide a folder to write into. It gets its name when the block ends without an error; otherwise it is removed.
 
     `size_bytes`, if given, must be free on that disk beforehand. `durable` adds an fsync of every file and folder.
 
@@ -436,7 +458,9 @@ def new_folder(out_folder: Path, *, size_bytes: int = 0, durable: bool = False) 
 
 @contextlib.contextmanager
 def new_file(out: Path) -> Iterator[Path]:
-    """A file to write. It takes the place of `out` when the block ends without an error; otherwise it is removed.
+    """Provide a file to write.
+
+    It takes the place of `out` when the block ends without an error; otherwise it is removed.
 
     Raises:
         DiskFull, NotAllowed: the file cannot be written, or not at this path; see `output_place`.
@@ -450,7 +474,7 @@ def new_file(out: Path) -> Iterator[Path]:
 
 
 def write_output(out: Path, data: bytes) -> Path:
-    """Write a file at `out`, in place of one that is there; returns its path with the links resolved.
+    """Write a file at `out`, replacing any file there; returns its path with the links resolved.
 
     Raises:
         DiskFull, NotAllowed: as for `new_file`.
@@ -486,6 +510,24 @@ def ensure_new(out_folder: Path) -> None:
         )
 
 
+def ensure_new_file(out: Path, undone: str) -> None:
+    """Raise unless `out` can be made, before the work for it; `undone` is that work, such as `drawn`.
+
+    Raises:
+        Conflict: something is there.
+        NotFound: its folder does not exist.
+        NotAllowed: nothing can be written there, or not at this path; see `output_place`.
+    """
+    where = shown(str(out), 200)
+    output_place(out)
+    if out.exists() or out.is_symlink():
+        raise Conflict(f"`{where}` exists. Nothing was {undone}", hint="name a file that does not exist yet")
+    if not out.absolute().parent.is_dir():
+        raise NotFound(f"the folder of `{where}` does not exist", hint=f"`mkdir -p {out.parent}`")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise NotAllowed(f"cannot write `{where}`: its folder is not writable", hint="name a file in another folder")
+
+
 def sync_tree(folder: Path) -> None:
     """Make a folder and everything in it durable."""
     for path in sorted(folder.iterdir()):
@@ -508,26 +550,32 @@ def _ensure_room(folder: Path, needed: int) -> None:
 
 
 def not_written(error: OSError, final: Path) -> AdapterHubError:
-    """The refusal for an operating-system error while `final` was written."""
+    """Return the refusal for an operating-system error while `final` was written."""
     where = f"`{shown(str(final), 200)}` cannot be written: {error.strerror}. Nothing was kept"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(where, hint="free some space, or name a folder on another disk")
     return NotAllowed(where, hint="name another folder")
 
 
+def not_read(error: OSError, path: object, kind: type[NotAllowed | CouldNotTell]) -> AdapterHubError:
+    """Return the refusal of that kind for an operating-system error while `path` was read."""
+    disk = " and the disk" if kind is CouldNotTell else ""
+    return kind(f"`{path}` cannot be read: {error.strerror}", hint=f"check its permissions{disk} with `ls -l`")
+
+
 NO_LINK: Final = "replace the link with the file"
 
 
 class LeadsOut(OSError):
-    """A link leads out of its folder; `strerror` says where to."""
+    """A link leads out of its folder; `strerror` names its target."""
 
     strerror: str
 
 
 def inside(folder: Path, name: str, *, within: Path | None = None) -> Path:
-    """What the name in the folder leads to: itself, or the resolved target of a link.
+    """Return the target of the name in the folder: itself, or the resolved target of a link.
 
-    `within` is a folder around `folder` inside of which links may lead, too. A name with slashes passes no folder
+    `within` is a folder around `folder`; links may also lead anywhere inside it. A name with slashes passes no folder
     that is a link out.
 
     Raises:
@@ -553,7 +601,7 @@ def inside(folder: Path, name: str, *, within: Path | None = None) -> Path:
 
 
 def is_own(folder: Path, name: str) -> bool:
-    """Whether the name leads to something in the folder, as `inside` decides."""
+    """Return whether the name leads to something in the folder, as `inside` decides."""
     try:
         inside(folder, name)
     except OSError:
@@ -594,7 +642,7 @@ def ensure_there(path: Path, kind: type[NotFound] = AdapterNotFound, *, what: st
 
 
 def nearest(path: Path) -> str:
-    """The path that is there and differs least in the first part that is not; "" where no name is like it."""
+    """Return the path that is there and differs least in the first part that is not; "" if no name is like it."""
     import difflib
 
     around, name = path.parent, path.name
@@ -622,7 +670,9 @@ _OF_LIBRARIES: Final = frozenset(name.partition("/")[0] for name in FOLDERS)
 
 
 def output_place(out: Path) -> Path:
-    """The path of an output with the links above it resolved; a link at the path is followed inside the same project.
+    """Return the path of an output with the links above it resolved.
+
+    A link at the path is followed inside the same project.
 
     Raises:
         NotAllowed: a link leads out of the project or checkout in which the path begins, or it ends in a library.
@@ -662,7 +712,7 @@ def ensure_outside_library(real: Path) -> None:
 
 
 def is_library(folder: Path) -> bool:
-    """Whether `folder` is the root of a library that was written to at least once."""
+    """Return whether `folder` is the root of a library that was written to at least once."""
     return (folder / "locks").is_dir() and any(
         (folder / name).exists() for name in ("blobs", "bases", "adapters", "intents", "index.db", "remotes.json")
     )

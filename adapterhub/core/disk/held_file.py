@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import mmap
 import os
 import stat
@@ -27,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import IO, Any, Final, cast
+from typing import Any, Final
 
 from adapterhub.core.digests import Digest, digest_of_hash
 from adapterhub.core.errors import DigestMismatch
@@ -53,7 +52,6 @@ class HeldFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self._handle = -1
         flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         self._handle = os.open(path, flags)
@@ -61,7 +59,11 @@ class HeldFile:
         if not stat.S_ISREG(facts.st_mode):
             self.close()
             raise OSError(0, "is not a regular file", str(path))
-        self.size_bytes = facts.st_size
+        self._begin(path, facts.st_size)
+
+    def _begin(self, path: Path, size_bytes: int) -> None:
+        """Set what is known before the pass."""
+        self.path, self.size_bytes = path, size_bytes
         self._start = b""
         self._marks: Sequence[int] = _spaced((), self.size_bytes)
         self._states: list[Any] = []
@@ -80,7 +82,7 @@ class HeldFile:
         self.close()
 
     def is_at(self, path: Path) -> bool:
-        """Whether `path` is a name of this very file, which is open; False for a link to it."""
+        """Return whether `path` is a name of this very file, which is open; False for a link to it."""
         try:
             return self._handle >= 0 and os.path.samestat(os.fstat(self._handle), path.lstat())
         except OSError:
@@ -91,24 +93,16 @@ class HeldFile:
         """Whether the bytes are in memory."""
         return self._memory is not None
 
-    @property
-    def _is_read(self) -> bool:
-        return self.is_loaded or self._digest is not None
-
     # ------------------------------------------------------------ before the pass
     def start(self, count: int) -> bytes:
-        """The first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""
-        if self._is_read:
+        """Return the first `count` bytes, or all. They are kept, so the pass hashes the same bytes."""
+        if self._memory is not None or self._digest is not None:
             return bytes(self.read(0, min(count, self.size_bytes)))
         if len(self._start) < count:
             room = bytearray(count - len(self._start))
             filled = self._fill(memoryview(room), len(self._start))
             self._start += room[:filled]
         return self._start[:count]
-
-    def beginning(self) -> IO[bytes]:
-        """A stream of the bytes that `start` gives."""
-        return cast("IO[bytes]", _Beginning(self))
 
     def mark(self, places: Iterable[int]) -> None:
         """Set where the parts that will be read begin, in rising order; otherwise reading a part hashes more bytes."""
@@ -120,7 +114,7 @@ class HeldFile:
 
         Nothing may be written into that memory as long as this file is used. Raises OSError as `digest`.
         """
-        if not self._is_read and self.size_bytes <= len(room):
+        if self._memory is None and self._digest is None and self.size_bytes <= len(room):
             at = len(self._start)
             room[:at] = self._start
             self._read_on(room[at : self.size_bytes], at)
@@ -155,7 +149,7 @@ class HeldFile:
             raise DigestMismatch(str(self.path), expected=expected, actual=self.digest, hint=REPAIR_HINT)
 
     def pieces(self, start: int, sizes: Iterable[int]) -> Iterator[memoryview]:
-        """The bytes from `start` to the end in pieces of these sizes, while a second thread hashes them: the one pass.
+        """Yield the bytes from `start` to the end in pieces of these sizes; a second thread hashes them in one pass.
 
         A piece has at most `PIECE_BYTES` and is valid until the next one. If the file was hashed before, every piece
         is checked against that hash.
@@ -164,12 +158,12 @@ class HeldFile:
             OSError: as `digest`.
             DigestMismatch: the file changed after it was hashed.
         """
-        if self._is_read:
+        if self._memory is not None or self._digest is not None:
             for size in sizes:
                 yield memoryview(self.read(start, start + size))
                 start += size
             return
-        with _Hashing(self._marks, in_thread=self.size_bytes > _SMALL_BYTES) as hashing:
+        with contextlib.closing(_Hashing(self._marks, in_thread=self.size_bytes > _SMALL_BYTES)) as hashing:
             hashing.put(self.start(start))
             for size in sizes:
                 buffer = hashing.buffer()
@@ -180,7 +174,7 @@ class HeldFile:
                 yield view
             if self._fill(memoryview(bytearray(1)), start):
                 raise OSError(0, "became longer while it was read", str(self.path))
-            self._states = hashing.end()
+            self._states = hashing.close()
         self._digest = digest_of_hash(self._states[-1])
 
     def load(self) -> memoryview:
@@ -204,17 +198,17 @@ class HeldFile:
     def _load_into(self, room: memoryview, *, in_thread: bool) -> Digest:
         at = len(self._start)
         room[:at] = self._start
-        with _Hashing((0, self.size_bytes), in_thread=in_thread) as hashing:
+        with contextlib.closing(_Hashing((0, self.size_bytes), in_thread=in_thread)) as hashing:
             hashing.put(room[:at])
             for size in _even(self.size_bytes - at):
                 self._read_on(room[at : at + size], at)
                 hashing.put(room[at : at + size])
                 at += size
-            return digest_of_hash(hashing.end()[-1])
+            return digest_of_hash(hashing.close()[-1])
 
     # ------------------------------------------------------------ after it
     def read(self, start: int, stop: int) -> bytearray | memoryview:
-        """The bytes from `start` to `stop`, in writable memory.
+        """Return the bytes from `start` to `stop`, in writable memory.
 
         Raises:
             DigestMismatch: they changed after the file was hashed.
@@ -263,14 +257,14 @@ class HeldFile:
             raise OSError(0, "became shorter while it was read", str(self.path))
 
     def _fill(self, view: memoryview, at: int) -> int:
-        """How many bytes were read from `at`; fewer than the view holds only at the end of the file."""
+        """Return how many bytes were read from `at`; fewer than the view holds only at the end of the file."""
         done = 0
         while done < len(view) and (count := os.preadv(self._handle, [view[done:]], at + done)):
             done += count
         return done
 
     def _changed(self) -> DigestMismatch:
-        """The error for bytes that changed after the file was hashed."""
+        """Return the error for bytes that changed after the file was hashed."""
         hasher, room, at = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES)), 0
         while count := self._fill(room, at):
             hasher.update(room[:count])
@@ -281,26 +275,8 @@ class HeldFile:
         return DigestMismatch(str(self.path), expected=str(self._digest), actual=actual, hint=hint)
 
 
-class _Beginning(io.RawIOBase):
-    def __init__(self, held: HeldFile) -> None:
-        super().__init__()
-        self._held, self._at = held, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io types it by a protocol that 3.10 lacks
-        data = self._held.start(self._at + len(buffer))[self._at :]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
 class _Hashing:
-    """A thread that hashes the bytes put into it and keeps the states at the marks; a context manager.
+    """A thread that hashes the bytes put into it and keeps the states at the marks; to be closed.
 
     Queues rather than futures, and enough buffers that the hash never waits. Without `in_thread`, `put` hashes itself.
     """
@@ -314,17 +290,14 @@ class _Hashing:
         self._free: SimpleQueue[bytearray] = SimpleQueue()
         self._made = 0
         self._thread = Thread(target=self._run, name="hash", daemon=True) if in_thread else None
-
-    def __enter__(self) -> _Hashing:  # noqa: PYI034 - `typing.Self` comes with Python 3.11
         if self._thread is not None:
             self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
     def buffer(self) -> bytearray:
-        """A buffer for a piece that is not in use; a new one, which has to be zeroed, only where none is free."""
+        """Return a buffer for a piece that is not in use.
+
+        A new one, which has to be zeroed, only where none is free.
+        """
         with contextlib.suppress(Empty):
             return self._free.get_nowait()
         if self._made < _BUFFERS:
@@ -339,7 +312,7 @@ class _Hashing:
         else:
             self._filled.put((memoryview(data), buffer))
 
-    def end(self) -> list[Any]:
+    def close(self) -> list[Any]:
         """Wait for the hash and return the states at the marks."""
         if self._thread is not None:
             self._filled.put(None)
@@ -392,7 +365,7 @@ class _Hash:
 
 
 def _spaced(marks: Iterable[int], size_bytes: int) -> tuple[int, ...]:
-    """Marks from 0 to the end of the file: close enough that reading a part hashes little else, but not too close."""
+    """Return marks from 0 to the end of the file, so close that reading a part hashes little else."""
     found = [0]
     for mark in (*marks, size_bytes):
         while mark - found[-1] > PIECE_BYTES:
@@ -440,7 +413,7 @@ def keep(memory: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def used_memory(size_bytes: int) -> Iterator[memoryview]:
-    """`large_memory` for the block alone; the next caller gets it."""
+    """Provide `large_memory` only for the block; the next caller gets it."""
     room = large_memory(size_bytes)
     try:
         yield room
@@ -455,7 +428,10 @@ def keep_none() -> None:
 
 
 def kept_memory(size_bytes: int) -> memoryview | None:
-    """The memory that is kept, in that size and with any content; None if there is none, or its bytes are in use."""
+    """Return the memory that is kept, in that size and with any content.
+
+    None if there is none, or its bytes are in use.
+    """
     if size_bytes < _SMALL:
         return None
     with contextlib.suppress(IndexError, BufferError, OSError, SystemError):  # not every system can resize

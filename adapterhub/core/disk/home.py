@@ -22,7 +22,7 @@ ADAPTERS_FOLDER: Final = "adapters"
 
 
 def default_root(environ: Mapping[str, str]) -> Path:
-    """`ADAPTERHUB_HOME` of `environ`, else the platform's data folder of the user."""
+    """Return `ADAPTERHUB_HOME` of `environ`, or the platform's data folder of the user."""
     home = environ.get("ADAPTERHUB_HOME")
     if home:
         return path_of(home)

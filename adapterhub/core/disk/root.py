@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,7 @@ class Root:
             raise self.explain(error) from error
 
     def explain(self, error: OSError) -> AdapterHubError:
-        """The refusal for an operating-system error while writing below the root."""
+        """Return the refusal for an operating-system error while writing below the root."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             import shutil
 
@@ -93,7 +93,7 @@ class Root:
         """
         import shutil
 
-        usage = shutil.disk_usage(next(p for p in (self.root, *self.root.absolute().parents) if p.exists()))
+        usage = shutil.disk_usage(next(filter(Path.exists, (self.root, *self.root.absolute().parents))))
         reserve = min(_RESERVE_BYTES, usage.total // 100)
         if usage.free < size_bytes + reserve:
             raise DiskFull(
@@ -123,7 +123,7 @@ class Root:
             self._acquire(handle, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, wait_s, deadline)
             if exclusive:
                 with contextlib.suppress(OSError):  # only for the message of waiting processes
-                    data = json.dumps(holder_facts()).encode()
+                    data = json.dumps(asdict(myself())).encode()
                     os.ftruncate(handle, os.pwrite(handle, data, 0))
             yield
         finally:
@@ -168,12 +168,12 @@ def alone_in(project: Path, root: Root, what: str) -> Iterator[None]:
 
 
 def absolute(path: Path) -> str:
-    """The absolute path as text, with the links that the user named; `resolve` would replace them."""
+    """Return the absolute path as text, with the links that the user named; `resolve` would replace them."""
     return os.path.abspath(path)  # noqa: PTH100 - `absolute` would keep `..`
 
 
 def place_key(place: str) -> str:
-    """The name of a project's records in a library: 16 hex digits of the hash of its path."""
+    """Return the name of a project's records in a library: 16 hex digits of the hash of its path."""
     return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -190,7 +190,7 @@ class Holder:
     """The process behind a lock or claim.
 
     `since` is a time stamp in seconds. `boot` is the same for all processes of one running kernel, in containers too;
-    "" where the system has no such id.
+    "" if the system has no such id.
     """
 
     pid: int
@@ -234,21 +234,21 @@ def _boot() -> str:
 
 
 def myself() -> Holder:
-    """This process."""
+    """Return this process."""
     return Holder(pid=os.getpid(), host=os.uname().nodename, boot=_boot(), since=time.time())
 
 
+@dataclass(frozen=True)
 class Held:
     """A claim of this process."""
 
-    def __init__(self, path: Path, handle: int, what: str) -> None:
-        self.path = path
-        self._handle = handle
-        self._what = what
+    path: Path
+    _handle: int
+    _what: str
 
     def write(self, digests: Iterable[Digest]) -> None:
         """Replace the digests that are needed. The caller's lock must keep readers of claims away meanwhile."""
-        facts = {**holder_facts(), "what": self._what, "digests": sorted(digests)}
+        facts = {**asdict(myself()), "what": self._what, "digests": sorted(digests)}
         data = json.dumps(facts).encode()
         os.pwrite(self._handle, data, 0)
         os.ftruncate(self._handle, len(data))
@@ -256,7 +256,7 @@ class Held:
 
 @contextlib.contextmanager
 def claim(folder: Path, what: str, digests: Iterable[Digest] = (), *, mode: int = 0o644) -> Iterator[Held]:
-    """Hold a new claim in `folder` while the block runs; `mode` says who may read it.
+    """Hold a new claim in `folder` while the block runs; `mode` sets its read permission.
 
     It appears under its name with its lock held, so no reader takes it for a claim whose process has ended.
 
@@ -287,7 +287,7 @@ def living(folder: Path) -> list[Claim]:
         StoreLocked: a held claim cannot be read, so what it needs is unknown.
     """
     found = []
-    for path in _paths(folder):
+    for path in sorted(folder.glob(f"[!{_UNBORN}]*")):
         with _opened(path) as handle:
             if handle is not None and not _is_over(handle, path):
                 found.append(_parsed(handle, path))
@@ -297,15 +297,11 @@ def living(folder: Path) -> list[Claim]:
 def finished(folder: Path) -> list[Path]:
     """Claims whose process has ended."""
     found = []
-    for path in _paths(folder):
+    for path in sorted(folder.glob(f"[!{_UNBORN}]*")):
         with _opened(path) as handle:
             if handle is not None and _is_over(handle, path):
                 found.append(path)
     return found
-
-
-def _paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if not path.name.startswith(_UNBORN))
 
 
 @contextlib.contextmanager
@@ -334,14 +330,8 @@ def _is_over(handle: int, path: Path) -> bool:
     return True
 
 
-def holder_facts() -> dict[str, object]:
-    """This process as the JSON of a claim or a lock file."""
-    me = myself()
-    return {"pid": me.pid, "host": me.host, "boot": me.boot, "since": me.since}
-
-
 def read_holder(handle: int) -> Holder | None:
-    """Who wrote the open lock file or claim; None when that cannot be read."""
+    """Return the writer of the open lock file or claim; None when that cannot be read."""
     return _holder(_json(handle))
 
 

@@ -102,7 +102,7 @@ class RemoteFile(io.RawIOBase):
         return count
 
     def _next(self) -> bytes:
-        """The next chunk, from a new connection if needed; may be empty."""
+        """Return the next chunk, from a new connection if needed; may be empty."""
         try:
             if self._answer is None:
                 self._connect()
@@ -173,7 +173,7 @@ class RemoteFile(io.RawIOBase):
 
 
 def _size_of(answer: HttpAnswer) -> int | None:
-    """The size of the whole file, from the headers."""
+    """Return the size of the whole file, from the headers."""
     if answer.status == _PARTIAL:
         total = answer.headers.get("content-range", "").rpartition("/")[2]
     else:
@@ -182,7 +182,7 @@ def _size_of(answer: HttpAnswer) -> int | None:
 
 
 def _begin_of(answer: HttpAnswer) -> int | None:
-    """The offset of a partial response, from the headers."""
+    """Return the offset of a partial response, from the headers."""
     first = answer.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
     return int(first) if first.isascii() and first.isdigit() else None
 
@@ -204,7 +204,7 @@ class ListedFile:
 def described(
     wire: Wire, files: Mapping[str, ListedFile], spec: AdapterSpec, *, origin: str, version: str | None
 ) -> Release:
-    """The adapter that these files are, under the name in `spec`; `files` are by their paths on the server.
+    """Return the adapter that these files are, under the name in `spec`; `files` are by their paths on the server.
 
     Raises:
         RefusedAdapter: the adapter is not safe to store.
@@ -283,7 +283,7 @@ def _place(wire: Wire, path: str, item: ListedFile, target: Path) -> FileEntry:
 
 
 def _checked(body: bytes, item: ListedFile, where: str) -> Digest:
-    """The digest of a file, checked against the listing."""
+    """Return the digest of a file, checked against the listing."""
     actual = digest_of(body)
     if item.sha256 is not None and actual != item.sha256:
         raise DigestMismatch(where, expected=item.sha256, actual=actual)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
@@ -82,7 +83,7 @@ class HttpAnswer:
         self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes as they arrive.
+        """Yield the bytes as they arrive.
 
         Raises:
             TimeoutError: they arrive too slowly; one byte a second would never trigger the timeout for silence.
@@ -123,7 +124,7 @@ class HttpAnswer:
             hf_raise_for_status(self._with_short_body())
 
     def _with_short_body(self) -> HttpObject:
-        """The response with the beginning of its body, for the error message; empty if compressed or cut off."""
+        """Return the response with the beginning of its body, for the error message; empty if compressed or cut off."""
         body = bytearray()
         with contextlib.suppress(HttpError, OSError):
             for piece in () if self.packing else self.chunks():
@@ -143,7 +144,7 @@ class HttpAnswer:
 
 
 def _is_of_the_client(error: BaseException) -> bool:
-    """Whether the error is from the Hub's client, which does not check responses, and not from our own code."""
+    """Return whether the error is from the Hub's client, which does not check responses, and not from our own code."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -183,7 +184,7 @@ class Wire:
     def open(
         self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
     ) -> HttpAnswer:
-        """The response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
+        """Return the response to a GET (a POST with `form`), after at most five redirects; the caller closes it.
 
         Raises:
             RemoteUnreachable: an invalid, endless or unencrypted redirect, or a compressed response.
@@ -212,7 +213,7 @@ class Wire:
         raise RemoteUnreachable(f"{self.endpoint} redirected more than {MAX_REDIRECTS} times")
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> bytes:
-        """A small body, whole, checked against the server's digest; raises the Hub client's errors.
+        """Return a small body, whole, checked against the server's digest; raises the Hub client's errors.
 
         A list among `params` becomes one parameter for each item.
         """
@@ -224,7 +225,7 @@ class Wire:
             return self.whole(answer, path)
 
     def json(self, path: str, params: Mapping[str, Any] | None = None, *, form: Form | None = None) -> JsonValue:
-        """The JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
+        """Return the JSON value of a small response, to a POST if there is a `form`; raises the errors of `get`.
 
         Raises:
             RemoteUnreachable: it is not JSON, or nested too deeply.
@@ -242,15 +243,15 @@ class Wire:
             reason = shown(str(error), 160)
             raise RemoteUnreachable(f"`{shown(path)}`: {self.endpoint} sent no valid JSON: {reason}") from None
 
-    def put(self, path: str, body: bytes) -> None:
-        """Send JSON by PUT; raises the Hub client's errors."""
-        with self.answering(f"{self.endpoint}/{path}", form=body, method="PUT") as answer:
+    def put(self, path: str, body: bytes, method: str = "PUT") -> None:
+        """Send JSON by PUT, or another `method`; raises the Hub client's errors."""
+        with self.answering(f"{self.endpoint}/{path}", form=body, method=method) as answer:
             self.whole(answer, path)
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
-        """The bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them.
+        """Return the bytes `[start, end)` of a file, fewer if it ends earlier; reads nothing beyond them.
 
-        What came ahead of the beginning of a file counts as all of it: it ends where the header does.
+        A beginning of the file that was fetched ahead counts as all of it: it ends where the header does.
         """
         if start == 0 and (told := self.ahead.told(f"{path}#head")) is not None:
             return told[:end]
@@ -268,7 +269,7 @@ class Wire:
     def answering(
         self, url: str, headers: Mapping[str, str] | None = None, form: Form | None = None, method: str = ""
     ) -> Iterator[HttpAnswer]:
-        """A successful response for the duration of a block; retries once after a temporary failure."""
+        """Provide a successful response for the duration of a block; retries once after a temporary failure."""
         answer = self.open(url, headers, form, method)
         if answer.status in PASSING:
             answer.close()
@@ -281,7 +282,7 @@ class Wire:
             answer.close()
 
     def whole(self, answer: HttpAnswer, what: str) -> bytes:
-        """The body of a small response, checked against the server's digest.
+        """Return the body of a small response, checked against the server's digest.
 
         Raises:
             RemoteUnreachable: it is more than `MAX_SMALL_BYTES`.
@@ -296,7 +297,7 @@ class Wire:
         return bytes(body)
 
     def _client(self) -> HttpObject:
-        """The Hub's client, which uses the proxies of the environment.
+        """Return the Hub's client, which uses the proxies of the environment.
 
         Raises:
             RemoteUnreachable: a proxy is invalid.
@@ -331,16 +332,20 @@ class Wire:
         try:
             yield
         except GatedRepoError:
-            raise NotAllowed(f"{what}: request access at {self.endpoint}") from None
+            raise NotAllowed(
+                f"{what}: request access at {self.endpoint}", hint="accept its terms there, then run the command again"
+            ) from None
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             raise AdapterNotFound(
                 f"{what}: not found on {self.endpoint}, or private and no token given",
-                hint="`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token",
+                hint="`adapt remote login NAME` or ADAPTERHUB_TOKEN gives a token",
             ) from None
         except HFValidationError as error:
             raise SpecError(what, shown(str(error), 160)) from None
         except OfflineModeIsEnabled:
-            raise RemoteUnreachable(f"{what}: the hub client is in offline mode (HF_HUB_OFFLINE)") from None
+            raise RemoteUnreachable(
+                f"{what}: the hub client is in offline mode (HF_HUB_OFFLINE)", hint="unset HF_HUB_OFFLINE"
+            ) from None
         except HfHubHTTPError as error:
             raise self._answered(what, error) from None
         except (HttpError, OSError) as error:
@@ -362,7 +367,7 @@ class Wire:
         )
 
     def _wrapped(self, what: str, error: BaseException) -> AdapterHubError:
-        """The error behind a RuntimeError, in which the client wraps failed uploads; Xet raises only these."""
+        """Return the error behind a RuntimeError, in which the client wraps failed uploads; Xet raises only these."""
         cause = error.__cause__
         if isinstance(cause, AdapterHubError):
             return cause
@@ -376,14 +381,14 @@ class Wire:
         status = error.response.status_code if error.response is not None else 0
         code = "" if error.response is None else error.response.headers.get("X-Error-Code")
         if code == "TestsRequired":
-            hint = "`adapt test NAME --sign --key NAME` signs a result, which the next push takes along"
+            hint = "`adapt test NAME --sign --key NAME` signs a result, which the next push includes"
             return NotAllowed(f"{what}: {self.endpoint}: {shown(error.server_message, 400)}", hint=hint)
         if code == "QuotaExceeded":
             hint = "delete repositories that you no longer need there, or ask its administrator for more space"
             return DiskFull(f"{what}: {self.endpoint}: {shown(error.server_message, 300)}", hint=hint)
         text = f"{what}: {self.endpoint} answered {status}: {shown(error.server_message or str(error), 300)}"
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            hint = "`adapt remote login NAME`, `--token` or ADAPTERHUB_TOKEN gives a token with this right"
+            hint = "`adapt remote login NAME` or ADAPTERHUB_TOKEN gives a token with this right"
             return NotAllowed(text, hint=hint)
         if status == HTTPStatus.CONFLICT:
             return Conflict(text, hint="a published release never changes; publish under another version or name")
@@ -394,14 +399,14 @@ class Wire:
 
 
 def user_agent(version: str | None) -> str:
-    """What the Hub's client calls itself; its own function for that takes 40 ms to import."""
+    """Return the Hub client's name for itself; its own function for that takes 40 ms to import."""
     origin = [f"origin/{constants.HF_HUB_USER_AGENT_ORIGIN}"] if constants.HF_HUB_USER_AGENT_ORIGIN else []
     python = sys.version.split()[0].rstrip("+")
     return "; ".join([f"adapterhub/{version}", f"hf_hub/{hub_version}", f"python/{python}", *origin])
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether the server responded with 404."""
+    """Return whether the server responded with 404."""
     return (
         isinstance(error, HfHubHTTPError)
         and error.response is not None
@@ -410,17 +415,17 @@ def is_missing(error: BaseException) -> bool:
 
 
 def file_path(repo: str, commit: str, name: str) -> str:
-    """The URL path of a file in a repository."""
+    """Return the URL path of a file in a repository."""
     return f"{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
 
 
 def unencrypted(what: str, target: str) -> RemoteUnreachable:
-    """The error for a redirect from https to http."""
+    """Return the error for a redirect from https to http."""
     return RemoteUnreachable(f"{what} redirected from https to `{shown(target)}`. Nothing was sent there")
 
 
 def unusable_proxy(error: Exception) -> RemoteUnreachable:
-    """The error for an invalid proxy in the environment; it leaves out the URL, which may hold a password."""
+    """Return the error for an invalid proxy in the environment; it leaves out the URL, which may hold a password."""
     names = ", ".join(f"{scheme.upper()}_PROXY" for scheme in sorted(getproxies()) if scheme != "no")
     if isinstance(error, ImportError):
         reason, hint = "SOCKS needs a package that is not installed", "run `pip install socksio`"
@@ -433,13 +438,13 @@ def unusable_proxy(error: Exception) -> RemoteUnreachable:
 
 
 def origin_of(url: str) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a URL: a token goes to one origin alone."""
+    """Return scheme, host and port of a URL: a token is sent to only one origin."""
     place = urlsplit(url)
     return place.scheme, (place.hostname or "").lower(), place.port or {"http": 80, "https": 443}.get(place.scheme)
 
 
 def web_address(url: str, location: str) -> str:
-    """The target of a redirect; "" if it is not a web address."""
+    """Return the target of a redirect; "" if it is not a web address."""
     try:
         target = urljoin(url, location)
         place = urlsplit(target)
@@ -469,7 +474,7 @@ def check_etag(body: bytes, headers: Mapping[str, str], what: str) -> None:
 
 
 def git_sha1(body: bytes) -> str:
-    """The git blob hash of these bytes."""
+    """Return the git blob hash of these bytes."""
     return hashlib.sha1(b"blob %d\0" % len(body) + body, usedforsecurity=False).hexdigest()
 
 
@@ -489,8 +494,12 @@ class Ahead:
         """Drop what may be old soon: all but files at commits."""
         self._answers = {path: told for path, told in self._answers.items() if _is_fixed(path)}
 
+    def knows(self, path: str) -> bool:
+        """Return whether `told` has an answer."""
+        return path in self._answers
+
     def told(self, path: str) -> bytes | None:
-        """The body for a request; None where none came. Raises the error of the Hub's client that the answer is.
+        """Return the body for a request; None if none came. Raises the error of the Hub's client that the answer is.
 
         Files at a commit never change, so they stay; all else counts once.
         """
@@ -512,19 +521,23 @@ VERIFYING_S = 300.0
 _MOST: Final = "adapterhub.most_bytes"
 _HTTP: Any = sys.modules[HttpError.__module__.partition(".")[0]]
 _WAIT_S: list[float] = []
+_BOUNDING: Final = threading.Lock()
 
 
 def bound_client(silence_s: float | None = None) -> None:
     """Make the Hub's client give up on a silent server [default: after 300 s] and on an endless response."""
     wait_s = silence_s or VERIFYING_S
-    if [wait_s] == _WAIT_S:
-        return
-    set_client_factory(lambda: bounded_client(wait_s))
-    _WAIT_S[:] = [wait_s]
+    with _BOUNDING:  # all threads share one client, and a new factory closes it under those that use it
+        if not _WAIT_S:
+            _WAIT_S.append(wait_s)
+            set_client_factory(lambda: bounded_client(_WAIT_S[0]))
+        elif _WAIT_S[0] != wait_s:
+            _WAIT_S[0] = wait_s
+            get_session().timeout = _timeouts(wait_s)
 
 
 def bounded_client(wait_s: float) -> HttpObject:
-    """A client that gives up after `wait_s` silent seconds, and on an endless response.
+    """Return a client that gives up after `wait_s` silent seconds, and on an endless response.
 
     Raises:
         RemoteUnreachable: a proxy of the environment is invalid.
@@ -535,9 +548,13 @@ def bounded_client(wait_s: float) -> HttpObject:
         client = default_client_factory()
     except Exception as error:  # noqa: BLE001 - httpx raises ImportError, ValueError, and an InvalidURL of its own
         raise unusable_proxy(error) from None
-    client.timeout = (CONNECT_S, wait_s, wait_s, wait_s)  # connect, read, write, pool
+    client.timeout = _timeouts(wait_s)
     _Bounds(client)
     return client
+
+
+def _timeouts(wait_s: float) -> tuple[float, float, float, float]:
+    return CONNECT_S, wait_s, wait_s, wait_s  # connect, read, write, pool
 
 
 class _Bounds:
@@ -555,7 +572,7 @@ class _Bounds:
         client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks["response"], self._bound]}
 
     def send(self, request: HttpObject, *, stream: bool = False, **more: HttpObject) -> HttpObject:
-        """Replaces the client's `send`, which all its calls use; the hook reads the bound from the request."""
+        """Send in place of the client's `send`, which all its calls use; the hook reads the bound from the request."""
         request.extensions[_MOST] = self._announced.get(str(request.url)) if stream else MAX_SMALL_BYTES
         response = self._send(request, stream=stream, **more)
         if request.method == "HEAD" and response.status_code < HTTPStatus.BAD_REQUEST:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -32,7 +32,9 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import COUNTED, COUNTER, AdapterSpec
 from adapterhub.distribution.http.stream import Contents, RemoteFile, read_contents
 from adapterhub.distribution.http.wire import Wire, bound_client, bounded_client, file_path, is_missing
-from adapterhub.distribution.hub._push import MOVING_TAGS, HubRepository, signature_at, version_tag
+from adapterhub.distribution.hub._log import FEATURE as LOG
+from adapterhub.distribution.hub._log import RegistryLog
+from adapterhub.distribution.hub._push import HubRepository, signature_at, version_tag
 from adapterhub.distribution.hub._search import FEATURE as RESULTS
 from adapterhub.distribution.hub._search import (
     PAGE,
@@ -45,18 +47,22 @@ from adapterhub.distribution.hub._search import (
     search_tags,
 )
 from adapterhub.distribution.hub._versions import (
+    PAGES,
     Kinds,
     Published,
     PublishedVersion,
     dates_of,
     look_ahead,
     newest_last,
+    newest_on,
     places_in,
     plain_release,
     published_in,
     refs_of,
     repositories_of,
     repositories_tagged,
+    some_on,
+    versions_path,
     yanked_on_registry,
 )
 from adapterhub.distribution.hub._withdrawal import (
@@ -71,6 +77,8 @@ from adapterhub.distribution.hub._withdrawal import (
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Provenance, Release
+from adapterhub.formats.treelog import LogKey, LogSigner
+from adapterhub.library.heads import Heads, Logged
 from adapterhub.library.remotes import HUB_URL
 
 if TYPE_CHECKING:
@@ -113,20 +121,26 @@ class Hub:
         version: str = "",
         label: str = "",
         silence_s: float | None = None,
+        witness: LogKey | None = None,
     ) -> None:
-        """`silence_s`: how long to wait for the server's next byte [default: 30 s]."""
+        """`silence_s`: how long to wait for the server's next byte [default: 30 s].
+
+        `witness`: who must have co-signed the head of the log that proves a release.
+        """
         self.endpoint = endpoint.rstrip("/")
         self.label = label or f"hub `{self.endpoint}`"
         self._token, self._version = token or None, version or None
+        self._witness = witness
         self._wire = Wire(self.endpoint, self._token, version=self._version, silence_s=silence_s)
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # our errors say the same
         self._places: dict[tuple[Digest, str], PublishedVersion] = {}
         self._features: frozenset[str] | None = None
+        self._log_key: str | None = None
         self._feed: Wire | None = None
 
     @cached_property
     def _api(self) -> HfApi:
-        """The Hub's client, made for what it alone can do: its import costs as much as half of an install."""
+        """The Hub's client, made only when needed: its import costs as much as half of an install."""
         from huggingface_hub import HfApi
 
         # token=False: never fall back on an environment token that is for another server
@@ -136,7 +150,7 @@ class Hub:
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
+        """The address of the server, by which it can be found again."""
         return self.endpoint
 
     @property
@@ -165,6 +179,8 @@ class Hub:
                     raise
                 return frozenset()
         features = told.get("features") if isinstance(told, dict) else None
+        key = told.get("log_key") if isinstance(told, dict) else None
+        self._log_key = key if isinstance(key, str) and isinstance(features, list) and LOG in features else None
         return frozenset(f for f in features if isinstance(f, str)) if isinstance(features, list) else frozenset()
 
     # ------------------------------------------------------------ source
@@ -173,15 +189,15 @@ class Hub:
         look_ahead(self._wire, specs, lambda: self.features)
 
     def within(self, namespace: str) -> HubNamespace:
-        """This server as a source of bare names, which it looks up in `namespace`."""
+        """Return this server as a source of bare names, which it looks up in `namespace`."""
         return HubNamespace(self, namespace)
 
     def at(self, repo: str, commit: str) -> HubCommit:
-        """This server as a source of one build: that of a repository at one commit."""
+        """Return this server as a source of one build: that of a repository at one commit."""
         return HubCommit(self, repo, commit)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """Builds of `org/name`: in that repository, in `org/name-<base>`, and in repositories tagged with the name.
+        """Return builds of `org/name`: there, in `org/name-<base>`, and in repositories tagged with the name.
 
         In the repository `org/name`, builds of any name count, so that users can name either. A bare name is never
         looked up on a whole hub: a stranger could own it.
@@ -189,6 +205,31 @@ class Hub:
         Raises:
             AdapterNotFound: the only build was uploaded, but its version was never tagged.
         """
+        return self._releases(spec, self._places_for)
+
+    def newest(self, spec: AdapterSpec) -> tuple[list[Release], bool, bool]:
+        """As `releases`, of the newest versions of each repository only; whether these stand for all, and are all.
+
+        They stand for all where no other version is for another base. A server that lists no pages has none.
+        """
+        if PAGES not in self.features or spec.is_exact:
+            return [], False, False
+        stand = are_all = True
+
+        def places(repo: str, _spec: AdapterSpec) -> list[PublishedVersion]:
+            nonlocal stand, are_all
+            if self._wire.ahead.knows(versions_path(repo)):
+                return self._places_in(repo)
+            found = newest_on(self._wire, repo, below=spec.below)
+            stand = stand and (found.is_all or found.is_alike)
+            are_all = are_all and spec.below is None and (found.is_all or not found.places)
+            return found.places or self._places_in(repo)
+
+        return self._releases(spec, places), stand, are_all
+
+    def _releases(
+        self, spec: AdapterSpec, places: Callable[[str, AdapterSpec], list[PublishedVersion]]
+    ) -> list[Release]:
         if spec.namespace is None:
             return []
         found: dict[tuple[Digest, str], Release] = {}  # a copy has a signature and a yank of its own
@@ -198,7 +239,7 @@ class Hub:
             if repo in seen:
                 continue
             seen.add(repo)
-            for release in self._of_repository(repo, spec, of, unfinished):
+            for release in self._of_repository(places(repo, spec), spec, of, unfinished):
                 found.setdefault((release.digest, repo), release)
         if unfinished and not found:
             raise AdapterNotFound(
@@ -208,9 +249,12 @@ class Hub:
             )
         return list(found.values())
 
-    def _of_repository(self, repo: str, spec: AdapterSpec, of: Kinds, unfinished: list[str]) -> Iterator[Release]:
+    def _of_repository(
+        self, places: list[PublishedVersion], spec: AdapterSpec, of: Kinds, unfinished: list[str]
+    ) -> Iterator[Release]:
         has: dict[str, bool] = {}
-        for place, manifest in self._with_manifests(self._places_in(repo)):
+        for place, manifest in self._with_manifests(places):
+            repo = place.repo
             if manifest is not None and place.version is None:
                 # Our push tags last: without a tag, the build is not published.
                 unfinished.append(repo)
@@ -226,15 +270,23 @@ class Hub:
                 yield replace(release, lost_name=not has[name])
 
     def _may_release(self, repo: str, name: str) -> bool:
-        """Whether a repository may release an adapter of that name, as far as the server keeps names."""
+        """Return whether a repository may release an adapter of that name, as far as the server keeps names."""
         namespace, _, own = repo.partition("/")
         if own == name or self._claimed_at:
             return True
         with self._wire.plainly(f"list adapters of `{namespace}`"):
             return repo in repositories_tagged(self._wire, namespace, f"adapter-name:{name}")
 
+    def _places_for(self, repo: str, spec: AdapterSpec) -> list[PublishedVersion]:
+        """Those of `_places_in` that a spec means; where it names none exactly, or one that is not there, all."""
+        if PAGES in self.features and not self._wire.ahead.knows(versions_path(repo)):
+            found = some_on(self._wire, repo, spec)
+            if found:
+                return found
+        return self._places_in(repo)
+
     def _places_in(self, repo: str) -> list[PublishedVersion]:
-        return places_in(self._wire, repo, lists_versions="versions" in self.features)
+        return places_in(self._wire, repo, self.features)
 
     def _with_manifests(self, places: list[PublishedVersion]) -> Iterable[tuple[PublishedVersion, Manifest | None]]:
         """Each place with its date, if known, and its manifest."""
@@ -252,7 +304,7 @@ class Hub:
         return list(zip(dated, manifests, strict=True))
 
     def _manifest(self, place: PublishedVersion) -> Manifest | None:
-        """The manifest at one commit; None if there is none."""
+        """Return the manifest at one commit; None if there is none."""
         origin = _origin(place)
         with self._wire.plainly(f"`{MANIFEST_FILE}` of `{origin}`"):
             try:
@@ -290,14 +342,16 @@ class Hub:
         return "" if "names" in self.features else self.endpoint
 
     def release_at(self, repo: str, commit: str, spec: AdapterSpec) -> Release | None:
-        """The build at one commit, if it has the name in `spec`; `spec` also gives the version if its files do not.
+        """Return the build at one commit, if it has the name in `spec`.
+
+        `spec` also gives the version if its files do not.
 
         `yanked` is the present state on the server.
 
         Raises:
             AdapterNotFound: the repository or the commit no longer exists.
         """
-        told = next((place for place in self._places_in(repo) if place.commit == commit), None)
+        told = next((place for place in self._places_for(repo, spec) if place.commit == commit), None)
         place = replace(told or PublishedVersion(repo=repo, commit=commit, version=None), version=spec.pinned_version)
         release = self._release(place, self._manifest(place), spec)
         if release is not None:
@@ -323,16 +377,29 @@ class Hub:
         return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what, first=counted))
 
     def provenance(self, release: Release) -> Provenance:
-        """The signature at the commit of a build; other files of the repository are ignored."""
+        """Return the signature at the commit of a build; other files of the repository are ignored."""
         place = self._place_of(release)
         return Provenance(signature=self.signature_at(place.repo, place.commit))
 
+    def check_logged(self, release: Release, heads: Heads) -> Logged | None:
+        """Return the place of a build in the log of the server; see `RegistryLog.check`."""
+        return self._log.check(self._place_of(release), release, heads)
+
+    @cached_property
+    def _log(self) -> RegistryLog:
+        key = self._log_key if self.features else None
+        return RegistryLog(self._wire, key, is_anonymous=self._token is None, witness=self._witness)
+
+    def cosign(self, signer: LogSigner, repos: Iterable[str], heads: Heads) -> list[str]:
+        """Co-sign, as a witness, the logs that `repos` are in; see `RegistryLog.cosign`."""
+        return self._log.cosign(signer, repos, heads)
+
     def signature_at(self, repo: str, commit: str) -> bytes | None:
-        """The signature in a repository at one commit; None if there is none, errors as of `provenance`."""
+        """Return the signature in a repository at one commit; None if there is none, errors as of `provenance`."""
         return signature_at(self._wire, repo, commit)
 
     def digest_at(self, repo: str, commit: str) -> Digest | None:
-        """The digest of the build in a repository at one commit; None where it has no manifest."""
+        """Return the digest of the build in a repository at one commit; None if it has no manifest."""
         manifest = self._manifest(PublishedVersion(repo=repo, commit=commit, version=None))
         return manifest.digest if manifest is not None else None
 
@@ -347,7 +414,10 @@ class Hub:
         return self.tests.is_offered
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified; none where the server does not answer, as no build needs them."""
+        """Return the signed results on a build, unverified.
+
+        None if the server does not answer, as no build needs them.
+        """
         place = self._place_of(release)
         if place.version is None:  # results are of versions
             return []
@@ -357,7 +427,7 @@ class Hub:
 
     # ------------------------------------------------------------ withdrawn
     def versions(self, repo: str) -> list[PublishedVersion]:
-        """The versions of a repository, yanked ones included, the newest first; none if it has none.
+        """Return the versions of a repository, yanked ones included, the newest first; none if it has none.
 
         Raises:
             AdapterNotFound: there is no such repository, or it is private.
@@ -371,7 +441,9 @@ class Hub:
     def yanked(
         self, builds: Mapping[Digest, AdapterSpec], came_from: Mapping[Digest, str] = MappingProxyType({})
     ) -> dict[Digest, str]:
-        """The reason of each build that this server has yanked, by its digest; `builds` gives the name and version.
+        """Return the reason of each build that this server has yanked, by its digest.
+
+        `builds` gives the name and version.
 
         Only the repository that a build came from has a say in it. Where `came_from` lacks it, each that may supply
         the name has. Our registry answers for 50 builds in one request; on other servers, each name takes a few.
@@ -389,10 +461,10 @@ class Hub:
         return found
 
     def _reason_of(self, digest: Digest, spec: AdapterSpec, repository: str | None) -> str | None:
-        """Why a build of this version is yanked in its repository, or in one of those that may have it."""
+        """Return why a build of this version is yanked in its repository, or in one of those that may have it."""
         named = () if repository else repositories_of(self._wire, spec, keeps_names=not self._claimed_at)
         for repo in dict(named) or [repository or spec.full_name]:
-            for place in self._places_in(repo):
+            for place in self._places_for(repo, spec):
                 if place.yanked is None or place.version is None or not spec.matches(place.version):
                     continue
                 manifest = self._manifest(place)
@@ -403,7 +475,7 @@ class Hub:
     @property
     def withdrawal(self) -> Withdrawal:
         """Yanks and deletes on this server."""
-        return Withdrawal(self._api, self._wire, is_registry="yank" in self.features)
+        return Withdrawal(self._api, self._wire, self.features)
 
     @property
     def aliases(self) -> RegistryAliases:
@@ -411,7 +483,7 @@ class Hub:
         return RegistryAliases(self._wire, is_offered=FEATURE in self.features)
 
     def alias(self, spec: AdapterSpec) -> Alias | None:
-        """The alias that the `@word` of a spec is here; see `moving.HasAliases`."""
+        """Return the alias that the `@word` of a spec is here; see `moving.HasAliases`."""
         found = self.aliases.find(spec)
         if found is None:
             return None
@@ -424,12 +496,18 @@ class Hub:
         return found.alias
 
     def hurried(self) -> Hub:
-        """The same server, given up on after a few silent seconds: for what is good to know, not needed."""
+        """Return the same server with a timeout of a few silent seconds, for requests that can be skipped."""
         silence_s = min(HURRY_S, self._wire.silence_s)
-        return Hub(endpoint=self.endpoint, token=self._token, label=self.label, silence_s=silence_s)
+        return Hub(
+            endpoint=self.endpoint,
+            token=self._token,
+            label=self.label,
+            silence_s=silence_s,
+            witness=self._witness,
+        )
 
     def events(self, since: int | None, wait_s: int = 0) -> EventPage:
-        """What changed after the number `since`, at the latest after `wait_s` seconds; with None, where to begin.
+        """Return the changes after number `since`, at the latest after `wait_s` seconds; with None, the first number.
 
         Only a server with the feature `events` has this.
         """
@@ -465,11 +543,11 @@ class Hub:
             return search_tags(self._wire, search)
 
     def similar(self, spec: AdapterSpec, above: float) -> AlikeThere:
-        """The builds on this server whose update is like that of a release; errors as of `alike_on`."""
+        """Return the builds on this server whose update is like that of a release; errors as of `alike_on`."""
         return alike_on(self._wire, spec, above, self.features, self.versions)
 
     def who(self) -> str:
-        """The user of the token; without a token, whether the server is reachable."""
+        """Return the user of the token; without a token, whether the server is reachable."""
         with self._wire.plainly("connection"):
             if self._token is not None:
                 return f"signed in as {self._name()}"
@@ -481,7 +559,7 @@ class Hub:
         told = self._wire.json("api/whoami-v2")
         name = told.get("name") if isinstance(told, dict) else None
         if not isinstance(name, str):
-            raise RemoteUnreachable(f"{self.endpoint} did not say which user the token belongs to")
+            raise RemoteUnreachable(f"{self.endpoint} did not name the user of the token")
         return shown(name)
 
     def fetch_base(self, repo: str, *, revision: str | None = None, offline: bool = False) -> Path:
@@ -505,7 +583,7 @@ class Hub:
             private=private,
             by_xet=self.is_public_hub,
             mends=mends,
-            moves_tags=lambda: MOVING_TAGS in self.features,
+            features=lambda: self.features,
             tests=self.tests,
         )
 
@@ -521,7 +599,7 @@ class _PartOfHub:
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
+        """The address of its server, by which it can be found again."""
         return self.hub.endpoint
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
@@ -532,13 +610,17 @@ class _PartOfHub:
         """See `transfer.Source`."""
         return self.hub.provenance(release)
 
+    def check_logged(self, release: Release, heads: Heads) -> Logged | None:
+        """See `Hub.check_logged`."""
+        return self.hub.check_logged(release, heads)
+
     @property
     def keeps_results(self) -> bool:
         """Whether the server keeps signed results of tests."""
         return self.hub.keeps_results
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified."""
+        """Return the signed results on a build, unverified."""
         return self.hub.results(release)
 
 
@@ -564,6 +646,12 @@ class HubNamespace(_PartOfHub):
             return []
         return self.hub.releases(replace(spec, namespace=self._namespace))
 
+    def newest(self, spec: AdapterSpec) -> tuple[list[Release], bool, bool]:
+        """See `Hub.newest`."""
+        if spec.namespace not in (None, self._namespace):
+            return [], False, False
+        return self.hub.newest(replace(spec, namespace=self._namespace))
+
     def alias(self, spec: AdapterSpec) -> Alias | None:
         """See `moving.HasAliases`."""
         if spec.namespace not in (None, self._namespace):
@@ -583,6 +671,6 @@ class HubCommit(_PartOfHub):
         return f"`{self.repo}` at {self.commit[:12]} of {self.hub.label}"
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """The one build, when it has the name in `spec`."""
+        """Return the one build, when it has the name in `spec`."""
         release = self.hub.release_at(self.repo, self.commit, spec)
         return [] if release is None else [release]

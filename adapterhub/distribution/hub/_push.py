@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from adapterhub.core.digests import Progress, copy_hashed, hex_of
+from adapterhub.core.digests import Progress, copy_hashed, digest_of, hex_of, strict_json
 from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.errors import (
     AdapterHubError,
@@ -34,7 +35,17 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import is_hub_id, version_of
 from adapterhub.distribution.http.wire import HttpError, Wire, file_path
 from adapterhub.distribution.hub._search import RegistryResults
-from adapterhub.distribution.hub._versions import is_version_tag, look_at, refs_of
+from adapterhub.distribution.hub._versions import (
+    PAGES,
+    commit_in,
+    is_version_tag,
+    look_at,
+    refs_of,
+    version_on,
+    versions_path,
+)
+from adapterhub.distribution.hub._withdrawal import FEATURE as ALIASES
+from adapterhub.distribution.hub._withdrawal import RegistryAliases
 from adapterhub.formats.cards.card import Card, make_card, refusals_of
 from adapterhub.formats.manifest import (
     CARD_FILE,
@@ -60,8 +71,8 @@ _OURS = frozenset({*MEDIA_TYPES, SIGNATURE_FILE})
 class HubRepository:
     """One model repository that builds are published to.
 
-    `by_xet`: it is on the Hugging Face Hub, which stores large files by Xet only. `mends`: metadata of an author's card
-    that the server would refuse is left out, where it otherwise stops the push. `moves_tags`: whether it moves a tag in
+    `by_xet`: it is on the Hugging Face Hub, which stores large files by Xet only. `mends`: omits metadata of an
+    author's card that the server would refuse, which otherwise stops the push. `moves_tags`: whether it moves a tag in
     one step.
     """
 
@@ -76,7 +87,7 @@ class HubRepository:
         private: bool,
         by_xet: bool,
         mends: bool = False,
-        moves_tags: Callable[[], bool] = lambda: False,
+        features: Callable[[], Collection[str]] = frozenset,
         tests: RegistryResults | None = None,
     ) -> None:
         """`repo` names its owner; a single word would be a folder to some users.
@@ -85,13 +96,14 @@ class HubRepository:
             UsageProblem: it is no `org/repo`.
         """
         if "/" not in repo or not is_hub_id(repo):
-            raise UsageProblem(f"`{shown(repo)}` is no repository `org/repo`", hint="a folder is written `./folder`")
+            raise UsageProblem(f"`{shown(repo)}` is not a repository `org/repo`", hint="a folder is written `./folder`")
         self.repo = repo
         self.commit_url = ""
         self.refused_results: list[str] = []
         self.signs_again = False  # a signature may take the place of that of a published version
+        self.alias: str | None = None  # shall mean the version once it is published
         self._api, self._wire, self._tests = api, wire, tests
-        self._private, self._by_xet, self._mends, self._moves_tags = private, by_xet, mends, moves_tags
+        self._private, self._by_xet, self._mends, self._features = private, by_xet, mends, features
         self._exists = False
         self._commit: str | None = None
 
@@ -112,7 +124,7 @@ class HubRepository:
         """
         with contextlib.ExitStack() as files:
             if not self._by_xet:
-                look_at(self._wire, self.repo)
+                look_at(self._wire, self.repo, release.manifest.version)
                 files.callback(self._wire.ahead.forget)
             is_there = self._has(release.manifest)
             if not is_there:
@@ -121,7 +133,9 @@ class HubRepository:
             yield _Upload(self, release, Path(folder), files, is_there=is_there)
 
     def _has(self, manifest: Manifest) -> bool:
-        """Whether the version exists with this build."""
+        """Return whether the version exists with this build."""
+        if PAGES in self._features():
+            return self._lists(manifest)
         tag = version_tag(manifest)
         with self._wire.plainly(f"push to `{self.repo}`"):
             try:
@@ -137,13 +151,34 @@ class HubRepository:
         if Manifest.parse(raw, f"{self.repo} {tag}: {MANIFEST_FILE}").digest == manifest.digest:
             self._commit = commit
             return True
-        raise ReleaseExists(
+        raise self._other_build(tag)
+
+    def _lists(self, manifest: Manifest) -> bool:
+        """As `_has`, of a registry that finds one version, however many there are."""
+        with self._wire.plainly(f"push to `{self.repo}`"):
+            try:
+                there = version_on(self._wire, self.repo, manifest.version)
+            except RepositoryNotFoundError:
+                return False
+        self._exists = True
+        if there is None or there.version is None:
+            return False
+        if there.digest == manifest.digest:
+            self._commit = there.commit
+            return True
+        _ensure_unspelled(
+            self.repo, () if there.version == manifest.version else [f"v{there.version}"], manifest.version
+        )
+        raise self._other_build(version_tag(manifest))
+
+    def _other_build(self, tag: str) -> ReleaseExists:
+        return ReleaseExists(
             f"`{self.repo}` has another build tagged `{tag}`; a release never changes",
             hint="push it under a new version or to its own repository",
         )
 
     def needs_signature(self, manifest: Manifest, signature: bytes) -> bool:
-        """Whether the published version has another signature or none. Call it only if the version exists.
+        """Return whether the published version has another signature or none. Call it only if the version exists.
 
         Raises:
             ReleaseExists: it has, and no one asked to sign it again.
@@ -179,7 +214,7 @@ class HubRepository:
             added = [CommitOperationAdd(SIGNATURE_FILE, io.BytesIO(signature))]
             message = f"Sign {manifest.name} {manifest.version}"
             made = api.create_commit(repo, added, commit_message=message, revision=branch, parent_commit=self._commit)
-            if self._moves_tags():
+            if MOVING_TAGS in self._features():
                 moved = json.dumps({"tag": tag, "overwrite": True}).encode()
                 self._wire.json(f"api/models/{repo}/tag/{made.oid}", form=moved)
             else:
@@ -190,11 +225,11 @@ class HubRepository:
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{made.oid}"
 
     def tag_of(self, manifest: Manifest) -> str:
-        """The tag that a build gets."""
+        """Return the tag that a build gets."""
         return version_tag(manifest)
 
     def card_of(self, release: Release, contract: Contract | None = None) -> Card:
-        """The card as this repository shows it, with examples from the build's contract.
+        """Return the card as this repository shows it, with examples from the build's contract.
 
         Raises:
             Malformed: the server would refuse its metadata; every reason is listed.
@@ -245,6 +280,10 @@ class HubRepository:
         api, repo, manifest = self._api, self.repo, release.manifest
         if self._tests is not None:
             self._tests.ensure_may_publish(repo, manifest, results, is_new=not self._exists)
+        if self._exists and PUBLISH in self._features() and not (results or self._private):
+            if not self._send_whole(release, folder, signature, weights):
+                self.point_alias(manifest)
+            return
         message = f"{manifest.name} {manifest.version}"
         with contextlib.ExitStack() as files, self._wire.plainly(f"push to `{repo}`"):
             is_new = not self._exists and self._created()
@@ -281,6 +320,41 @@ class HubRepository:
             if not self._has(manifest):
                 raise
         self.commit_url = f"{self._wire.endpoint}/{repo}/commit/{commit}"
+        self.point_alias(manifest)
+
+    def point_alias(self, manifest: Manifest) -> None:
+        """Let `alias`, if one is wanted, mean a published version."""
+        if self.alias is not None:
+            known = RegistryAliases(self._wire, is_offered=ALIASES in self._features())
+            known.set(self.repo, self.alias, [(manifest.version, 1.0)])
+
+    def _send_whole(self, release: Release, folder: Path, signature: bytes | None, weights: IO[bytes] | None) -> bool:
+        """Send the version in one request, to a registry that takes it and has the repository.
+
+        Returns whether the wanted alias moved with it.
+        """
+        from adapterhub.formats.cards.card import contract_shown
+
+        manifest = release.manifest
+        card = self.card_of(release, contract_shown(folder))
+        beside = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: card.text.encode()}
+        if signature is not None:
+            beside[SIGNATURE_FILE] = signature
+        opened = {} if weights is None else {WEIGHTS_FILE: weights}
+        alias = self.alias if PUBLISH_ALIAS in self._features() else None
+        body = _WholeVersion(manifest, folder, beside, opened, alias)
+        headers = {"content-type": "application/octet-stream", "content-length": str(body.size_bytes)}
+        url = f"{self._wire.endpoint}/{versions_path(self.repo)}"
+        try:
+            with self._wire.plainly(f"push to `{self.repo}`"), self._wire.answering(url, headers, form=body) as answer:
+                commit = commit_in(strict_json(self._wire.whole(answer, url))["commit"])
+        except Conflict:  # someone was faster, or the answer to the first attempt was lost
+            if not self._has(manifest):
+                raise
+            assert self._commit is not None  # `_has` found it
+            commit, alias = self._commit, None
+        self.commit_url = f"{self._wire.endpoint}/{self.repo}/commit/{commit}"
+        return alias == self.alias
 
     def _created(self) -> bool:
         """Create the repository; False when it exists."""
@@ -305,7 +379,7 @@ class HubRepository:
     def send_results(self, manifest: Manifest, results: Sequence[bytes]) -> int:
         """Send signed results of tests on a version; returns how many the server has taken.
 
-        `refused_results` then says why it has not taken others. A server that keeps none gets none.
+        `refused_results` then holds its reasons for refusing others. A server that keeps none gets none.
         """
         if not results or self._tests is None or not self._tests.is_offered:
             return 0
@@ -317,6 +391,57 @@ class HubRepository:
             except (NotAllowed, Conflict, RemoteUnreachable) as error:
                 self.refused_results.append(error.message)
         return count
+
+
+class _WholeVersion:
+    """The body that publishes a version: a line of JSON, then the bytes of the files; it can be sent again."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        beside: Mapping[str, bytes],
+        opened: Mapping[str, IO[bytes]],
+        alias: str | None,
+    ) -> None:
+        """`beside`: the bytes of files that the manifest does not list; `opened`: files to send from another place."""
+        self._manifest, self._folder, self._beside, self._opened = manifest, folder, beside, opened
+        listed = [{"path": one.path, "size": one.size_bytes, "sha256": hex_of(one.sha256)} for one in manifest.files]
+        listed += [
+            {"path": name, "size": len(data), "sha256": hex_of(digest_of(data))} for name, data in beside.items()
+        ]
+        told = {"version": manifest.version, "title": f"{manifest.name} {manifest.version}", "files": listed}
+        told |= {} if alias is None else {"alias": alias}
+        self._line = json.dumps(told).encode() + b"\n"
+        self.size_bytes = len(self._line) + manifest.size_bytes + sum(map(len, beside.values()))
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the pieces.
+
+        Raises:
+            DigestMismatch: a file changed since it was hashed; its last piece is not sent.
+        """
+        yield self._line
+        for entry in self._manifest.files:
+            with contextlib.ExitStack() as files:
+                stream = self._opened.get(entry.path) or files.enter_context((self._folder / entry.path).open("rb"))
+                yield from _unchanged(entry, stream)
+        yield from self._beside.values()
+
+
+def _unchanged(entry: FileEntry, stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of a file; the last piece comes only if the whole has the digest in the manifest."""
+    stream.seek(0)
+    hasher, left = hashlib.sha256(), entry.size_bytes
+    while left > 0 and (piece := stream.read(min(_PIECE_BYTES, left))):
+        hasher.update(piece)
+        left -= len(piece)
+        if left > 0:
+            yield piece
+    if left > 0 or hasher.hexdigest() != hex_of(entry.sha256):
+        raise DigestMismatch(entry.path, expected=entry.sha256, actual=f"sha256:{hasher.hexdigest()}", hint=REPAIR_HINT)
+    if entry.size_bytes:
+        yield piece
 
 
 class _Upload:
@@ -360,17 +485,26 @@ class _Upload:
         self._results = results
 
     def publish(self) -> None:
-        """Create one commit with all files, then the version tag; an existing version gets the rest alone."""
+        """Create one commit with all files, then the version tag; an existing version only gets the missing parts."""
         if self._is_there:
             if self._signature is not None:
                 self._place.add_signature(self._release.manifest, self._signature)
             self._place.send_results(self._release.manifest, self._results)
+            self._place.point_alias(self._release.manifest)
         else:
             self._place.publish(self._release, self._folder, self._signature, self._results, self._weights)
 
 
 MOVING_TAGS: Final = "moving-tags"
 """The feature of a server that moves a tag in one step."""
+
+PUBLISH: Final = "publish"
+"""The feature of a server that takes a version in one request."""
+
+PUBLISH_ALIAS: Final = "publish-alias"
+"""The feature of a server that also moves an alias to the version in that request."""
+
+_PIECE_BYTES: Final = 1 << 20
 
 _MAIN: Final = "main"
 
@@ -379,7 +513,7 @@ _OPENED: Final = "/proc/self/fd/{}"
 
 
 def _opened_again(stream: IO[bytes]) -> IO[bytes] | None:
-    """Another stream of the same plain file, whatever becomes of its name; None for what is no file of this machine."""
+    """Reopen the same local file, even if it was renamed; None if the stream is not a local file."""
     try:
         again = Path(_OPENED.format(stream.fileno())).open("rb")  # noqa: SIM115 - the caller closes it
     except OSError:  # a file on a server has no number, and another system no such path
@@ -398,7 +532,7 @@ def _ensure_unchanged(manifest: Manifest, sent: str) -> None:
 
 
 def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
-    """The signature in a repository at one commit; None if there is none.
+    """Return the signature in a repository at one commit; None if there is none.
 
     Raises:
         SignatureRefused: it is larger than any signature.
@@ -412,7 +546,7 @@ def signature_at(wire: Wire, repo: str, commit: str) -> bytes | None:
 
 
 def _ensure_unspelled(repo: str, tags: Iterable[str], version: str) -> None:
-    """Raise where a tag names the same version in another spelling.
+    """Raise if a tag names the same version in another spelling.
 
     Raises:
         ReleaseExists: `v1.0` for 1.0.0.
@@ -426,5 +560,5 @@ def _ensure_unspelled(repo: str, tags: Iterable[str], version: str) -> None:
 
 
 def version_tag(manifest: Manifest) -> str:
-    """The tag that marks this version in a repository."""
+    """Return the tag that marks this version in a repository."""
     return f"v{manifest.version}"

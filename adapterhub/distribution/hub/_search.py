@@ -108,7 +108,7 @@ def alike_on(
     features: frozenset[str],
     versions: Callable[[str], Sequence[PublishedVersion]],
 ) -> AlikeThere:
-    """The builds on a registry like the newest release of `spec` that is not yanked, with cosines from `above` on.
+    """Return the builds on a registry like the newest release of `spec` that is not yanked, with cosines from `above`.
 
     Raises:
         UsageProblem: the server does not compare updates, or `above` is not from 0.9 to 1.
@@ -120,7 +120,10 @@ def alike_on(
         raise UsageProblem(f"{wire.endpoint} does not compare updates", hint="install the adapter and compare here")
     places = [one for one in versions(spec.full_name) if one.yanked is None and spec.matches(str(one.version))]
     if not places:
-        raise AdapterNotFound(f"`{spec}`: no such release on {wire.endpoint}")
+        raise AdapterNotFound(
+            f"`{spec}`: no such release on {wire.endpoint}",
+            hint="`adapt search --remote NAME` lists the adapters of a server",
+        )
     repo, version = places[0].repo, str(places[0].version)
     with wire.plainly(f"builds like `{spec}`"):
         told = wire.json(f"api/adapt/v1/adapters/{repo}/{version}/similar", {"above": above})
@@ -214,7 +217,7 @@ def _is(search: Search, found: SearchHit) -> bool:
 
 
 def _hub_id(text: str | None) -> str | None:
-    """The base that a server names, if it is a valid id."""
+    """Return the base that a server names, if it is a valid id."""
     return text if text is not None and is_hub_id(text) else None
 
 
@@ -281,7 +284,7 @@ class RegistryResults:
         return self._offers()
 
     def on(self, repo: str, version: str) -> list[bytes]:
-        """The results on a version, the newest first, unverified; none where the version is unknown."""
+        """Return the results on a version, the newest first, unverified; none if the version is unknown."""
         if not self.is_offered:
             return []
         try:
@@ -303,12 +306,15 @@ class RegistryResults:
             NotAllowed, Conflict, RemoteUnreachable: the server does not take it.
         """
         if not self.is_offered:
-            raise UsageProblem(f"{self._wire.endpoint} keeps no signed results of tests. Nothing was sent")
+            raise UsageProblem(
+                f"{self._wire.endpoint} keeps no signed results of tests. Nothing was sent",
+                hint="`adapt remote list` shows the kinds of the servers; a registry of adapterhub keeps results",
+            )
         with self._wire.plainly(f"result on `{repo}` {version}"):
             self._wire.put(_path(repo, version), raw)
 
     def rule(self, namespace: str) -> NamespaceRule:
-        """What a namespace asks; a server that keeps no results asks nothing."""
+        """Return a namespace's demands; a server that keeps no results has none."""
         if not self.is_offered:
             return NamespaceRule(namespace=namespace)
         with self._wire.plainly(f"tests of `{namespace}`"):
@@ -323,10 +329,10 @@ class RegistryResults:
             raise self._nonsense(error) from None
 
     def ensure_may_publish(self, repo: str, manifest: Manifest, results: Sequence[bytes], *, is_new: bool) -> None:
-        """Refuse to send what the namespace would not publish; the server decides when the version gets its tag.
+        """Refuse to send a version that the namespace would not publish; the server decides when it gets its tag.
 
         Raises:
-            NotAllowed: there is no contract, or no PASS by a key of the namespace goes along or is there.
+            NotAllowed: there is no contract, or no PASS by a key of the namespace, neither there nor in this push.
         """
         rule = self.rule(repo.partition("/")[0])
         if rule.asks not in ("contract", "passed"):
@@ -343,7 +349,7 @@ class RegistryResults:
             raise NotAllowed(
                 f"{what} a PASS by {names or 'one of its keys'}, and {manifest.name} {manifest.version} has none. "
                 "Nothing was sent",
-                hint=f"`adapt test {manifest.name} --sign --key NAME` makes one, which the next push takes along; "
+                hint=f"`adapt test {manifest.name} --sign --key NAME` makes one, which the next push includes; "
                 "`adapt mirror --tests` brings those of another server",
             )
 

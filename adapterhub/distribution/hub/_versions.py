@@ -1,4 +1,4 @@
-"""What a repository holds: its files, its versions, and which of them are yanked.
+"""Contents of a repository: its files, its versions, and which of them are yanked.
 
 Our registry lists them. On any other server, a version is a tag `v<version>`, and a tag `yanked-v<version>` marks it as
 yanked; the reason is in `adapterhub.yanked.json` at the commit of that tag.
@@ -29,7 +29,12 @@ from adapterhub.formats.release import Release
 YANKED_FILE: Final = "adapterhub.yanked.json"
 YANKED_TAG: Final = "yanked-v"
 SHOWN_REASON_CHARACTERS: Final = 200
+PAGES: Final = "pages"
+"""The feature of a registry that lists versions by pages and finds one by its name."""
 _ASKED_AT_ONCE: Final = 50
+_VERSIONS_AT_ONCE: Final = 500
+_NEWEST: Final = 20
+_DIGEST_CHARACTERS: Final = len("sha256:") + 64
 _MOST_PAGES: Final = 1000
 
 
@@ -52,7 +57,7 @@ class PublishedVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A release as a listing names it. `name` and `digest` are None where only the release itself has them."""
+    """A release as a listing names it. `name` and `digest` are None if only the release itself has them."""
 
     repo: str
     version: str
@@ -67,12 +72,17 @@ def newest_last(place: PublishedVersion) -> Version:
     return Version(place.version or "999999")
 
 
-def places_in(wire: Wire, repo: str, *, lists_versions: bool) -> list[PublishedVersion]:
-    """The versions of a repository, yanked ones included, else its head; none if it does not exist.
+def versions_path(repo: str) -> str:
+    """Return the address of the versions of a repository, for lists and for a new one."""
+    return f"api/adapt/v1/adapters/{repo}/versions"
 
-    `lists_versions`: the server is a registry that lists them.
+
+def places_in(wire: Wire, repo: str, features: Collection[str]) -> list[PublishedVersion]:
+    """Return the versions of a repository, yanked ones included, or its head; none if it does not exist.
+
+    `features` are those of the server, which may be a registry that lists them.
     """
-    places = list(_listed(wire, repo)) if lists_versions else []
+    places = list(_listed(wire, repo, by_pages=PAGES in features)) if "versions" in features else []
     if places:
         return places
     try:
@@ -93,30 +103,99 @@ def places_in(wire: Wire, repo: str, *, lists_versions: bool) -> list[PublishedV
     ]
 
 
-def _listed(wire: Wire, repo: str) -> Iterator[PublishedVersion]:
-    """The versions that the registry lists; none without such a list."""
+def _listed(wire: Wire, repo: str, *, by_pages: bool) -> Iterator[PublishedVersion]:
+    """Yield the versions that the registry lists, newest first; none without such a list."""
+    path = versions_path(repo)
+    asked: dict[str, object] = {"limit": _VERSIONS_AT_ONCE} if by_pages and not wire.ahead.knows(path) else {}
+    for _ in range(_MOST_PAGES):
+        with wire.plainly(f"versions of `{repo}`"):
+            try:
+                told = wire.json(path, asked)
+            except HfHubHTTPError as error:
+                if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
+                    raise
+                return
+        with _readable(wire, repo):
+            yield from [_version_in(repo, item) for item in told["versions"]]
+            below = told.get("next_below") if by_pages else None
+            if below is None:
+                return
+            asked["below"] = parse_version(below)
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest versions of a repository. `is_all`: it has no others; `is_alike`: others are for the same base."""
+
+    places: list[PublishedVersion]
+    is_all: bool
+    is_alike: bool
+
+
+def newest_on(wire: Wire, repo: str, *, digest: Digest | None = None, below: str | None = None) -> Newest:
+    """Return the newest versions, those below one, or those of one build, of a registry with the feature `pages`."""
+    asked: dict[str, object] = {"limit": _NEWEST, **({} if digest is None else {"digest": hex_of(digest)})}
+    asked |= {} if below is None else {"below": below}
     with wire.plainly(f"versions of `{repo}`"):
         try:
-            told = wire.json(f"api/adapt/v1/adapters/{repo}/versions")
+            told = wire.json(versions_path(repo), asked)
         except HfHubHTTPError as error:
             if not isinstance(error, RepositoryNotFoundError) and not is_missing(error):
                 raise
-            return
+            return Newest([], is_all=True, is_alike=True)
+    with _readable(wire, repo):
+        places = [_version_in(repo, item) for item in told["versions"]]
+        return Newest(places, is_all=told["next_below"] is None, is_alike=told["one_base"] is True)
+
+
+def some_on(wire: Wire, repo: str, spec: AdapterSpec) -> list[PublishedVersion]:
+    """Return the build that a spec names exactly on a registry with the feature `pages`; none for other specs."""
+    if spec.digest_prefix is not None and len(spec.digest_prefix) == _DIGEST_CHARACTERS:
+        return newest_on(wire, repo, digest=Digest(spec.digest_prefix)).places
+    if spec.pinned_version is None:
+        return []
+    with contextlib.suppress(AdapterNotFound), wire.plainly(f"versions of `{repo}`"):
+        found = version_on(wire, repo, spec.pinned_version)
+        return [] if found is None else [found]
+    return []
+
+
+def version_on(wire: Wire, repo: str, version: str) -> PublishedVersion | None:
+    """One version, however it is spelled, on a registry with the feature `pages`; None if there is none.
+
+    Raises:
+        RepositoryNotFoundError: there is no such repository.
+    """
     try:
-        for item in told["versions"]:
-            yanked, released, unyanked = (item.get(name) for name in ("yanked", "released_at", "unyanked"))
-            yield PublishedVersion(
-                repo=repo,
-                commit=commit_in(item["commit"]),
-                version=parse_version(item["version"]),
-                yanked=None if yanked is None else shown(str(yanked["reason"]), SHOWN_REASON_CHARACTERS),
-                unyanked=None if unyanked is None else shown(str(unyanked), SHOWN_REASON_CHARACTERS),
-                digest=parse_digest(item["digest"]),
-                released_at=None if released is None else parse_time(released),
-            )
+        told = wire.json(f"{versions_path(repo)}/{quote(version, safe='')}")
+    except HfHubHTTPError as error:
+        if isinstance(error, RepositoryNotFoundError) or not is_missing(error):
+            raise
+        return None
+    with _readable(wire, repo):
+        return _version_in(repo, told)
+
+
+@contextlib.contextmanager
+def _readable(wire: Wire, repo: str) -> Iterator[None]:
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ValueError, SpecError) as error:
         reason = shown(repr(error), 160)
         raise RemoteUnreachable(f"`{repo}`: {wire.endpoint} sent no list of versions: {reason}") from None
+
+
+def _version_in(repo: str, item: dict[str, Any]) -> PublishedVersion:
+    yanked, released, unyanked = (item.get(name) for name in ("yanked", "released_at", "unyanked"))
+    return PublishedVersion(
+        repo=repo,
+        commit=commit_in(item["commit"]),
+        version=parse_version(item["version"]),
+        yanked=None if yanked is None else shown(str(yanked["reason"]), SHOWN_REASON_CHARACTERS),
+        unyanked=None if unyanked is None else shown(str(unyanked), SHOWN_REASON_CHARACTERS),
+        digest=parse_digest(item["digest"]),
+        released_at=None if released is None else parse_time(released),
+    )
 
 
 def published_in(wire: Wire, namespace: str, *, is_registry: bool) -> list[Published]:
@@ -188,7 +267,10 @@ def yanked_on_registry(wire: Wire, builds: Mapping[Digest, AdapterSpec]) -> Iter
 
 
 def reasons_at(wire: Wire, repo: str, commit: str, *, taken_back: bool = False) -> dict[str, str]:
-    """The reasons at one commit, by version, or those `taken_back`; none if the file is missing or cannot be read."""
+    """Return the reasons at one commit, by version, or those `taken_back`.
+
+    None if the file is missing or cannot be read.
+    """
     with contextlib.suppress(EntryNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         versions = strict_json(wire.get(file_path(repo, commit, YANKED_FILE)))["versions"]
         meant = {v: one for v, one in versions.items() if (one.get("taken_back") is True) is taken_back}
@@ -203,13 +285,13 @@ def yank_tags(tags: Iterable[str], version: str) -> list[str]:
 
 
 def _reason(reasons: Mapping[str, str], version: str) -> str:
-    """Why a version was yanked, whichever spelling of it has the reason; "" for none."""
+    """Return why a version was yanked, whichever spelling of it has the reason; "" for none."""
     same = (why for text, why in reasons.items() if yank_tags([f"{YANKED_TAG}{text}"], version))
     return reasons.get(version) or next(same, "")
 
 
 def is_version_tag(name: str) -> bool:
-    """Whether a tag marks a released version; a local version (`v1.0+x`) is none."""
+    """Return True if a tag marks a released version, which a local version (`v1.0+x`) is not."""
     if not name.startswith("v"):
         return False
     try:
@@ -247,10 +329,11 @@ def repositories_tagged(wire: Wire, namespace: str, tag: str) -> list[str]:
 
 
 def repositories_of(wire: Wire, spec: AdapterSpec, *, keeps_names: bool) -> Iterator[tuple[str, Kinds]]:
-    """The repositories that may have an adapter, and the kinds of builds that count there as ones of the name.
+    """Yield the repositories that may have an adapter, and the kinds of builds that count there as ones of the name.
 
-    `org/name` may have any. A tag says that a manifest has the name; the tag of a plain folder's card says nothing, as
-    anyone may write it. `org/name-<base>` may have any, but where the server keeps names, it tags those that have this.
+    `org/name` may have any. A tag proves that a manifest has the name; the tag of a plain folder's card proves nothing,
+    as anyone may write it. `org/name-<base>` may have any, but where the server keeps names, it tags those that have
+    this.
     """
     # before the listing: this request fails at once for an unreachable server
     yield spec.full_name, "any"
@@ -276,20 +359,20 @@ def refs_of(wire: Wire, repo: str) -> Refs:
 
 
 def commit_in(text: object) -> str:
-    """The commit that a server names.
+    """Return the commit that a server names.
 
     Raises:
-        ValueError: text that is no commit.
+        ValueError: text that is not a commit.
     """
     if not isinstance(text, str) or not _COMMIT.fullmatch(text):
-        raise ValueError(f"{shown(text)} is no commit")
+        raise ValueError(f"{shown(text)} is not a commit")
     return text
 
 
 def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
-    """The Unix time of each commit that the server knows; one listing covers 200 commits.
+    """Return the Unix time of each commit that the server knows; one listing covers 200 commits.
 
-    A server that does not answer is no error: the commit has no date, and callers that need one say so.
+    A server that does not answer raises nothing: the commit has no date, and callers that need one report that.
     """
     found: dict[str, float] = {}
     for commit in commits:
@@ -306,7 +389,7 @@ def dates_of(wire: Wire, repo: str, commits: Iterable[str]) -> dict[str, float]:
 
 
 def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[str, ListedFile]:
-    """The files among `names` at a commit, by name; other listed files are ignored.
+    """Return the files among `names` at a commit, by name; other listed files are ignored.
 
     Raises:
         RefusedAdapter: the server lists a file twice, or a name that leads out of the repository.
@@ -329,7 +412,7 @@ def files_of(wire: Wire, repo: str, commit: str, names: Sequence[str]) -> dict[s
 
 
 def listed_name_problem(path: str) -> str:
-    """Why a listed name is invalid, as the end of a sentence; "" if it is valid."""
+    """Return why a listed name is invalid, as the end of a sentence; "" if it is valid."""
     if "\0" in path or "\\" in path:
         return "which holds a NUL or a backslash"
     if _DRIVE.match(path):
@@ -352,7 +435,7 @@ def _file(wire: Wire, repo: str, item: dict[str, Any]) -> ListedFile:
 
 
 def nonsense(wire: Wire, what: str, expected: str) -> RemoteUnreachable:
-    """The error for a response that is no valid `expected`."""
+    """Return the error for a response that is not a valid `expected`."""
     return RemoteUnreachable(f"`{shown(what)}`: {wire.endpoint} sent no valid {expected}")
 
 
@@ -363,7 +446,7 @@ _AHEAD_AT_ONCE: Final = 25
 def look_ahead(wire: Wire, specs: Sequence[AdapterSpec], features: Callable[[], Collection[str]]) -> None:
     """Ask for 25 adapters in one request, and keep the answers in `wire`, whose readers check them as all others.
 
-    What goes wrong here is left to the requests that follow.
+    Failures here are ignored; the requests that follow report them.
     """
     wire.ahead.forget()
     wanted = [spec for spec in specs if spec.namespace is not None]
@@ -377,10 +460,10 @@ def look_ahead(wire: Wire, specs: Sequence[AdapterSpec], features: Callable[[], 
             _take(wire, asked)
 
 
-def look_at(wire: Wire, repo: str) -> None:
-    """As `look_ahead`, for what a push asks first of one repository, of its namespace and of the server."""
+def look_at(wire: Wire, repo: str, version: str) -> None:
+    """Fetch, as `look_ahead`, the answers that a push first needs on a repository, its namespace and the server."""
     with contextlib.suppress(AdapterHubError, HttpError, OSError, LookupError, TypeError, ValueError):
-        _take(wire, {"repo": [repo]})
+        _take(wire, {"repo": [repo], "version": [version]})
 
 
 def _take(wire: Wire, asked: Mapping[str, list[str]]) -> None:
@@ -391,7 +474,7 @@ def _take(wire: Wire, asked: Mapping[str, list[str]]) -> None:
 
 
 def plain_release(wire: Wire, repo: str, commit: str, spec: AdapterSpec, *, version: str | None) -> Release | None:
-    """The adapter at one commit, under the name in `spec`; None if there is no adapter.
+    """Return the adapter at one commit, under the name in `spec`; None if there is no adapter.
 
     Raises:
         RefusedAdapter: the adapter is not safe to store.

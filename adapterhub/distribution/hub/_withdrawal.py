@@ -1,4 +1,4 @@
-"""Changes what was published: yanks and deletes it, moves its aliases, and reads what a registry tells of it.
+"""Changes published versions: yanks and deletes them, moves their aliases, and reads the yanks of a registry.
 
 Our registry records a yank itself. Any other server gets a commit with `adapterhub.yanked.json`, which has the reasons,
 and then the tag `yanked-v<version>` on that commit, which is the mark.
@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.errors import AmbiguousSpec, RemoteUnreachable, SpecError, UsageProblem, shown
 from adapterhub.core.specs import AdapterSpec, parse_name, version_key
 from adapterhub.distribution.http.wire import Wire
 from adapterhub.distribution.hub._versions import YANKED_FILE, YANKED_TAG, places_in, reasons_at, refs_of, yank_tags
-from adapterhub.formats.alias import ACTIONS, MOST_TARGETS, Alias, AliasMove, AliasTarget, check_targets, parse_alias
+from adapterhub.formats.administration import AliasRetention
+from adapterhub.formats.alias import Alias, AliasMove, check_targets, parse_alias
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,10 +28,10 @@ SCHEMA: Final = "adapterhub-yanked/1"
 
 
 class Withdrawal:
-    """Withdraws on one server. `is_registry`: the server records yanks itself."""
+    """Withdraws on one server. `is_registry`: the server records yanks itself, as its `features` say."""
 
-    def __init__(self, api: HfApi, wire: Wire, *, is_registry: bool) -> None:
-        self._api, self._wire, self.is_registry = api, wire, is_registry
+    def __init__(self, api: HfApi, wire: Wire, features: Collection[str]) -> None:
+        self._api, self._wire, self._features, self.is_registry = api, wire, features, "yank" in features
 
     def yank(self, repo: str, version: str, reason: str) -> None:
         """Yank a version, or replace the reason. An interrupted call leaves no yank; a second call goes on."""
@@ -53,9 +53,9 @@ class Withdrawal:
             self._delete_mark(repo, version)
 
     def taken_back(self, repo: str) -> Mapping[str, str]:
-        """The reason of each yank that was taken back, by the version as it is compared."""
+        """Return the reason of each yank that was taken back, by the version as it is compared."""
         if self.is_registry:
-            told = places_in(self._wire, repo, lists_versions=True)
+            told = places_in(self._wire, repo, self._features)
             found = {one.version: one.unyanked for one in told if one.version and one.unyanked is not None}
         else:
             with self._wire.plainly(f"yanks of `{repo}`"):
@@ -87,7 +87,7 @@ class Withdrawal:
             self._api.delete_tag(repo, tag=tag)
 
     def _write(self, repo: str, version: str, message: str, reason: str | None = None) -> str:
-        """Commit the reason of a version to `main`, or that it was taken back; returns the commit that says so."""
+        """Commit the reason of a version to `main`, or its removal; returns the commit with it."""
         head = refs_of(self._wire, repo).branches["main"]
         before = {back: reasons_at(self._wire, repo, head, taken_back=back) for back in (False, True)}
         known = before[False].get(version) or before[True].get(version, "")
@@ -130,7 +130,7 @@ class RegistryAliases:
         self.is_offered = is_offered
 
     def find(self, spec: AdapterSpec) -> PublishedAlias | None:
-        """The alias that the `@word` of a spec is; None where it is none.
+        """Return the alias that the `@word` of a spec is; None if it is not an alias.
 
         Raises:
             AmbiguousSpec: several repositories of the adapter have it.
@@ -139,25 +139,25 @@ class RegistryAliases:
             return None
         with self._wire.plainly(f"alias `{spec}`"):
             told = self._wire.json(f"{_API}/aliases/{spec.full_name}/{spec.base.text}")
-        found = [one for one in self._read(told, "aliases") if one.repo.partition("/")[0] == spec.namespace]
+        found = [one for one in self._read(told) if one.repo.partition("/")[0] == spec.namespace]
         if len(found) > 1:
             choices = [(f"{one.repo}@{one.alias.name}", one.alias.text()) for one in found]
             raise AmbiguousSpec(f"`{spec}` is the alias of {len(found)} repositories", choices, hint="name one of them")
         return found[0] if found else None
 
     def all(self, repo: str) -> list[PublishedAlias]:
-        """The aliases of a repository."""
+        """Return the aliases of a repository."""
         self._ensure_offered()
         with self._wire.plainly(f"aliases of `{repo}`"):
-            return self._read(self._wire.json(f"{_API}/adapters/{repo}/aliases"), "aliases")
+            return self._read(self._wire.json(f"{_API}/adapters/{repo}/aliases"))
 
     def history(self, repo: str, name: str) -> Alias:
-        """An alias with its moves, also after its removal; without moves where there never was one."""
+        """Return an alias with its moves, also after its removal; without moves where there never was one."""
         self._ensure_offered()
         with self._wire.plainly(f"history of `{repo}@{name}`"):
             told = self._wire.json(f"{_API}/adapters/{repo}/aliases/{name}/history")
         try:
-            moves = tuple(_move(one, at=one["at"], by=one["by"]) for one in told["moves"])
+            moves = tuple(map(AliasMove.from_json, told["moves"]))
         except (LookupError, TypeError, ValueError) as error:
             raise self._nonsense(error) from None
         return Alias(adapter=repo, name=name, moves=moves, place=self._wire.endpoint)
@@ -175,6 +175,17 @@ class RegistryAliases:
         """Remove an alias; its history stays."""
         return self._post(repo, name, "/remove", {})
 
+    def retention(self, repo: str, name: str, change: dict[str, Any] | None = None) -> AliasRetention:
+        """Return how many of the versions that an alias had stay, after a `change` if there is one."""
+        self._ensure_offered()
+        form = None if change is None else json.dumps(change).encode()
+        with self._wire.plainly(f"retention of `{repo}@{name}`"):
+            told = self._wire.json(f"{_API}/adapters/{repo}/aliases/{name}/retention", form=form)
+        try:
+            return AliasRetention.from_json(told)
+        except (LookupError, TypeError, ValueError) as error:
+            raise self._nonsense(error) from None
+
     def _post(self, repo: str, name: str, verb: str, body: dict[str, Any]) -> Alias:
         self._ensure_offered()
         with self._wire.plainly(f"alias `{repo}@{name}`"):
@@ -188,9 +199,9 @@ class RegistryAliases:
                 hint="`adapt alias set` without `--remote` sets it in your library",
             )
 
-    def _read(self, told: Any, key: str) -> list[PublishedAlias]:
+    def _read(self, told: Any) -> list[PublishedAlias]:
         try:
-            return [_published(one, self._wire.endpoint) for one in told[key]]
+            return [_published(one, self._wire.endpoint) for one in told["aliases"]]
         except (LookupError, TypeError, ValueError, UsageProblem) as error:
             raise self._nonsense(error) from None
 
@@ -202,18 +213,10 @@ def _published(value: Any, place: str) -> PublishedAlias:
     repo, name, adapter = value["repo"], parse_alias(value["alias"]), value["adapter"]
     namespace, _, bare = repo.partition("/")
     full_name = f"{namespace}/{parse_name(adapter) if adapter is not None else bare}"
-    move = _move(value, at=value["moved_at"], by=value["moved_by"])
+    move = AliasMove.from_json({**value, "at": value["moved_at"], "by": value["moved_by"]})
     if move.targets:
         check_targets(name, move.targets)
     return PublishedAlias(repo=repo, alias=Alias(adapter=full_name, name=name, moves=(move,), place=place))
-
-
-def _move(value: Any, *, at: str, by: str) -> AliasMove:
-    action, targets = value["action"], value["targets"]
-    if action not in ACTIONS or not isinstance(by, str) or len(targets) > MOST_TARGETS:
-        raise ValueError("no move of an alias")
-    found = tuple(AliasTarget.from_json(one) for one in targets)
-    return AliasMove(action=action, at=parse_time(at), by=shown(by, 200), targets=found)
 
 
 MOST_IN_PAGE: Final = 500
@@ -223,7 +226,7 @@ LONGEST_WAIT_S: Final = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that changed at a registry, such as `version.yanked`; `digest` is None where it is about no build."""
+    """Something that changed at a registry, such as `version.yanked`; `digest` is None if it is about no build."""
 
     id: str
     type: str
@@ -243,7 +246,7 @@ class EventPage:
 
 
 def events_since(wire: Wire, since: int | None, wait_s: int) -> EventPage:
-    """The events after the number `since`; with None, none, but where to begin.
+    """Return the events after the number `since`; with None, none, but where to begin.
 
     Raises:
         RemoteUnreachable: the answer is not such a page.

@@ -24,14 +24,14 @@ class DirectoryKind(Kind):
     is_server = False
 
     def parse_address(self, text: str) -> str:
-        """The path as it is written."""
+        """Return the path as it is written."""
         if not text or not text.isprintable():
             raise UsageProblem("expected the path of a directory, relative to this file")
         return text
 
     def open(self, address: str, access: RemoteAccess) -> Source:
-        """The directory, read once: a lock asks it for many names."""
-        from adapterhub.library.directory import PublishedDirectory, open_source
+        """Return the directory."""
+        from adapterhub.library.directory import open_source
 
         place = access.folder / path_of(address)
         if not place.is_dir():
@@ -39,11 +39,10 @@ class DirectoryKind(Kind):
                 f"the project looks for adapters in `{address}`, but `{place}` is not a folder",
                 hint="`[remotes]` of the project file names it",
             )
-        source = open_source(place)
-        return source.read_once() if isinstance(source, PublishedDirectory) else source
+        return open_source(place)
 
     def claims(self, place: str) -> bool:
-        """Whether it is a path."""
+        """Return whether it is a path."""
         return not is_url(place)
 
     def problems(self, address: str, pin: Mapping[str, str]) -> list[str]:  # noqa: ARG002 - the protocol
@@ -51,12 +50,12 @@ class DirectoryKind(Kind):
         return []
 
     def is_at(self, address: str, place: str, folder: Path) -> bool:
-        """Whether both are one folder, links resolved."""
+        """Return whether both are one folder, links resolved."""
         there = folder / path_of(address)
         return self.claims(place) and os.path.realpath(there) == os.path.realpath(place)
 
     def address_of(self, place: str, folder: Path) -> str:
-        """The path from the project to a folder inside it."""
+        """Return the path from the project to a folder inside it."""
         here, project = os.path.realpath(place), os.path.realpath(folder)
         return "./" + Path(here).relative_to(project).as_posix() if here.startswith(project + os.sep) else ""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.distribution.kind import Kind, RemoteAccess
-from adapterhub.library.remotes import is_oci_path, parse_oci_url
+from adapterhub.library.remotes import is_oci_path, parse_url
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
@@ -24,11 +24,16 @@ class OciKind(Kind):
     pin_keys = ("repo", "image")
 
     def parse_address(self, text: str) -> str:
-        """The address, normalized."""
-        return parse_oci_url(text)
+        """Return the address, normalized."""
+        normal = parse_url(text, self.name)
+        prefix = normal.partition("://")[2].partition("/")[2]
+        if prefix and not is_oci_path(prefix):
+            expected = "oci://HOST[:PORT][/PREFIX], with a prefix of lower-case words"
+            raise UsageProblem(f"`{shown(text)}` is not the address of an OCI registry: expected {expected}")
+        return normal
 
     def open(self, address: str, access: RemoteAccess) -> OciRegistry:
-        """The registry; without a token, it is asked with what Docker's programs keep for its host."""
+        """Return the registry; without a token, it is asked with what Docker's programs keep for its host."""
         from adapterhub.distribution.http.wire import bound_client
         from adapterhub.distribution.oci import OciRegistry
 
@@ -42,11 +47,11 @@ class OciKind(Kind):
         )
 
     def claims(self, place: str) -> bool:
-        """Whether it is the address of a registry."""
+        """Return whether it is the address of a registry."""
         return place.startswith("oci://")
 
     def destination(self, source: Source, repository: str, *, private: bool, signs_again: bool) -> Place:  # noqa: ARG002 - the protocol
-        """The repository; who may read it is not for us to say."""
+        """Return the repository; who may read it is not for us to say."""
         if private:
             raise UsageProblem("an OCI registry itself decides who may read a repository; leave out `--private`")
         return _registry(source).to(repository)
@@ -56,18 +61,18 @@ class OciKind(Kind):
         return _registry(source).within(namespace)
 
     def pin(self, source: Source, release: Release) -> Mapping[str, str]:
-        """The repository and the digest of the image."""
+        """Return the repository and the digest of the image."""
         repository, image = _registry(source).place_of(release)
         return {"repo": repository, "image": image}
 
     def pinned(self, source: Source, pin: Mapping[str, str], spec: AdapterSpec) -> Iterable[Source]:
-        """The image, then the registry: the same release may be under another tag."""
+        """Yield the image, then the registry: the same release may be under another tag."""
         yield _registry(source).at(pin["repo"], pin["image"])
         if spec.namespace is not None:
             yield source
 
     def problems(self, address: str, pin: Mapping[str, str]) -> list[str]:
-        """The address is normal, the repository has a name, the image a digest."""
+        """Return the faults of a pin: the address is normal, the repository has a name, the image a digest."""
         found = super().problems(address, pin)
         if (repo := pin.get("repo")) and not is_oci_path(repo):
             found.append(f"repo: expected the path of a repository, got `{shown(repo)}`")

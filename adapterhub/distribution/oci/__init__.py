@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Final, cast
+from urllib.parse import urlsplit
 
 from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import (
@@ -27,6 +28,7 @@ from adapterhub.core.errors import (
     UsageProblem,
     shown,
 )
+from adapterhub.core.hosts import is_loopback
 from adapterhub.core.specs import AdapterSpec, parse_version
 from adapterhub.distribution.http.stream import Contents, ListedFile, RemoteFile, described, read_contents
 from adapterhub.distribution.oci._image import (
@@ -41,10 +43,11 @@ from adapterhub.distribution.oci._image import (
     credentials_for,
     parse_image,
 )
+from adapterhub.distribution.oci._mount import without_mounts
 from adapterhub.distribution.oci._push import OciRepository, manifest_in, parse_tag, spells, tag_of
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, FileEntry
 from adapterhub.formats.release import Provenance, Release
-from adapterhub.library.remotes import is_loopback, is_oci_path
+from adapterhub.library.remotes import is_oci_path
 
 if TYPE_CHECKING:
     from adapterhub.distribution.hub import Search, SearchHit
@@ -60,7 +63,7 @@ _REFERRERS_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}(\..*)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
-    """An image of a repository, under a tag or by its digest alone."""
+    """An image of a repository, under a tag or only by its digest."""
 
     repository: str
     tag: str
@@ -79,7 +82,7 @@ class OciRegistry:
         silence_s: float | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """`address` is normal, as `parse_oci_url` writes it. Loopback alone is reached unencrypted."""
+        """`address` is normal, as `parse_oci_url` writes it. Only loopback is reached unencrypted."""
         self.place = address
         self.label = label or f"registry `{address}`"
         self.host, _, self._prefix = address.removeprefix("oci://").partition("/")
@@ -92,22 +95,22 @@ class OciRegistry:
     def _wire(self) -> OciWire:
         if self._opened is None:
             host = _DOCKER_HUB if self.host in ("docker.io", "index.docker.io") else self.host
-            scheme = "http" if is_loopback(f"http://{host}") else "https"
+            scheme = "http" if is_loopback(urlsplit(f"http://{host}").hostname) else "https"
             credentials = credentials_for(self.host, self._token, self._variables)
             self._opened = OciWire(f"{scheme}://{host}", credentials, silence_s=self._silence_s)
         return self._opened
 
     # ------------------------------------------------------------ source
     def within(self, namespace: str) -> OciNamespace:
-        """This registry as a source of bare names, which it looks up in `namespace`."""
+        """Return this registry as a source of bare names, which it looks up in `namespace`."""
         return OciNamespace(self, namespace)
 
     def at(self, repository: str, image: str) -> OciImage:
-        """This registry as a source of one build."""
+        """Return this registry as a source of one build."""
         return OciImage(self, repository, image)
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """The builds of `org/name`, one for each tag.
+        """Return the builds of `org/name`, one for each tag.
 
         Raises:
             NotAllowed: the registry shows none of the repositories without a token, or with this one.
@@ -145,7 +148,7 @@ class OciRegistry:
             yield from filter(None, pool.map(lambda one: self._release(one, spec), unique))
 
     def tags(self, repository: str) -> list[str]:
-        """The tags of a repository; none if there is no such repository.
+        """Return the tags of a repository that may be builds; none if there is no such repository.
 
         Raises:
             RemoteUnreachable: there are more than `MOST_TAGS`, or the registry sends no list.
@@ -158,9 +161,9 @@ class OciRegistry:
             except (ValueError, KeyError, TypeError, UsageProblem) as error:
                 reason = shown(str(error), 160)
                 raise RemoteUnreachable(f"`{repository}`: {self.place} sent no valid list of tags: {reason}") from None
-            if len(found) > 2 * MOST_TAGS:  # half of them may belong to signatures
-                raise RemoteUnreachable(f"`{repository}` on {self.place} has more than {2 * MOST_TAGS} tags")
-        return [tag for tag in dict.fromkeys(found) if not _REFERRERS_TAG.fullmatch(tag)]
+            if len(found) > 3 * MOST_TAGS:  # each may have one for its signatures and one for its image to mount
+                raise RemoteUnreachable(f"`{repository}` on {self.place} has more than {3 * MOST_TAGS} tags")
+        return without_mounts([tag for tag in dict.fromkeys(found) if not _REFERRERS_TAG.fullmatch(tag)])
 
     def _wanted_tags(self, repository: str, spec: AdapterSpec) -> list[str]:
         tags = self.tags(repository)
@@ -178,7 +181,7 @@ class OciRegistry:
         return tags
 
     def _image(self, repository: str, reference: str) -> _Place | None:
-        """The adapter under a tag or digest; None if there is none."""
+        """Return the adapter under a tag or digest; None if there is none."""
         where = f"{repository}:{reference}"
         with self._wire.plainly(f"`{where}`"):
             found = self._wire.manifest(repository, reference)
@@ -222,20 +225,20 @@ class OciRegistry:
                 )
 
     def release_at(self, repository: str, image: str, spec: AdapterSpec) -> Release | None:
-        """The build of one image, if it has the name in `spec`.
+        """Return the build of one image, if it has the name in `spec`.
 
         Raises:
             AdapterNotFound: the repository has no such image.
         """
         place = self._image(repository, image)
         if place is None:
-            raise AdapterNotFound(f"`{repository}@{shown(image)}` is not on {self.place}, or is no adapter")
+            raise AdapterNotFound(f"`{repository}@{shown(image)}` is not on {self.place}, or is not an adapter")
         if spec.pinned_version is not None:
             place = replace(place, tag=spec.pinned_version)
         return self._release(place, spec)
 
     def place_of(self, release: Release) -> tuple[str, str]:
-        """The repository of a build from `releases`, and the digest of its image."""
+        """Return the repository of a build from `releases`, and the digest of its image."""
         place = self._places[release.digest]
         return place.repository, place.image.digest
 
@@ -247,20 +250,20 @@ class OciRegistry:
         return cast("IO[bytes]", RemoteFile(self._wire, path, size_bytes=entry.size_bytes, what=what))
 
     def provenance(self, release: Release) -> Provenance:
-        """The latest signature of a build from `releases`."""
+        """Return the latest signature of a build from `releases`."""
         return Provenance(signature=next(iter(self._beside(release).of_kind(SIGNATURE)), None))
 
     keeps_results: Final = True
     """Every registry keeps signed results of tests."""
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified; none where the registry fails, as no build needs them."""
+        """Return the signed results on a build, unverified; none if the registry fails, as no build needs them."""
         with contextlib.suppress(AdapterHubError):
             return self._beside(release).of_kind(RESULT)
         return []
 
     def statements(self, release: Release) -> list[bytes]:
-        """The signed statements about how a build was made, unverified; as `results`."""
+        """Return the signed statements about how a build was made, unverified; as `results`."""
         with contextlib.suppress(AdapterHubError):
             return self._beside(release).of_kind(STATEMENT)
         return []
@@ -284,7 +287,7 @@ class OciRegistry:
         return read_contents(self._wire, release, repository, image, lambda entry: blob_path(repository, entry.sha256))
 
     def search(self, search: Search) -> list[SearchHit]:
-        """The adapters whose repositories and annotations match `search`; not checked.
+        """Return the adapters whose repositories and annotations match `search`; not checked.
 
         Raises:
             UsageProblem: the registry lists no repositories, and the text names none in full.
@@ -303,19 +306,19 @@ class OciRegistry:
         """One repository as a destination: `acme/legal-qa`, or `acme/legal-qa:TAG`; without a tag, the version is it.
 
         Raises:
-            UsageProblem: it is no name of a repository, or no tag.
+            UsageProblem: it is not the name of a repository, or not a tag.
         """
         name, colon, tag = repository.partition(":")
         path = f"{self._prefix}/{name}".strip("/")
         if not is_oci_path(path):
             raise UsageProblem(
-                f"`{shown(name)}` is no repository of an OCI registry: expected lower-case words with `._-` between, "
-                "separated by `/`"
+                f"`{shown(name)}` is not a repository of an OCI registry: expected lower-case words with `._-` "
+                "between, separated by `/`"
             )
         return OciRepository(self._wire, self.host, path, parse_tag(tag) if colon else None, self.tags)
 
     def who(self) -> str:
-        """Whether the registry answers, and as whom.
+        """Return whether the registry answers, and as whom.
 
         Raises:
             NotAllowed: it refuses the token.
@@ -339,7 +342,7 @@ class _ManifestPart:
 
     @property
     def place(self) -> str:
-        """Where it can be found again."""
+        """The address of its registry, by which it can be found again."""
         return self.registry.place
 
     def open(self, release: Release, entry: FileEntry) -> IO[bytes]:
@@ -351,11 +354,11 @@ class _ManifestPart:
         return self.registry.provenance(release)
 
     def results(self, release: Release) -> list[bytes]:
-        """The signed results on a build, unverified."""
+        """Return the signed results on a build, unverified."""
         return self.registry.results(release)
 
     def statements(self, release: Release) -> list[bytes]:
-        """The signed statements about how a build was made, unverified."""
+        """Return the signed statements about how a build was made, unverified."""
         return self.registry.statements(release)
 
 
@@ -389,6 +392,6 @@ class OciImage(_ManifestPart):
         return f"`{self.repository}` at {self.image[7:19]} of {self.registry.label}"
 
     def releases(self, spec: AdapterSpec) -> list[Release]:
-        """The one build, when it has the name in `spec`."""
+        """Return the one build, when it has the name in `spec`."""
         release = self.registry.release_at(self.repository, self.image, spec)
         return [] if release is None else [release]

@@ -62,7 +62,7 @@ EMPTY: Final = b"{}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
-    """A descriptor: what one manifest says of bytes that it names by digest."""
+    """A descriptor: the facts that a manifest states about bytes that it names by digest."""
 
     digest: Digest
     size_bytes: int
@@ -72,11 +72,11 @@ class Blob:
 
     @property
     def file_name(self) -> str:
-        """The name that a layer has in a folder; "" where it has none."""
+        """The name that a layer has in a folder; "" if it has none."""
         return self.annotations.get(_TITLE) or self.annotations.get(_FILE_PATH, "")
 
     def to_json(self) -> dict[str, Any]:
-        """The descriptor."""
+        """Return the descriptor."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size_bytes}
         value |= {"artifactType": self.artifact_type} if self.artifact_type else {}
         return value | ({"annotations": dict(self.annotations)} if self.annotations else {})
@@ -94,7 +94,7 @@ class Image:
 
     @property
     def created_at(self) -> float | None:
-        """The Unix time of its making, as its maker says; None where it says none."""
+        """The Unix time of its making, as its maker states it; None without one."""
         try:
             return parse_time(self.annotations.get(_CREATED, ""))
         except ValueError:
@@ -102,10 +102,10 @@ class Image:
 
 
 def parse_image(raw: bytes, digest: Digest, where: str) -> Image | None:
-    """An image; None for an index of images, and anything else that is no single image.
+    """Return an image; None for an index of images, and anything else that is not a single image.
 
     Raises:
-        Malformed: it is no manifest, or names a file that no adapter may have.
+        Malformed: it is not a manifest, or names a file that no adapter may have.
     """
     try:
         top = SignedObject(strict_json(raw, limit_bytes=MANIFEST_LIMIT_BYTES), "")
@@ -127,10 +127,10 @@ def parse_image(raw: bytes, digest: Digest, where: str) -> Image | None:
 
 
 def parse_index(raw: bytes, where: str) -> list[Blob]:
-    """The manifests that an index lists.
+    """Return the manifests that an index lists.
 
     Raises:
-        Malformed: it is no index.
+        Malformed: it is not an index.
     """
     try:
         return list(_blobs(SignedObject(strict_json(raw, limit_bytes=MANIFEST_LIMIT_BYTES), ""), "manifests"))
@@ -140,7 +140,10 @@ def parse_index(raw: bytes, where: str) -> list[Blob]:
 
 def _refused(where: str, error: ValueError) -> Malformed:
     reason = shown(str(error), 200)
-    return Malformed(f"`{shown(where, 200)}` is no image of an adapter: {reason}. Nothing was stored")
+    return Malformed(
+        f"`{shown(where, 200)}` is no image of an adapter: {reason}. Nothing was stored",
+        hint="`adapt push` writes such images",
+    )
 
 
 def _blobs(holder: SignedObject, key: str) -> tuple[Blob, ...]:
@@ -174,13 +177,13 @@ def _texts(holder: SignedObject) -> dict[str, str]:
 
 
 def _files(layers: tuple[Blob, ...]) -> dict[str, Blob]:
-    """The layers that are files of an adapter, by name."""
+    """Return the layers that are files of an adapter, by name."""
     known = {*MEDIA_TYPES, CARD_FILE, MANIFEST_FILE}
     found: dict[str, Blob] = {}
     for layer in layers:
         name = layer.file_name
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-            raise ValueError(f"names the file `{shown(name)}`, which is no path inside a folder")
+            raise ValueError(f"names the file `{shown(name)}`, which is not a path inside a folder")
         name = name.removeprefix("./")
         if name not in known:
             continue
@@ -195,7 +198,7 @@ def _files(layers: tuple[Blob, ...]) -> dict[str, Blob]:
 
 # ---------------------------------------------------------------- making
 def layer(name: str, digest: Digest, size_bytes: int) -> Blob:
-    """The layer of one file."""
+    """Return the layer of one file."""
     return Blob(
         digest=digest,
         size_bytes=size_bytes,
@@ -218,7 +221,7 @@ def model_config(manifest: Manifest, layers: tuple[Blob, ...]) -> bytes:
 
 
 def notes_of(manifest: Manifest, hub_id: str, created: str) -> dict[str, str]:
-    """The annotations of an image: what it is, and for which base."""
+    """Return the annotations of an image: what it is, and for which base."""
     base = manifest.base
     value = {
         _CREATED: created,
@@ -240,15 +243,15 @@ def image_bytes(
     config: Blob,
     layers: tuple[Blob, ...],
     *,
-    artifact_type: str,
+    artifact_type: str = "",
     annotations: Mapping[str, str],
     subject: Blob | None = None,
 ) -> bytes:
-    """The manifest of an image."""
+    """Return the manifest of an image; one without an `artifact_type` is for container runtimes."""
     value: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": IMAGE_TYPE,
-        "artifactType": artifact_type,
+        **({"artifactType": artifact_type} if artifact_type else {}),
         "config": config.to_json(),
         "layers": [one.to_json() for one in layers],
         "annotations": dict(annotations),
@@ -277,7 +280,7 @@ class Referrers:
         return f"sha256-{hex_of(self._image)}"
 
     def of_kind(self, kind: str) -> list[bytes]:
-        """The bundles of one kind, the latest first by what they say; at most `MOST`."""
+        """Return the bundles of one kind, the latest first by what they say; at most `MOST`."""
         found = [one for one in self._listed() if one.artifact_type == kind]
         found.sort(key=lambda one: (one.annotations.get(_CREATED, ""), one.digest), reverse=True)
         read = (self._bundle(one) for one in {one.digest: one for one in found[:MOST]}.values())
@@ -299,14 +302,14 @@ class Referrers:
                 yield from self._tagged()
 
     def _tagged(self) -> list[Blob]:
-        """What the fallback tag lists."""
+        """Return the manifests that the index at the fallback tag lists."""
         found = self._wire.manifest(self._repository, self._tag, INDEX_TYPE)
         if found is None:
             return []
         return parse_index(found[0], f"{self._repository}:{self._tag}")
 
     def _bundle(self, listed: Blob) -> bytes | None:
-        """The bundle behind a listed image; None where it is none, or is about another image."""
+        """Return the bundle behind a listed image; None if it has none, or is about another image."""
         with self._wire.plainly(f"{self._repository}: referrer {listed.digest[:19]}…"):
             found = self._wire.manifest(self._repository, listed.digest)
             image = parse_image(*found, listed.digest) if found is not None else None
@@ -320,7 +323,15 @@ class Referrers:
         Raises:
             Conflict: others kept writing the tag at the same time.
         """
-        unlisted = [made for raw in bundles if (made := self._add(kind, raw, subject, created)) is not None]
+        made = (self._add(kind, raw, subject, created) for raw in bundles)
+        self.list_under_tag([one for one in made if one is not None])
+
+    def list_under_tag(self, unlisted: Sequence[Blob]) -> None:
+        """List what the registry does not list itself, as it has no referrers API, under the fallback tag.
+
+        Raises:
+            Conflict: others kept writing the tag at the same time.
+        """
         for _ in range(_TRIES if unlisted else 0):
             there = self._tagged()
             missing = [one for one in unlisted if one.digest not in {other.digest for other in there}]
@@ -330,7 +341,7 @@ class Referrers:
         if unlisted and {one.digest for one in unlisted} - {one.digest for one in self._tagged()}:
             raise Conflict(
                 f"`{self._repository}:{self._tag}` was written by others at the same time",
-                hint="run `adapt push` again; it sends what is missing",
+                hint="run `adapt push` again; it sends the missing parts",
             )
 
     def _write(self, listed: Sequence[Blob]) -> None:
@@ -338,7 +349,7 @@ class Referrers:
         self._wire.put_manifest(self._repository, self._tag, canonical_json(index), INDEX_TYPE)
 
     def _add(self, kind: str, raw: bytes, subject: Blob, created: str) -> Blob | None:
-        """Store one; returns what has to be listed, None where the registry lists it itself."""
+        """Store one; returns what has to be listed, None if the registry lists it itself."""
         wire, repository = self._wire, self._repository
         for data in (EMPTY, raw):
             if not wire.has_blob(repository, digest_of(data)):
@@ -403,7 +414,7 @@ class OciWire(Wire):
         return super().open(url, sent | {"authorization": granted}, form, method)
 
     def _grant(self, challenge: str, repository: str, *, writes: bool) -> str:
-        """The header that answers a challenge; "" where nothing does.
+        """Return the header that answers a challenge; "" if nothing does.
 
         Raises:
             RemoteUnreachable: the challenge cannot be followed, or its place gives no token.
@@ -420,7 +431,9 @@ class OciWire(Wire):
         told = dict(_PARAMETER.findall(rest))
         realm = web_address(self.endpoint, told.get("realm", ""))
         if not realm or "realm" not in told or "@" in realm.partition("://")[2].partition("/")[0]:
-            raise RemoteUnreachable(f"{self.endpoint} wants a token from `{shown(told.get('realm'))}`, no web address")
+            raise RemoteUnreachable(
+                f"{self.endpoint} asks for a token from `{shown(told.get('realm'))}`, which is not an http(s) URL"
+            )
         if self.endpoint.startswith("https:") and not realm.startswith("https:"):
             raise RemoteUnreachable(
                 f"{self.endpoint} wants a token from `{shown(realm)}`, unencrypted. Nothing was sent"
@@ -456,7 +469,7 @@ class OciWire(Wire):
 
     # ------------------------------------------------------------ manifests and blobs
     def manifest(self, repository: str, reference: str, accept: str = ACCEPTED) -> tuple[bytes, Digest] | None:
-        """The bytes of a manifest by its tag or digest, and their digest; None if there is none.
+        """Return the bytes of a manifest by its tag or digest, and their digest; None if there is none.
 
         Raises:
             DigestMismatch: the bytes are not those of the digest.
@@ -485,7 +498,7 @@ class OciWire(Wire):
             return answer
 
     def blob(self, repository: str, blob: Blob, limit_bytes: int) -> bytes:
-        """A small blob, whole.
+        """Return a small blob, whole.
 
         Raises:
             DigestMismatch: its bytes are others.
@@ -500,7 +513,7 @@ class OciWire(Wire):
         return raw
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
-        """Whether the repository has a blob."""
+        """Return whether the repository has a blob."""
         answer = self.open(f"{self.endpoint}/{blob_path(repository, digest)}", method="HEAD")
         answer.close()
         return answer.status == HTTPStatus.OK
@@ -550,7 +563,7 @@ class OciWire(Wire):
 
 
 def blob_path(repository: str, digest: Digest) -> str:
-    """The URL path of a blob."""
+    """Return the URL path of a blob."""
     return f"v2/{repository}/blobs/{parse_digest(digest)}"
 
 
@@ -579,7 +592,7 @@ class Credentials:
 
 
 def credentials_for(host: str, token: str | None, variables: Mapping[str, str]) -> Credentials:
-    """The credentials for `host`, empty where there are none; `token` is `USER:PASSWORD`, or a bearer token.
+    """Return the credentials for `host`, empty if there are none; `token` is `USER:PASSWORD`, or a bearer token.
 
     Raises:
         NotAllowed: a file or a program that should have them does not give them.
@@ -634,9 +647,9 @@ def _host_of(key: str) -> str:
 
 
 def _from_helper(helper: str, key: str, variables: Mapping[str, str]) -> Credentials | None:
-    """What `docker-credential-HELPER get` prints for `key`; None where it has nothing."""
+    """Return the output of `docker-credential-HELPER get` for `key`; None if it has nothing."""
     if not _HELPER.fullmatch(helper):
-        raise ValueError(f"`{shown(helper)}` is no name of a program")
+        raise ValueError(f"`{shown(helper)}` is not the name of a program")
     try:
         done = subprocess.run(  # noqa: S603 - the user's own file names it, as for Docker
             [f"docker-credential-{helper}", "get"],

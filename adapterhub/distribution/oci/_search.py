@@ -1,4 +1,4 @@
-"""Searches a registry of images: the names of its repositories, and the annotations of what is in them.
+"""Searches a registry of images: the names of its repositories, and the annotations of the images in them.
 
 The spec has no search, and many registries list no repositories; one that is named in full is always found.
 """
@@ -24,7 +24,7 @@ _SHOWN: Final = 200
 
 
 def repositories_for(wire: OciWire, prefix: str, text: str) -> list[str]:
-    """The repositories below `prefix` that a search for `text` looks into; with `/` in it, the text names one.
+    """Return the repositories below `prefix` that a search for `text` looks into; with `/` in it, the text names one.
 
     Raises:
         UsageProblem: the registry lists no repositories, and the text names none.
@@ -63,7 +63,7 @@ def hits_in(
     images_of: Callable[[str], Iterable[Image]],
     search: Search,
 ) -> list[SearchHit]:
-    """What the images say of themselves, where it fits `search`; not checked."""
+    """Return the descriptions of the images that fit `search`; not checked."""
     found: list[SearchHit] = []
     for repository in repositories:
         try:

@@ -13,14 +13,13 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Json, canonical_json, digest_of, parse_digest
 from adapterhub.core.disk.files import digest_of_file, read_json, read_plain
 from adapterhub.core.errors import shown
@@ -30,27 +29,20 @@ from adapterhub.formats.documents import object_at
 from adapterhub.formats.safetensors.header import DTYPE_BITS, DTYPES, SAMPLES, TensorFacts
 
 __all__ = [
-    "BaseComparison",
     "BaseFingerprint",
     "BaseHints",
     "BaseVerdict",
     "TensorFacts",
-    "compare",
     "fingerprint_tensors",
 ]
 
 Samples = Mapping[str, tuple[str, bytes]]
 
 SAMPLES_OF_MANY: Final = 4
+RANGES_OF_MANY: Final = 2
 MANY_TENSORS: Final = 4096
-"""Models with more tensors than this (large mixtures of experts) keep the first 4 samples of each tensor, not 16."""
-
-MOST_TIED_COPIES: Final = 4
-"""How many tensors one side may hold twice while both still count as the same model.
-
-Libraries drop or keep tied copies of an embedding: at most three in one model (T5: two inputs and one output). A
-model that repeats whole layers of another repeats all tensors of a layer, nine or more.
-"""
+"""Models with more tensors than this (large mixtures of experts) keep the first 4 samples of each tensor, not 16, and
+copies of these 2 ranges of each: manifests hold at most 2 MiB."""
 
 
 class BaseVerdict(enum.Enum):
@@ -59,25 +51,176 @@ class BaseVerdict(enum.Enum):
     SAME_WEIGHTS = "same-weights"
     SAME_WEIGHTS_OTHER_PRECISION = "same-weights-other-precision"
     SAME_WEIGHTS_RESIZED_VOCABULARY = "same-weights-resized-vocabulary"
+    SAME_WEIGHTS_QUANTISED = "same-weights-quantised"
+    ACCEPTED_QUANTISED = "accepted-quantised"
+    LIKELY_SAME_QUANTISED = "likely-same-quantised"
     SAME_FAMILY = "same-family"
     SAME_SHAPES = "same-shapes"
     DIFFERENT = "different"
+    CANNOT_TELL = "cannot-tell"
     UNKNOWN = "unknown"
 
     @property
     def allows_attach(self) -> bool:
         """Whether an adapter made for one may run on the other; UNKNOWN and SAME_FAMILY may, with a warning.
 
-        SAME_FAMILY is SAME_SHAPES for two bases that the user declared to be one family; `compare` never says it.
+        SAME_FAMILY is SAME_SHAPES for two bases that the user declared to be one family, and ACCEPTED_QUANTISED is
+        LIKELY_SAME_QUANTISED for a copy that the user accepted; `compare` never says these two.
 
         With a resized vocabulary, one whose tensors have the vocabulary's old size fits no more; their shapes tell.
         """
-        return self not in (BaseVerdict.SAME_SHAPES, BaseVerdict.DIFFERENT)
+        return self not in _REFUSED
+
+    @property
+    def made_for(self) -> str:
+        """The base for which an adapter was made that is refused with this verdict, in words."""
+        return _MADE_FOR.get(self, "another base")
 
     @property
     def is_same_model(self) -> bool:
         """Whether all tensors are the same, in one precision or in two."""
-        return self in (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
+        return self in _SAME
+
+    @property
+    def stands_for(self) -> bool:
+        """Whether one may take the place of the other where a base is run: the same model, or an accepted copy."""
+        return self in _SAME or self is BaseVerdict.ACCEPTED_QUANTISED
+
+
+_REFUSED: Final = frozenset(
+    {BaseVerdict.SAME_SHAPES, BaseVerdict.DIFFERENT, BaseVerdict.LIKELY_SAME_QUANTISED, BaseVerdict.CANNOT_TELL}
+)
+_MADE_FOR: Final = {
+    BaseVerdict.LIKELY_SAME_QUANTISED: "a base of which this is likely a copy, which is no proof",
+    BaseVerdict.CANNOT_TELL: "a base that cannot be compared with this one",
+}
+_SAME: Final = frozenset(
+    {BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION, BaseVerdict.SAME_WEIGHTS_QUANTISED}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseComparison(
+    Documented, keys="verdict allows_attach=verdict.allows_attach form? differences", title="BaseComparison"
+):
+    """A verdict, and the differences between the first and the second base as sentences.
+
+    `hint` names the command to type if the user can change the verdict.
+    """
+
+    verdict: BaseVerdict
+    differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
+    form: Annotated[str | None, "the format of a quantised copy, such as `fp8-block`"] = None
+    hint: str = ""
+
+    @property
+    def label(self) -> str:
+        """The verdict's name, with the format of a copy: `SAME_WEIGHTS_QUANTISED (fp8-block)`."""
+        return f"{self.verdict.name} ({self.form})" if self.form else self.verdict.name
+
+    def doubted(self, reasons: tuple[str, ...]) -> BaseComparison:
+        """Return the same, or CANNOT_TELL instead of a verdict that allows adapters if there are `reasons` to doubt."""
+        if not reasons or not (self.verdict.allows_attach or self.verdict is BaseVerdict.LIKELY_SAME_QUANTISED):
+            return self
+        return replace(self, verdict=BaseVerdict.CANNOT_TELL, differences=(*reasons, *self.differences))
+
+
+class CopyRange(NamedTuple):
+    """One quantised tensor: its form, the shape that the source has, and `raw`.
+
+    `raw` has three float32 for each sampled place: the least and the largest number that the source may have had, and
+    the one that the copy computes with. The first two are NaN where a format does not round (GPTQ), all three where the
+    copy has no number.
+    """
+
+    form: str
+    shape: tuple[int, ...]
+    raw: bytes
+
+    def to_json(self, usual: str) -> str:
+        """`<form>:<shape>:<ranges in base64>`, without the form if it is the `usual` one: `:4096x11008:3q2+…`.
+
+        One text each: a mixture has ten thousands, and manifests hold few values.
+        """
+        shape = "x".join(map(str, self.shape))
+        return f"{'' if self.form == usual else self.form}:{shape}:{base64.b64encode(self.raw).decode('ascii')}"
+
+    @classmethod
+    def from_json(cls, value: Json, path: str, usual: str) -> CopyRange:
+        """Read the value strictly.
+
+        Raises:
+            ValueError: with the path of the wrong value.
+        """
+        match = _RANGE_TEXT.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError(f"{path}: expected <form>:<shape>:<base64>, got {shown(value)}")
+        form, shape, text = match.groups()
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"{path}: not base64: {error}") from None
+        count, rest = divmod(len(raw), RANGE.size)
+        if rest or count > SAMPLES:
+            raise ValueError(f"{path}: expected at most {SAMPLES} ranges of {RANGE.size} bytes, got {len(raw)} bytes")
+        return cls(form or usual, tuple(map(int, shape.split("x"))) if shape else (), raw)
+
+    @property
+    def triples(self) -> list[tuple[float, float, float]]:
+        """For each sampled place the lower end, the upper end and the value."""
+        return list(RANGE.iter_unpack(self.raw))
+
+
+_RANGE_TEXT: Final = re.compile(r"([^\n]{0,64}):((?:[0-9]{1,12}(?:x[0-9]{1,12}){0,15})?):([A-Za-z0-9+/=]*)")
+
+RANGE: Final = struct.Struct("<3f")
+"""The lower end, the upper end and the value of one place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyFacts:
+    """What the files of a quantised copy say about its source.
+
+    `form`: the format of most of its weights, such as `fp8-block`. `structure`: as in a fingerprint, of the shapes that
+    the source has. `ranges`: by the source's name of each quantised tensor.
+    `naming`: how the names are made of those of the source; "" for the same names. `unknown`: the format of tensors
+    that cannot be read here; "" for none.
+    """
+
+    form: str
+    structure: Digest
+    ranges: Mapping[str, CopyRange] = field(hash=False, repr=False)
+    naming: str = ""
+    unknown: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON value."""
+        ranges = {name: one.to_json(self.form) for name, one in self.ranges.items()}
+        value = {"form": self.form, "structure": self.structure, "ranges": ranges}
+        return value | {key: told for key in ("naming", "unknown") if (told := getattr(self, key))}
+
+    @classmethod
+    def from_json(cls, value: Json, path: str) -> CopyFacts:
+        """Read the value strictly.
+
+        Raises:
+            ValueError: with the path of the first wrong value.
+        """
+        value = object_at(value, path)
+        texts = {key: value.get(key, "") for key in ("form", "naming", "unknown")}
+        if wrong := next((key for key, text in texts.items() if not isinstance(text, str)), ""):
+            raise ValueError(f"{path}.{wrong}: expected text, got {shown(texts[wrong])}")
+        ranges = object_at(value.get("ranges"), f"{path}.ranges")
+        return cls(
+            structure=digest_at(value.get("structure"), f"{path}.structure"),
+            ranges=MappingProxyType(
+                {
+                    name: CopyRange.from_json(item, f"{path}.ranges[{shown(name)}]", texts["form"])
+                    for name, item in ranges.items()
+                }
+            ),
+            **texts,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +231,7 @@ class BaseFingerprint:
     `weights`: of each tensor's [name, dtype, shape, sha256 hex]. `tensors`: of the distinct [dtype, shape, sha256 hex].
     `structure`: of every [name, shape]. `samples`: dtype and a few numbers as stored, by name (see `sample_offsets`).
     `files`: digest over the weight files as a hub lists them (see `files_digest`), when known.
+    `copy`: for files that keep weights as codes and scales; `samples` then has the other tensors only.
     """
 
     weights: Digest
@@ -95,13 +239,15 @@ class BaseFingerprint:
     structure: Digest
     samples: Samples = field(hash=False, repr=False)
     files: Digest | None = None
+    copy: CopyFacts | None = field(default=None, hash=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON value; samples are written `<dtype>:<base64>`."""
+        """Return a JSON value; samples are written `<dtype>:<base64>`."""
         value: dict[str, Any] = {"weights": self.weights, "tensors": self.tensors, "structure": self.structure}
         write = _kept_texts if _are_usual(self.samples) else _samples_to_json
         value["samples"] = dict(write(tuple(self.samples.items())))
-        return value | ({"files": self.files} if self.files else {})
+        value |= {"files": self.files} if self.files else {}
+        return value | ({"copy": self.copy.to_json()} if self.copy else {})
 
     @classmethod
     def from_json(cls, value: Json, path: str = "base") -> BaseFingerprint:
@@ -120,6 +266,7 @@ class BaseFingerprint:
             structure=digest_at(value.get("structure"), f"{path}.structure"),
             samples=read,
             files=digest_at(value["files"], f"{path}.files") if value.get("files") is not None else None,
+            copy=CopyFacts.from_json(value["copy"], f"{path}.copy") if value.get("copy") is not None else None,
         )
 
 
@@ -156,8 +303,17 @@ def _sample_from_json(item: object, path: str) -> tuple[str, bytes]:
     return dtype, raw
 
 
-def fingerprint_tensors(facts: Iterable[TensorFacts], *, files: Digest | None = None) -> BaseFingerprint:
-    """The fingerprint of a model with exactly these tensors, in any order; buffers are left out.
+def fingerprint_tensors(
+    facts: Iterable[TensorFacts],
+    *,
+    files: Digest | None = None,
+    copy: CopyFacts | None = None,
+    parts: Collection[str] = (),
+) -> BaseFingerprint:
+    """Return the fingerprint of a model with exactly these tensors, in any order; buffers are left out.
+
+    `parts`: the tensors of a copy that hold codes and scales. `copy` has the numbers that they stand for, so the
+    fingerprint keeps no samples of them.
 
     Raises:
         ValueError: there are no weights, or two have one name.
@@ -173,14 +329,43 @@ def fingerprint_tensors(facts: Iterable[TensorFacts], *, files: Digest | None = 
     return BaseFingerprint(
         weights=digest_of(canonical_json([[f.name, f.dtype, list(f.shape), f.sha256] for f in weights])),
         tensors=digest_of(canonical_json([[d, list(shape), sha256] for d, shape, sha256 in sorted(values)])),
-        structure=digest_of(canonical_json([[f.name, list(f.shape)] for f in weights])),
-        samples=MappingProxyType({f.name: (f.dtype, f.samples[: keep * stored_bytes(f.dtype)]) for f in weights}),
+        structure=structure_of((f.name, f.shape) for f in weights),
+        samples=MappingProxyType(
+            {
+                f.name: (f.dtype, f.samples[: keep * stored_bytes(f.dtype)])
+                for f in weights
+                if f.name not in parts and f.dtype in DTYPES
+            }
+        ),
         files=files,
+        copy=copy,
     )
 
 
+def structure_of(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Digest:
+    """Return the digest of names and shapes, buffers left out."""
+    listed = sorted([name, list(shape)] for name, shape in shapes if not is_buffer(name, shape))
+    return digest_of(canonical_json(listed))
+
+
+def weights_of(fingerprint: BaseFingerprint, tensors: Iterable[TensorFacts]) -> tuple[TensorFacts, ...]:
+    """Return the tensors that the source of a copy has, by name; for a model in floats, all of its own `tensors`.
+
+    A quantised tensor has the source's shape, the copy's form as its dtype, and neither digest nor samples.
+    """
+    tensors = tuple(tensors)
+    if fingerprint.copy is None:
+        return tensors
+    kept = (fact for fact in tensors if fact.name in fingerprint.samples or is_buffer(fact.name, fact.shape))
+    quantised = (
+        TensorFacts(name=name, dtype=one.form, shape=one.shape, sha256="", samples=b"")
+        for name, one in fingerprint.copy.ranges.items()
+    )
+    return tuple(sorted((*kept, *quantised), key=lambda fact: fact.name))
+
+
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is not a weight but a constant that libraries drop or add when they save a model.
+    """Return whether a tensor is not a weight but a constant that libraries drop or add when they save a model.
 
     - `*.rotary_emb.inv_freq`: frequencies that the config determines
     - `*.position_ids`: 0, 1, 2, …
@@ -194,186 +379,6 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     return mask and dotted.endswith((".attn.bias", ".attention.bias"))
 
 
-# ---------------------------------------------------------------- compare
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaseComparison(
-    Documented, keys="verdict allows_attach=verdict.allows_attach differences", title="BaseComparison"
-):
-    """A verdict, and the differences between the first and the second base as sentences."""
-
-    verdict: BaseVerdict
-    differences: Annotated[tuple[str, ...], "one sentence per difference"] = ()
-
-
-@parsed
-def compare(
-    a: BaseFingerprint | None,
-    b: BaseFingerprint | None,
-    *,
-    hints: tuple[BaseHints, BaseHints] | None = None,
-) -> BaseComparison:
-    """How base `a` relates to base `b`; `hints` only add detail to the sentences.
-
-    Equal digests are proof. Two precisions are compared by samples, so between them a change goes unnoticed that is
-    smaller than the rounding of the coarser dtype, or that misses all samples of every tensor.
-    """
-    if a is None or b is None:
-        both = "neither base has a known fingerprint"
-        if a is not b:
-            both = f"the {'second' if b is None else 'first'} base has no known fingerprint"
-        return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(both,))
-    if a.weights == b.weights:
-        return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS)
-    naming = _naming_differences(a.samples, b.samples)
-    if a.tensors == b.tensors:
-        if not _is_rearranged(a.samples, b.samples):
-            return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS, differences=naming)
-        naming += ("every tensor occurs on both sides, but under other names or another number of times",)
-    same_structure = a.structure == b.structure
-    pairs = _pairs(a.samples, b.samples) if same_structure or a.samples.keys() != b.samples.keys() else None
-    dtypes = _dtype_differences(a.samples, b.samples, pairs or {})
-    values, is_apart = _value_differences(a.samples, b.samples, pairs or {})
-    if dtypes and not is_apart:
-        verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION
-        return BaseComparison(verdict=verdict, differences=(*dtypes, *naming))
-    if same_structure:
-        return BaseComparison(verdict=BaseVerdict.SAME_SHAPES, differences=(*values, *dtypes))
-    resized = _resized_vocabulary(a.samples, b.samples)
-    if resized is not None:
-        return resized
-    shapes = () if naming else ("the tensors have the same names, but not all have the same shape",)
-    facts = _hint_differences(*hints) if hints else ()
-    return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(*facts, *naming, *shapes, *values))
-
-
-def samples_agree(a: BaseFingerprint, b: BaseFingerprint, names: Mapping[str, str]) -> bool:
-    """Whether the samples of each tensor of `a` may be those of the one that `names` gives it in `b`."""
-    return not _value_differences(a.samples, b.samples, names)[1]
-
-
-def _resized_vocabulary(a: Samples, b: Samples) -> BaseComparison | None:
-    """The comparison of two models of different structure if only the number of their tokens differs.
-
-    Another shape moves the sampled places of a tensor, so the embeddings themselves are not compared.
-    """
-    others = {name: name for name in a if not is_vocabulary(name)}
-    if a.keys() != b.keys() or len(others) == len(a) or _value_differences(a, b, others)[1]:
-        return None
-    differences = (resized_text(a.keys() - others.keys(), len(others)), *_dtype_differences(a, b, others))
-    return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
-
-
-def resized_text(vocabulary: Iterable[str], others: int) -> str:
-    """The difference between two models whose `vocabulary` tensors alone have different shapes, in words."""
-    listed = " and ".join(f"`{shown(name)}`" for name in sorted(vocabulary))
-    return f"another number of tokens in {listed}; the samples of all {others:,} other tensors agree"
-
-
-def _is_rearranged(a: Samples, b: Samples) -> bool:
-    """Whether two models with the same set of tensors differ in their places: layers were repeated or swapped."""
-    moved = any(_starts(a[name], b[name]) != _starts(b[name], a[name]) for name in a.keys() & b.keys())
-    if moved or abs(len(a) - len(b)) > MOST_TIED_COPIES:
-        return True
-    larger, smaller = (a, b) if len(a) > len(b) else (b, a)
-    spare = {name: sample for name, sample in larger.items() if name not in smaller}
-    # If both sides have names of their own, it is a renaming, and the copies cannot be identified.
-    return smaller.keys() < larger.keys() and not _are_tied_copies(spare, smaller.values())
-
-
-def _starts(sample: tuple[str, bytes], other: tuple[str, bytes]) -> tuple[str, bytes]:
-    """`sample` cut to the length of `other`: a model of many tensors keeps fewer numbers of each."""
-    return sample[0], sample[1][: len(other[1])]
-
-
-def _pairs(a: Samples, b: Samples) -> dict[str, str] | None:
-    """The name in `b` for each name in `a`, if they name the same places; tied copies on one side have none.
-
-    Names are equal, or those of one side have one more prefix: a model saved with its head has `transformer.h.0…`, and
-    without it `h.0…`.
-    """
-    candidates = [{name: name for name in a if name in b}]
-    candidates += [{name: part + name for name in a if part + name in b} for part in _leading_parts(b)]
-    candidates += [{part + name: name for name in b if part + name in a} for part in _leading_parts(a)]
-    pairs = max(candidates, key=len)
-    matched = set(pairs.values())
-    spare_a = {name: sample for name, sample in a.items() if name not in pairs}
-    spare_b = {name: sample for name, sample in b.items() if name not in matched}
-    copied = _are_tied_copies(spare_a, [a[name] for name in pairs]) and _are_tied_copies(
-        spare_b, [b[name] for name in matched]
-    )
-    return pairs if pairs and copied else None
-
-
-def _leading_parts(names: Iterable[str]) -> list[str]:
-    """The two most frequent first parts of dotted names, with the dot."""
-    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(2)]
-
-
-def _are_tied_copies(spare: Samples, others: Iterable[tuple[str, bytes]]) -> bool:
-    """Whether a library may have kept or dropped these: few, each present a second time, none constant."""
-    is_constant = any(len(set(_numbers(dtype, raw))) == 1 for dtype, raw in spare.values())
-    return len(spare) <= MOST_TIED_COPIES and set(spare.values()) <= set(others) and not is_constant
-
-
-def _dtype_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tuple[str, ...]:
-    changed = Counter((a[x][0], b[y][0]) for x, y in pairs.items() if a[x][0] != b[y][0])
-    return tuple(
-        f"{count:,} of {len(pairs):,} tensors are {first} in the first and {second} in the second"
-        for (first, second), count in changed.most_common()
-    )
-
-
-def _value_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tuple[tuple[str, ...], bool]:
-    """A sentence on the sampled numbers, and whether some pair of them must differ (or none were compared)."""
-    apart = seen = 0
-    example = ""
-    for x, y in sorted(pairs.items()):
-        (a_dtype, a_raw), (b_dtype, b_raw) = a[x], b[y]
-        for first, second in zip(_numbers(a_dtype, a_raw), _numbers(b_dtype, b_raw), strict=False):
-            seen += 1
-            if not may_be_same(a_dtype, first, b_dtype, second):
-                apart += 1
-                texts = number_text(a_dtype, first), number_text(b_dtype, second)
-                example = example or f"`{shown(x)}` ({texts[0]} in the first, {texts[1]} in the second)"
-    if apart:
-        return (f"{apart:,} of {seen:,} sampled values differ, for example in {example}",), True
-    if not seen:
-        return (), True
-    return (f"all {seen:,} sampled values agree, but the digests do not: others differ",), False
-
-
-def _numbers(dtype: str, raw: bytes) -> list[bytes]:
-    width = stored_bytes(dtype)
-    return [raw[at : at + width] for at in range(0, len(raw), width)]
-
-
-def _naming_differences(a: Samples, b: Samples) -> tuple[str, ...]:
-    sentences = [f"{len(a):,} tensors in the first, {len(b):,} in the second"] if len(a) != len(b) else []
-    for which, names in (("first", a.keys() - b.keys()), ("second", b.keys() - a.keys())):
-        if names:
-            example = min(names, key=lambda name: (len(name), name))
-            sentences.append(f"{len(names):,} tensor names only in the {which}, such as `{shown(example)}`")
-    return tuple(sentences)
-
-
-def _hint_differences(a: BaseHints, b: BaseHints) -> tuple[str, ...]:
-    facts = (
-        ("model_type", a.model_type, b.model_type),
-        ("parameters", a.parameters, b.parameters),
-        ("hidden_size", a.hidden_size, b.hidden_size),
-        ("layers", a.layers, b.layers),
-    )
-    return tuple(
-        f"{name} is {_plain(first)} in the first, {_plain(second)} in the second"
-        for name, first, second in facts
-        if first is not None and second is not None and first != second
-    )
-
-
-def _plain(value: str | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else shown(value)
-
-
 Interval = tuple[float, float]
 
 
@@ -382,8 +387,14 @@ def stored_bytes(dtype: str) -> int:
     return max(1, DTYPES[dtype].bits // 8)
 
 
+def split_numbers(dtype: str, raw: bytes) -> list[bytes]:
+    """Return the numbers of `dtype` that lie end to end in `raw`."""
+    width = stored_bytes(dtype)
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
+
+
 def interval(dtype: str, raw: bytes) -> Interval | None:
-    """The closed interval of reals that a number of `dtype` stands for; `(nan, nan)` for a NaN.
+    """Return the closed interval of reals that a number of `dtype` stands for; `(nan, nan)` for a NaN.
 
     The interval reaches half a unit in the last place to each side, so both neighbours contain a tie. Infinity begins
     where overflow begins; without infinity, the interval of the largest number has no end, since conversion saturates.
@@ -409,7 +420,7 @@ def interval(dtype: str, raw: bytes) -> Interval | None:
 
 
 def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
-    """Whether two stored numbers can be roundings of one number.
+    """Return whether two stored numbers can be roundings of one number.
 
     In one dtype, the bytes must be equal. Across dtypes, the intervals of floats must meet, and integers must be equal;
     other pairs never match.
@@ -427,7 +438,7 @@ def may_be_same(a_dtype: str, a: bytes, b_dtype: str, b: bytes) -> bool:
 
 
 def number_text(dtype: str, raw: bytes) -> str:
-    """A stored number as text: six digits, or the hex of its bytes for dtypes without a plain number."""
+    """Return a stored number as text: six digits, or the hex of its bytes for dtypes without a plain number."""
     if DTYPES[dtype].is_integer:
         return str(_integer(dtype, raw))
     if dtype == "F64":
@@ -467,7 +478,7 @@ def is_vocabulary(tensor: str) -> bool:
 
 
 def is_embedding(module: str) -> bool:
-    """Whether `module`, by the last part of its name, is an input embedding or an output head."""
+    """Return whether `module`, by the last part of its name, is an input embedding or an output head."""
     return module.rpartition(".")[2] in EMBEDDINGS
 
 
@@ -479,7 +490,7 @@ COPY_HINT: Final = (
 
 
 def resize_hint(module: str, needed: tuple[int, ...], found: tuple[int, ...]) -> str:
-    """The remedy for a tensor of shape `found` for `module`, whose shape must be `needed`.
+    """Return the remedy for a tensor of shape `found` for `module`, whose shape must be `needed`.
 
     Empty unless `module` is an embedding and the shapes differ in one dimension, the number of tokens.
     """
@@ -513,7 +524,7 @@ class BaseHints:
     chat_template_sha256: Digest | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The known hints as a JSON value."""
+        """Return the known hints as a JSON value."""
         return {key: value for key in _HINT_KINDS if (value := getattr(self, key)) is not None}
 
     @classmethod
@@ -617,7 +628,7 @@ def _chat_template_digest(folder: Path) -> Digest | None:
 
 
 def digest_at(value: object, path: str) -> Digest:
-    """The digest that `value` spells; a ValueError names `path`."""
+    """Return the digest that `value` spells; a ValueError names `path`."""
     try:
         return parse_digest(value)
     except ValueError as error:

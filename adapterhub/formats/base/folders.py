@@ -6,20 +6,23 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Progress, canonical_json, digest_of, parse_digest
+from adapterhub.core.disk.files import not_read
 from adapterhub.core.errors import CouldNotTell, Malformed, shown
+from adapterhub.core.extras import extra_named
+from adapterhub.formats.base.comparison import samples_agree
 from adapterhub.formats.base.fingerprint import (
     BaseFingerprint,
     BaseHints,
     fingerprint_tensors,
     is_buffer,
     read_hints,
-    samples_agree,
+    weights_of,
 )
 from adapterhub.formats.base.weight_files import (
     INDEX_FILE,
@@ -38,11 +41,11 @@ from adapterhub.formats.diffusion.components import (
     all_folders,
     component_folders,
 )
+from adapterhub.formats.gguf.file import read_gguf_model
 from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.formats.safetensors.header import BASE_LIMITS, TensorFacts
+from adapterhub.formats.safetensors.header import BASE_LIMITS, DTYPES, TensorFacts, may_be_codes
 
 
-@parsed
 def fingerprint_folder(
     folder: str | os.PathLike[str],
     *,
@@ -68,13 +71,49 @@ def fingerprint_folder(
     _check_names(folder, read)
     facts = tuple(sorted((fact for found in read.values() for fact in found), key=lambda fact: fact.name))
     try:
-        fingerprint = fingerprint_tensors(facts, files=_digest_of_links(files))
+        copied = _copied(folder, facts)
+        fingerprint = fingerprint_tensors(facts, files=_digest_of_links(files), **copied)
     except ValueError as error:
         raise Malformed(f"`{folder}`: {error}") from None
-    hints = read_hints(folder)
-    parameters = sum(prod(fact.shape) for fact in facts if not is_buffer(fact.name, fact.shape))
+    hints = gguf_hints(files[0]) if files[0].suffix == ".gguf" else read_hints(folder)
+    parameters = sum(
+        prod(fact.shape) for fact in weights_of(fingerprint, facts) if not is_buffer(fact.name, fact.shape)
+    )
     hints = replace(hints, parameters=parameters, hub_id=hub_id or hints.hub_id, commit=commit or hints.commit)
     return fingerprint, hints, facts
+
+
+def gguf_hints(path: Path) -> BaseHints:
+    """Hints from the metadata of a GGUF file; the kind of model is llama.cpp's name for it."""
+    model = read_gguf_model(path)
+    size, layers = model.value("embedding_length"), model.value("block_count")
+    return BaseHints(
+        model_type=model.architecture or None,
+        hidden_size=size if type(size) is int else None,
+        layers=layers if type(layers) is int else None,
+    )
+
+
+def _copied(folder: Path, facts: Iterable[TensorFacts]) -> dict[str, Any]:
+    """Return the arguments of `fingerprint_tensors` for a quantised copy; {} for floats, and where numpy is missing."""
+    is_gguf = folder.suffix == ".gguf" or not any(fact.dtype in DTYPES for fact in facts)
+    is_copy = is_gguf or any(_may_be_codes(fact) for fact in facts)
+    if not is_copy or (not is_gguf and find_spec("numpy") is None):
+        return {}
+    with extra_named("registering a GGUF file"):
+        from adapterhub.formats.base.quantised.opening import opened
+
+    model = opened(folder)
+    copy = model.facts()
+    return {"copy": copy, "parts": model.parts} if copy is not None else {}
+
+
+def _may_be_codes(fact: TensorFacts) -> bool:
+    """Return True if a tensor may hold codes (8 bits, or packed into integers) or the settings to read them."""
+    if ".quant_state." in fact.name:  # of bitsandbytes, whose codes may be stored as floats
+        return True
+    is_number = fact.dtype in DTYPES  # GGML's types are no single numbers
+    return may_be_codes(fact.dtype, len(fact.shape)) if is_number else len(fact.shape) > 1
 
 
 def fingerprint_checkpoint(
@@ -136,7 +175,7 @@ def _check_names(folder: Path, read: Mapping[Path, tuple[TensorFacts, ...]]) -> 
 
 
 def _digest_of_links(files: Iterable[Path]) -> Digest | None:
-    """The `files` digest if all are links of a Hub cache, which names each blob by the sha256 of its bytes."""
+    """Return the `files` digest if all are links of a Hub cache, which names each blob by the sha256 of its bytes."""
     blobs = [(path.name, Path(path.readlink()) if path.is_symlink() else Path()) for path in files]
     if not all(blob.parent.name == "blobs" for _, blob in blobs):
         return None
@@ -174,7 +213,7 @@ Part = tuple[BaseFingerprint, BaseHints, tuple[TensorFacts, ...]]
 
 
 def all_weight_files(place: Path) -> tuple[Path, ...]:
-    """The weight files of the model or pipeline at `place`; raises as `look_at`."""
+    """Return the weight files of the model or pipeline at `place`; raises as `look_at`."""
     if not (place / PIPELINE_FILE).is_file():
         return weight_files(place)
     return tuple(file for folder in component_folders(place).values() for file in weight_files(folder))
@@ -213,12 +252,12 @@ def look_at(
 
 
 def is_pipeline(base: BaseFingerprint) -> bool:
-    """Whether every tensor has a component of a pipeline in front of its name."""
+    """Return whether every tensor has a component of a pipeline in front of its name."""
     return all(name.partition(".")[0] in COMPONENTS for name in base.samples)
 
 
 def component_in(part: BaseFingerprint, whole: BaseFingerprint) -> str:
-    """The component of the pipeline `whole` that the model `part` is, in any precision; "" for none, or several.
+    """Return the component of the pipeline `whole` that the model `part` is, in any precision; "" for none, or several.
 
     By the sampled numbers of all tensors, as `compare` tells two precisions of one model.
     """
@@ -233,7 +272,7 @@ def component_in(part: BaseFingerprint, whole: BaseFingerprint) -> str:
 
 
 def pipeline_name(component: str, name: str) -> str:
-    """A component's tensor or module as a pipeline names it.
+    """Return a component's tensor or module as a pipeline names it.
 
     The names are those of published files: transformers 5 saves CLIP's text encoder without `text_model.`.
     """
@@ -271,10 +310,10 @@ _OTHER_WEIGHTS: Final = frozenset(
 
 
 def state_digest(place: Path, *, cache_folder: Path | None, progress: Progress | None = None) -> Digest:
-    """The digest of every tensor, buffers too, and of every file beside them: settings, tokenizer, chat templates.
+    """Digest each tensor and buffer, and each file beside them: settings, tokenizer, chat templates.
 
     Whatever lies there counts, since no list of names is complete; names that begin with a dot and weights that are
-    never read do not. What `cache_folder` knows is not read again.
+    never read do not. Files that `cache_folder` knows are not read again.
 
     Raises:
         BaseNotFound, Malformed, CouldNotTell: as `weight_files` and `read_facts`.
@@ -292,7 +331,7 @@ def state_digest(place: Path, *, cache_folder: Path | None, progress: Progress |
     try:
         files = {file for folder in beside if folder.is_dir() for file in folder.iterdir() if _counts(file)}
     except OSError as error:
-        raise CouldNotTell(f"`{shown(str(place), 200)}` cannot be read: {error.strerror}") from None
+        raise not_read(error, shown(str(place), 200), CouldNotTell) from None
     found += [[_name(path, place), digest_now(path, cache_folder=cache_folder)] for path in sorted(files)]
     return digest_of(canonical_json(found))
 

@@ -10,18 +10,29 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 from adapterhub.core.digests import Digest, Progress, parse_digest
-from adapterhub.core.disk.files import NO_LINK, LeadsOut, digest_of_file, ensure_there, inside, read_json, write_durably
+from adapterhub.core.disk.files import (
+    NO_LINK,
+    LeadsOut,
+    digest_of_file,
+    ensure_there,
+    inside,
+    not_read,
+    read_json,
+    write_durably,
+)
 from adapterhub.core.errors import BaseNotFound, CouldNotTell, Malformed, shown
 from adapterhub.formats.base.fingerprint import stored_bytes
 from adapterhub.formats.diffusion.components import TensorView
+from adapterhub.formats.gguf.file import GgufHeader, read_gguf_model, read_gguf_part
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import (
     BASE_LIMITS,
+    DTYPES,
     POINTER,
     TensorFacts,
     TensorSpec,
@@ -53,11 +64,11 @@ _LISTED = 8
 
 
 def weight_files(place: Path) -> tuple[Path, ...]:
-    """The weight files of the model in the folder `place`, sorted by name; links are not resolved.
+    """Return the weight files of the model in the folder `place`, sorted by name; links are not resolved.
 
     As in transformers and diffusers, the first match wins: `model.safetensors`, the files that its index names, the
-    same two for `diffusion_pytorch_model.safetensors`, the files of the only index of a variant (`.fp16.`), else every
-    `*.safetensors` whose name does not begin with `adapter`. `place` may also be one file of another name.
+        same two for `diffusion_pytorch_model.safetensors`, the files of the only index of a variant (`.fp16.`), or
+        every `*.safetensors` whose name does not begin with `adapter`. `place` may also be one file of another name.
 
     Raises:
         BaseNotFound: there is no such folder or file.
@@ -73,13 +84,15 @@ def weight_files(place: Path) -> tuple[Path, ...]:
         hint = f"{NO_LINK}, or give the folder that it leads to"
         raise Malformed(f"`{shown(str(error.filename), 200)}` {error.strerror}", hint=hint) from None
     except OSError as error:
-        raise CouldNotTell(f"`{shown(str(place), 200)}` cannot be read: {error.strerror}") from None
+        raise not_read(error, shown(str(place), 200), CouldNotTell) from None
     return found
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     if folder.suffix == ".safetensors" and folder.name not in SINGLE_FILES and folder.is_file():
         return _one_file(folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return gguf_files(folder)
     if not folder.is_dir():
         _refuse_what_is_no_folder(folder)
     if (folder / "model_index.json").is_file():
@@ -99,11 +112,46 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     if broken:
         _refuse_missing(folder, broken, "it has links to files that are not there")
     _check_shards(folder, weights)
-    return weights or _refuse_without_weights(folder, has_adapter=bool(found))
+    return weights or _only_gguf(folder) or _refuse_without_weights(folder, has_adapter=bool(found))
+
+
+def gguf_files(path: Path) -> tuple[Path, ...]:
+    """Return the files of the GGUF model of which `path` is one.
+
+    Raises:
+        MalformedTensorFile: one breaks the format, or is missing.
+        Malformed: the file holds an adapter, or something other than a model.
+    """
+    model = read_gguf_model(path)
+    kind = model.values.get("general.type", "model")
+    if kind != "model" or model.architecture == "clip":
+        what = "an adapter" if kind == "adapter" else shown(model.architecture or kind)
+        raise Malformed(
+            f"`{shown(str(path), 200)}` holds {what}, expected a model", hint="give the file of the model itself"
+        )
+    return tuple(sorted({file for file, _ in model.tensors.values()}))
+
+
+def _only_gguf(folder: Path) -> tuple[Path, ...]:
+    """Return the files of the only GGUF model in a folder; () for none.
+
+    Raises:
+        Malformed: there are several.
+    """
+    found = sorted(path for path in folder.glob("*.gguf") if not path.name.startswith(("mmproj", "imatrix")))
+    if not found:
+        return ()
+    files = gguf_files(found[0])
+    if others := [path.name for path in found if path not in files]:
+        listed = ", ".join(f"`{shown(name)}`" for name in (found[0].name, *others)[:_LISTED])
+        raise Malformed(f"`{folder}` holds {len(others) + 1} models in GGUF: {listed}", hint="give one of the files")
+    return files
 
 
 def index_of(folder: Path) -> Path | None:
-    """The index that names the weight files in `folder`; None where one file holds them all, or no index is there.
+    """Return the index that names the weight files in `folder`.
+
+    None if one file holds them all, or no index is there.
 
     Raises:
         Malformed: there are only indexes of variants, and several of them.
@@ -124,7 +172,7 @@ def index_of(folder: Path) -> Path | None:
 
 
 def indexed_tensors(path: Path) -> dict[str, str]:
-    """The file of each tensor, by name, from the index `path`.
+    """Return the file of each tensor, by name, from the index `path`.
 
     Raises:
         Malformed: the file is not an index, or names a file outside its folder.
@@ -153,7 +201,7 @@ def _files_of_index(folder: Path, index: Path) -> tuple[Path, ...]:
 
 
 def _one_file(path: Path) -> tuple[Path, ...]:
-    """A file that is a whole model; a shard of one is refused."""
+    """Return a file that is a whole model; a shard of one is refused."""
     shard = _SHARD.fullmatch(path.name)
     if shard is not None and int(shard["count"]) > 1:
         raise Malformed(
@@ -184,11 +232,6 @@ def _refuse_what_is_no_folder(folder: Path) -> NoReturn:
     ensure_there(folder, BaseNotFound, hint="`adapt base list` lists the registered bases")
     if not folder.exists():
         raise BaseNotFound(f"`{shown(str(folder), 200)}` is a link that leads nowhere", hint="give the model's folder")
-    if folder.suffix == ".gguf":
-        raise Malformed(
-            f"`{folder}` is a GGUF file, expected the folder of a model in safetensors",
-            hint="give the folder that the GGUF was converted from; adapters are made for that model",
-        )
     raise Malformed(f"`{folder}` is a file, expected the folder of a model", hint=f"give `{folder.parent}`")
 
 
@@ -197,11 +240,6 @@ def _refuse_without_weights(folder: Path, *, has_adapter: bool) -> NoReturn:
         raise Malformed(
             f"`{folder}` holds an adapter, expected the model it runs on",
             hint="give the base model's folder; `adapt add FOLDER` takes an adapter",
-        )
-    if any(folder.glob("*.gguf")):
-        raise Malformed(
-            f"`{folder}` holds GGUF files only, expected a model in safetensors",
-            hint="give the folder that the GGUF was converted from; adapters are made for that model",
         )
     kinds = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.safetensors")
     pointers = sorted(path.name for kind in kinds for path in folder.glob(kind) if is_pointer(path))
@@ -248,11 +286,16 @@ MOST_TRANSPOSED_BYTES: Final = 256 << 20
 
 _UNSIGNED: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
-Views = Callable[[TensorFile], Sequence[TensorView]]
+Header = TensorFile | GgufHeader
+Views = Callable[[Any], Sequence[TensorView]]
 """The tensors that a file is read as, from its header."""
 
 
-def _every_tensor(header: TensorFile) -> list[TensorView]:
+def _header_of(path: Path) -> Header:
+    return read_gguf_part(path) if path.suffix == ".gguf" else read_header(path, limits=BASE_LIMITS)
+
+
+def _every_tensor(header: Header) -> list[TensorView]:
     return [TensorView.of(spec) for spec in header.tensors]
 
 
@@ -295,7 +338,7 @@ def read_facts(
 
 
 def digest_now(path: Path, *, cache_folder: Path | None) -> Digest:
-    """The digest of a file beside the weights; a large one is cached as the facts of weight files are.
+    """Return the digest of a file beside the weights; a large one is cached as the facts of weight files are.
 
     Raises:
         CouldNotTell: it cannot be read, or changed while it was read.
@@ -308,12 +351,35 @@ def digest_now(path: Path, *, cache_folder: Path | None) -> Digest:
     try:
         digest, _ = digest_of_file(file.real_path)
     except OSError as error:
-        raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
+        raise not_read(error, path, CouldNotTell) from None
     if file.identity_now() != file.identity:
         raise _changed(file)
     if is_cached and cache_folder is not None:
         file.cache(cache_folder, sha256=digest)
     return digest
+
+
+def identity_of(path: Path) -> dict[str, int]:
+    """Facts that change when a file does. The change time also shows a write that reset the modification time.
+
+    Raises:
+        CouldNotTell: it is not there.
+    """
+    try:
+        found = Path(os.path.realpath(path)).stat()
+    except OSError as error:
+        raise not_read(error, path, CouldNotTell) from None
+    return {
+        "size_bytes": found.st_size,
+        "mtime_ns": found.st_mtime_ns,
+        "ctime_ns": found.st_ctime_ns,
+        "inode": found.st_ino,
+    }
+
+
+def is_settled(identity: Mapping[str, int], looked_at_ns: int) -> bool:
+    """Return whether a file was old enough, when it was looked at, that its next version has another identity."""
+    return looked_at_ns - identity["mtime_ns"] >= _SETTLED_NS
 
 
 class _WeightFile:
@@ -328,20 +394,11 @@ class _WeightFile:
         self.size_bytes = self.identity["size_bytes"]
 
     def identity_now(self) -> dict[str, int]:
-        """Facts that change when the file does. The change time also shows a write that reset the modification time."""
-        try:
-            found = self.real_path.stat()
-        except OSError as error:
-            raise CouldNotTell(f"`{self.path}` cannot be read: {error.strerror}") from None
-        return {
-            "size_bytes": found.st_size,
-            "mtime_ns": found.st_mtime_ns,
-            "ctime_ns": found.st_ctime_ns,
-            "inode": found.st_ino,
-        }
+        """Facts that change when the file does."""
+        return identity_of(self.path)
 
     def cached(self, folder: Path) -> dict[str, Any] | None:
-        """What was cached of the unchanged file; None when the cache has nothing of it.
+        """Return the cached facts of the unchanged file; None when the cache has none.
 
         Raises:
             OSError, ValueError: the cache has nothing, or is damaged.
@@ -351,7 +408,7 @@ class _WeightFile:
         return value if isinstance(value, dict) and known.items() <= value.items() else None
 
     def cached_facts(self, folder: Path) -> tuple[TensorFacts, ...] | None:
-        """Cached facts of the unchanged file; None when the cache has none or is damaged."""
+        """Return cached facts of the unchanged file; None when the cache has none or is damaged."""
         try:
             value = self.cached(folder)
             return None if value is None else tuple(TensorFacts.from_json(item) for item in value["tensors"])
@@ -360,7 +417,7 @@ class _WeightFile:
 
     def cache(self, folder: Path, **found: object) -> None:
         """Cache what was `found`, unless the file is too young to distinguish it from its next version."""
-        if self.looked_at_ns - self.identity["mtime_ns"] < _SETTLED_NS:
+        if not is_settled(self.identity, self.looked_at_ns):
             return
         known = {"schema": self.schema, "path": str(self.real_path), **self.identity}
         data = json.dumps({**known, **found}, separators=(",", ":"))
@@ -388,7 +445,7 @@ class _Reading:
         """Facts by file, in file order; the first error of any thread ends all of them."""
         from concurrent.futures import ThreadPoolExecutor  # a cached look saves this import of 4 ms
 
-        headers = [read_header(file.path, limits=BASE_LIMITS) for file in self.files]
+        headers = [_header_of(file.path) for file in self.files]
         if self.progress is not None:
             self.progress(sum(header.data_start for header in headers))
         views = [self.views(header) for header in headers]
@@ -428,17 +485,18 @@ class _Reading:
         try:
             handle = os.open(file.real_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CouldNotTell(f"`{file.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, file.path, CouldNotTell) from None
         try:
             return self._stream(file, handle, view, buffer)
         except OSError as error:
-            raise CouldNotTell(f"`{file.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, file.path, CouldNotTell) from None
         finally:
             os.close(handle)
 
     def _stream(self, file: _WeightFile, handle: int, view: TensorView, buffer: memoryview) -> TensorFacts:
-        hasher, width = hashlib.sha256(), stored_bytes(view.dtype)
-        offsets = sample_offsets(TensorSpec.planned(view.name, view.dtype, view.shape))
+        is_number = view.dtype in DTYPES  # GGML's types are blocks of codes
+        hasher, width = hashlib.sha256(), stored_bytes(view.dtype) if is_number else 0
+        offsets = sample_offsets(TensorSpec.planned(view.name, view.dtype, view.shape)) if is_number else ()
         wanted = sorted(set(offsets), reverse=True)
         numbers: dict[int, bytes] = {}
         done = 0
@@ -479,7 +537,7 @@ def _fill(file: _WeightFile, handle: int, view: TensorView, done: int, target: m
 
 
 def _transposed(file: _WeightFile, handle: int, view: TensorView) -> memoryview:
-    """All bytes of the transpose of what the file holds."""
+    """Return all bytes of the transposed tensor."""
     if view.size_bytes > MOST_TRANSPOSED_BYTES:
         raise CouldNotTell(f"`{file.path}`: `{shown(view.name)}` has {view.size_bytes:,} bytes, too many to transpose")
     whole = memoryview(bytearray(view.size_bytes))

@@ -48,7 +48,7 @@ class Card:
 
 
 def tags_for(manifest: Manifest, base_hub_id: str = "") -> list[str]:
-    """The searchable facts as Hub tags, so that `list_models(filter=[…])` finds the adapter by base, task and rank.
+    """Return the searchable facts as Hub tags: `list_models(filter=[…])` then finds the adapter by base, task and rank.
 
     `base_hub_id` is for a manifest that does not name its base.
     """
@@ -67,11 +67,6 @@ def tags_for(manifest: Manifest, base_hub_id: str = "") -> list[str]:
     return tags
 
 
-def card_for(manifest: Manifest, *, base_hub_id: str = "", contract: Contract | None = None) -> str:
-    """The text of `make_card` for a folder."""
-    return make_card(manifest, base_hub_id=base_hub_id, contract=contract).text
-
-
 def make_card(
     manifest: Manifest,
     *,
@@ -81,7 +76,7 @@ def make_card(
     without: Collection[str] = (),
     contract: Contract | None = None,
 ) -> Card:
-    """The whole card: the author's front matter with our keys and tags, the author's text, the facts.
+    """Return the whole card: the author's front matter with our keys and tags, the author's text, the facts.
 
     With `repo`, the repository that it is published to, the card shows how to use the adapter from there; `endpoint` is
     the URL of a server other than the Hugging Face Hub. Keys in `without` are left out of the author's metadata. The
@@ -92,7 +87,8 @@ def make_card(
     notes: list[str] = []
     base = manifest.base.hints.hub_id or base_hub_id
     matter = _without_paths(_metadata(manifest.card, notes), notes)
-    matter = {key: value for key, value in matter.items() if key not in without}
+    for key in without:
+        matter.pop(key, None)
     own_tags = matter.get("tags") if isinstance(matter.get("tags"), list) else []
     tags = tags_for(manifest, base)
     matter |= {"library_name": "peft", "tags": [*(t for t in own_tags or [] if t not in tags), *tags]}
@@ -105,14 +101,14 @@ def make_card(
     if manifest.license:
         _state_license(matter, manifest.license, notes)
     front = yaml.safe_dump(matter, sort_keys=True, allow_unicode=True, default_flow_style=False)
-    _, body = split_card(manifest.card)
+    body = split_block(manifest.card)[1].partition(_FACTS)[0]
     text = body.strip() or f"# {manifest.name}\n\n{manifest.description}".strip()
     usage = usage_of(manifest, base, repo, endpoint) if repo else ""
     return Card(text=f"---\n{front}---\n\n{text}\n{_FACTS}{_facts(manifest, base)}{usage}", notes=tuple(notes))
 
 
 def _inference(form: PromptForm, matter: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the Hub's own inference that a form states; the author's go before them."""
+    """Return the settings of the Hub's own inference that a form states; the author's go before them."""
     own = matter.get("inference")
     stated = own.get("parameters") if isinstance(own, dict) else None
     found = {"max_new_tokens": form.max_new_tokens, "stop": list(form.stop) or None}
@@ -124,7 +120,7 @@ def _inference(form: PromptForm, matter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refusals_of(manifest: Manifest, card: Card) -> list[CardProblem]:
-    """What a hub would refuse of the card, each with its line in the author's `README.md`."""
+    """Return the faults that a hub would refuse in the card, each with its line in the author's `README.md`."""
     try:
         values = read_metadata(card.text).values
     except UnreadableCard as error:
@@ -142,7 +138,7 @@ _IDS: Final[Mapping[str, Callable[[str], str]]] = {
 
 
 def _without_paths(metadata: Metadata, notes: list[str]) -> dict[str, Any]:
-    """The author's metadata without paths on the author's machine: others cannot use them, and hubs refuse them."""
+    """Return the author's metadata without local paths: others cannot use them, and hubs refuse them."""
     matter = {key: value for key, value in metadata.values.items() if value is not None}
     for key, id_in in _IDS.items():
         value = matter.get(key)
@@ -162,7 +158,7 @@ def _without_paths(metadata: Metadata, notes: list[str]) -> dict[str, Any]:
 
 
 def _state_license(matter: dict[str, Any], stated: str, notes: list[str]) -> None:
-    """Write a licence as hubs take it: their own identifier, else `other` with a `license_name`."""
+    """Write a licence in the form that hubs accept: their own identifier, or `other` with a `license_name`."""
     known = hub_license(stated)
     matter["license"] = known or "other"
     if known not in (None, "other"):
@@ -200,7 +196,7 @@ def split_card(text: str) -> tuple[Mapping[str, Any], str]:
 
 
 def license_in(text: str) -> str | None:
-    """The licence that a card states: in our own facts, word for word, else in its front matter."""
+    """Return the licence that a card states: in our own facts, word for word, or in its front matter."""
     facts = split_block(text)[1].partition(_FACTS)[2]
     row = next((line for line in facts.splitlines() if line.startswith(_LICENSE_ROW)), "")
     stated = row.removeprefix(_LICENSE_ROW).removesuffix(" |") or split_card(text)[0].get("license")
@@ -221,7 +217,7 @@ _RANKS: Final = (8, 16, 32, 64, 128, 256, 512)
 
 
 def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
-    """The section for the repository `repo`; `endpoint` is the URL of a server other than the Hugging Face Hub.
+    """Return the section for the repository `repo`; `endpoint` is the URL of a server other than the Hugging Face Hub.
 
     Its lines take this version: a card outlives it.
     """
@@ -255,12 +251,12 @@ def usage_of(manifest: Manifest, base: str, repo: str, endpoint: str) -> str:
 
 
 def vllm_rank(rank: int | None) -> int | None:
-    """The least `--max-lora-rank` of vLLM for an adapter of this rank; None where it has none."""
+    """Return the least `--max-lora-rank` of vLLM for an adapter of this rank; None if it has none."""
     return next((known for known in _RANKS if known >= (rank or _RANKS[-1] + 1)), None)
 
 
 def _asking(form: PromptForm | None) -> list[str]:
-    """How to make a prompt of a question where `adapt run`, which does it by itself, does not run."""
+    """Return how to make a prompt of a question where `adapt run`, which does it by itself, does not run."""
     if form is None:
         return []
     said = ["`adapt run` asks it in the form that it was trained with."]
@@ -325,7 +321,7 @@ _LAST_HEADINGS: Final = (
 
 
 def own_words(card: str) -> str:
-    """The first 300 characters of what the author wrote in a card: no metadata, code, tables, or text of a template.
+    """Return the first 300 characters of the author's text in a card: no metadata, code, tables, or template text.
 
     Empty for the card that PEFT, TRL or transformers write beside an adapter, until its author fills it in.
     """
@@ -352,12 +348,12 @@ def own_words(card: str) -> str:
 
 
 def description_of(manifest: Manifest) -> str:
-    """What the manifest says the adapter is for, else what its card does; empty where neither does."""
+    """Return the purpose in the manifest, or else in the card; empty if neither has one."""
     return manifest.description or own_words(manifest.card)
 
 
 def examples_of(manifest: Manifest, contract: Contract | None) -> tuple[str, ...]:
-    """Up to 16 examples of what one asks the adapter: those of its contract, then those of its manifest."""
+    """Return up to 16 example prompts of the adapter: those of its contract, then those of its manifest."""
     asked: list[str] = []
     for golden in contract.goldens if contract is not None else ():
         if isinstance(golden.asked, str):
@@ -374,7 +370,7 @@ _MOST_CHARACTERS: Final = 2000
 
 
 def widget_of(contract: Contract) -> list[dict[str, Any]]:
-    """The first two goldens as entries of the card's `widget`; empty for digests, and where no text is written.
+    """Return the first two goldens as entries of the card's `widget`; empty for digests, and where no text is written.
 
     A hub sends `text` unchanged, so the prompt's frame is in it; it puts `messages` into the base's chat template.
     """
@@ -397,7 +393,7 @@ def widget_of(contract: Contract) -> list[dict[str, Any]]:
 
 
 def contract_shown(folder: Path) -> Contract | None:
-    """The contract in a folder, for its card; None without a sound one, which other checks refuse."""
+    """Return the contract in a folder, for its card; None without a sound one, which other checks refuse."""
     if not os.path.lexists(folder / CONTRACT_FILE):  # as most are: the reader is not imported
         return None
     from adapterhub.formats.contract.reader import contract_in

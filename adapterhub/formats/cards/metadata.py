@@ -29,7 +29,7 @@ BASE_TAG: Final = re.compile(r"base_model:(?:(?:adapter|finetune|merge|quantized
 
 
 class UnreadableCard(Exception):
-    """The metadata is unusable; the text says why, and in which line of the card."""
+    """The metadata is unusable; the text names the fault and its line of the card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class CardProblem:
 
 # ---------------------------------------------------------------- read
 def split_block(text: str) -> tuple[str | None, str, int]:
-    """The metadata block of a card (None without one), the text after it, and the line where the block begins."""
+    """Split a card into metadata (None without any), the text after them, and the line where the metadata begin."""
     found = _BLOCK.match(text)
     if found is None:
         return None, text, 0
@@ -64,18 +64,25 @@ def split_block(text: str) -> tuple[str | None, str, int]:
 
 
 def read_metadata(text: str) -> Metadata:
-    """The metadata of a card; empty without a block.
+    """Return the metadata of a card; empty without a block.
+
+    Raises:
+        UnreadableCard: it is not YAML, not a mapping, too large, or has values that JSON lacks.
+    """
+    source, _, first = split_block(text)
+    return Metadata(values={}, lines={}) if source is None else read_yaml(source, first)
+
+
+def read_yaml(source: str, first: int = 1, *, most_characters: int = MAX_CHARACTERS) -> Metadata:
+    """Return the mapping of a YAML text whose first line is line `first` of its file; empty for an empty text.
 
     Raises:
         UnreadableCard: it is not YAML, not a mapping, too large, or has values that JSON lacks.
     """
     import yaml
 
-    source, _, first = split_block(text)
-    if source is None:
-        return Metadata(values={}, lines={})
-    if len(source) > MAX_CHARACTERS:
-        raise UnreadableCard(f"metadata has more than {MAX_CHARACTERS} characters")
+    if len(source) > most_characters:
+        raise UnreadableCard(f"metadata has more than {most_characters} characters")
     try:
         _check_events(yaml.parse(source, Loader=_loader()), first)
         node = yaml.compose(source, Loader=_loader())
@@ -133,7 +140,7 @@ def _check_events(events: Iterable[Any], first: int) -> None:
 
 
 def _lines(node: Any, path: str, first: int) -> Iterator[tuple[str, int]]:
-    """The line of each key and list item below a node.
+    """Yield the line of each key and list item below a node.
 
     Raises:
         UnreadableCard: a mapping has a key twice.
@@ -158,7 +165,10 @@ def _lines(node: Any, path: str, first: int) -> Iterator[tuple[str, int]]:
 
 # ---------------------------------------------------------------- check
 def check_metadata(metadata: Metadata) -> tuple[list[CardProblem], list[CardProblem]]:
-    """The `(errors, warnings)` of a card's metadata. Absent keys and `null` are right; unknown keys are ignored."""
+    """Return the `(errors, warnings)` of a card's metadata.
+
+    Absent keys and `null` are right; unknown keys are ignored.
+    """
     values = {key: value for key, value in metadata.values.items() if value is not None}
     found = [problem for check in _CHECKS for problem in check(values)]
     errors = [CardProblem(key=key, message=text, line=_line(metadata, key)) for key, text in found]
@@ -174,7 +184,7 @@ def check_metadata(metadata: Metadata) -> tuple[list[CardProblem], list[CardProb
 
 
 def _line(metadata: Metadata, key: str) -> int | None:
-    """The line of a key, else that of the nearest key above it."""
+    """Return the line of a key, or that of the nearest key above it."""
     while key and key not in metadata.lines:
         key = key[: max(key.rfind("."), key.rfind("["), 0)]
     return metadata.lines.get(key)
@@ -245,7 +255,7 @@ class _Evaluations:
             self._fields(metric, place, required=("type", "value"), texts=("type", "name", "config", "verifyToken"))
 
     def _objects(self, value: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The objects of a list, each with its place."""
+        """Yield the objects of a list, each with its place."""
         if not isinstance(value, list | type(None)):
             self.found.append((key, f'"{key}" must be an array'))
             return

@@ -1,4 +1,4 @@
-"""The contract of one build: how to ask it, what it answered, and what its author demands.
+"""The contract of one build: its prompts and their form, the recorded answers, and what its author demands.
 
 The file is JSON Lines in canonical JSON (RFC 8785): the same contract has the same bytes on every machine. The
 reference page is `docs/reference/contracts.md`.
@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -27,16 +27,16 @@ _SCALE_BYTES: Final = 4
 
 
 def packed(vector: Sequence[float]) -> str:
-    """A vector as base64 of a scale (float32) and one int8 for each number."""
+    """Return a vector as base64 of a scale (float32) and one int8 for each number."""
     scale = max((abs(number) for number in vector), default=0.0) / _STEPS or 1.0
     return base64.b64encode(struct.pack("<f", scale) + bytes(round(n / scale) & 0xFF for n in vector)).decode()
 
 
 def unpacked(text: str) -> list[float]:
-    """The vector that `packed` wrote.
+    """Return the vector that `packed` wrote.
 
     Raises:
-        ValueError: the text is no such vector.
+        ValueError: the text does not hold such a vector.
     """
     raw = base64.b64decode(text, validate=True)
     if not _SCALE_BYTES < len(raw) <= _SCALE_BYTES + MAX_VECTOR:
@@ -48,7 +48,7 @@ def unpacked(text: str) -> list[float]:
 
 
 def packed_latent(numbers: Sequence[float]) -> str:
-    """A latent as base64 of half-precision numbers, little-endian: within 0.05 % of each.
+    """Return a latent as base64 of half-precision numbers, little-endian: within 0.05 % of each.
 
     Raises:
         OverflowError: a number is beyond half precision.
@@ -57,10 +57,10 @@ def packed_latent(numbers: Sequence[float]) -> str:
 
 
 def unpacked_latent(text: str) -> list[float]:
-    """The latent that `packed_latent` wrote.
+    """Return the latent that `packed_latent` wrote.
 
     Raises:
-        ValueError: the text is no such latent, or is zero everywhere.
+        ValueError: the text does not hold such a latent, or is zero everywhere.
     """
     raw = base64.b64decode(text, validate=True)
     if not 0 < len(raw) <= 2 * MAX_LATENT or len(raw) % 2:
@@ -68,6 +68,31 @@ def unpacked_latent(text: str) -> list[float]:
     numbers = list(struct.unpack(f"<{len(raw) // 2}e", raw))
     if not all(map(math.isfinite, numbers)) or not any(numbers):
         raise ValueError("expected finite numbers, and one other than 0")
+    return numbers
+
+
+MOST_ODDS: Final = 1000.0
+"""Nats that a log-odds may have, above 0 or below; others are recorded as this."""
+
+
+def packed_odds(numbers: Sequence[float]) -> str:
+    """Return the log-odds of tokens as base64 of half-precision numbers, little-endian: within 0.05 % of each."""
+    held = [max(-MOST_ODDS, min(MOST_ODDS, number)) for number in numbers]
+    return base64.b64encode(struct.pack(f"<{len(held)}e", *held)).decode()
+
+
+def unpacked_odds(text: str, count: int) -> list[float]:
+    """Return the log-odds of `count` tokens that `packed_odds` wrote.
+
+    Raises:
+        ValueError: the text does not hold log-odds, or those of another number of tokens.
+    """
+    raw = base64.b64decode(text, validate=True)
+    if len(raw) != 2 * count:
+        raise ValueError(f"expected {count} numbers in half precision, one for each token")
+    numbers = list(struct.unpack(f"<{count}e", raw))
+    if not all(abs(number) <= MOST_ODDS for number in numbers):
+        raise ValueError(f"expected numbers from {-MOST_ODDS:g} to {MOST_ODDS:g}")
     return numbers
 
 
@@ -98,16 +123,11 @@ class Demand:
     label: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that demand something."""
-        values = {name: getattr(self, name) for name in KEYS}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-            if value is not None and value != ()
-        }
+        """Return the keys that demand something."""
+        return _told(self)
 
     def problem(self, text: str, label: str | None = None) -> str:
-        """Why an answer does not meet the demand, in a few words; empty if it does."""
+        """Return why an answer does not meet the demand, in a few words; empty if it does."""
         for check in (_text_problem, _json_problem):
             if found := check(self, text):
                 return found
@@ -146,7 +166,7 @@ def _json_problem(demand: Demand, text: str) -> str:
 
 
 def _mismatch(schema: Mapping[str, Any], value: Json, place: str) -> str:
-    """The first place where `value` does not fit the schema; both are shallow."""
+    """Return the first place where `value` does not fit the schema; both are shallow."""
     return _value_mismatch(schema, value, place) or _inner_mismatch(schema, value, place)
 
 
@@ -193,7 +213,7 @@ def _equal(one: Json, other: Json) -> bool:
 
 
 def schema_problems(schema: Json, place: str) -> Sequence[str]:
-    """What is wrong with a schema of a `json` demand, each with its place."""
+    """Return the faults of a schema of a `json` demand, each with its place."""
     if schema is True:
         return []
     if not isinstance(schema, dict):
@@ -232,8 +252,13 @@ ENCODERS: Final = ("classify", "embed")
 IMAGE: Final = "image"
 """The kind of a pipeline that draws."""
 
-SCHEMAS: Final[Mapping[str, tuple[str, ...]]] = {f"{FAMILY}1": (*WRITERS, *ENCODERS), f"{FAMILY}2": (IMAGE,)}
-"""The kinds of each version: a program that knows version 1 alone says of images that a newer one wrote them."""
+SCHEMAS: Final[Mapping[str, tuple[str, ...]]] = {
+    f"{FAMILY}1": (*WRITERS, *ENCODERS), f"{FAMILY}2": (IMAGE,), f"{FAMILY}3": (*WRITERS, *ENCODERS, IMAGE),
+}  # fmt: skip
+"""The kinds of each version: a program that knows version 1 alone says of others that a newer one wrote them.
+
+Version 3 has the log-odds of tokens, or a bound on the drift; a contract without them has the version that it had.
+"""
 
 DEFAULT_RISE: Final = 0.1
 FEWEST_GOLDENS: Final = 4
@@ -247,7 +272,7 @@ Asked = str | tuple[Turn, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """Where a contract was recorded: digests of the base's and the adapter's weights, and the programs."""
+    """Conditions of a recording: digests of the base's and the adapter's weights, and the programs."""
 
     base: Digest
     base_dtype: str
@@ -259,15 +284,15 @@ class Recorded:
     peft: str
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Return the JSON value."""
+        return _told(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSettings:
     """How a pipeline draws every image of a contract; width and height in pixels.
 
-    `guidance` is None where the pipeline has none. `scheduler` is the digest of its class and settings.
+    `guidance` is None if the pipeline has none. `scheduler` is the digest of its class and settings.
     """
 
     width: int
@@ -277,20 +302,21 @@ class ImageSettings:
     scheduler: Digest
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
-        held = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in held.items() if value is not None}
+        """Return the JSON value."""
+        return _told(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
     """One prompt and what the adapter answered to it.
 
-    `asked` is None where the contract holds digests alone; then `answer_sha256` is there instead of `answer` and
-    `tokens`. Losses are in nats per token of `tokens`; `margin` is the least lead of a recorded token over the next
-    best. `logits` are a classifier's log-softmax, `vector` is an encoder's, as base64 of int8 numbers and their scale.
-    An image has the `seed` of its noise, and numbers of its `latent` (before the VAE) as base64; `gap` is the distance
-    of the base's own latent, as a share of the recorded one's length.
+    `asked` is None if the contract holds only digests; then `answer_sha256` is there instead of `answer` and `tokens`.
+    Losses are in nats per token of `tokens`; `margin` is the least lead of a recorded token over the next best. `odds`
+    and `base_odds` are the log-odds of each token, log p - log(1 - p), of the adapter and the plain base, as base64 of
+    half-precision numbers; older contracts have none. `logits` are a classifier's log-softmax, `vector` is an
+    encoder's, as base64 of int8 numbers and their scale. An image has the `seed` of its noise, and numbers of its
+    `latent` (before the VAE) as base64; `gap` is the distance of the base's own latent, as a share of the recorded
+    one's length.
     """
 
     id: str
@@ -298,11 +324,13 @@ class Golden:
     answer: str = ""
     answer_sha256: Digest | None = None
     tokens: tuple[int, ...] = ()
-    prompt_tokens: int = 0
+    prompt_tokens: int
     prompt_sha256: Digest
     loss: float | None = None
     base_loss: float | None = None
     margin: float | None = None
+    odds: str | None = None
+    base_odds: str | None = None
     logits: tuple[float, ...] = ()
     vector: str | None = None
     seed: int | None = None
@@ -310,23 +338,8 @@ class Golden:
     gap: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value of the line."""
-        optional = {
-            "answer": self.answer or None,
-            "answer_sha256": self.answer_sha256,
-            "tokens": list(self.tokens) or None,
-            "loss": rounded(self.loss),
-            "base_loss": rounded(self.base_loss),
-            "margin": rounded(self.margin),
-            "logits": [rounded(number) for number in self.logits] or None,
-            "vector": self.vector,
-            "seed": self.seed,
-            "latent": self.latent,
-            "gap": rounded(self.gap),
-        }
-        line = {"golden": asked_json(self.asked), "id": self.id}
-        line |= {"prompt_tokens": self.prompt_tokens, "prompt_sha256": self.prompt_sha256}
-        return line | {key: value for key, value in optional.items() if value is not None}
+        """Return the JSON value of the line."""
+        return {"golden": asked_json(self.asked), **_told(self, "asked")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -345,12 +358,9 @@ class LeaveAlone:
     same: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value of the line."""
-        line: dict[str, Any] = {"leave_alone": asked_json(self.asked), "id": self.id, "answer": self.answer}
-        line |= {"tokens": list(self.tokens), "loss": rounded(self.loss)}
-        return (
-            line | ({"rise": self.rise} if self.rise != DEFAULT_RISE else {}) | ({} if self.same else {"same": False})
-        )
+        """Return the JSON value of the line."""
+        rise = {"rise": self.rise} if self.rise != DEFAULT_RISE else {}
+        return {"leave_alone": asked_json(self.asked), **_told(self, "asked", "rise"), **rise}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,7 +378,7 @@ class Expect:
         return "never" if self.binds_merges else "expect"
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value of the line."""
+        """Return the JSON value of the line."""
         return {self.kind: asked_json(self.asked), "id": self.id, **self.demand.to_json()}
 
 
@@ -377,7 +387,12 @@ Line = Golden | Expect | LeaveAlone
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """A contract: its prompt form, where it was recorded, and its lines in the order of the file."""
+    """A contract: its prompt form, where it was recorded, and its lines in the order of the file.
+
+    `sensitivity` is the shift of the adapter by rounding to bfloat16, as a multiple of its base's shift; `rounding` is
+    that shift as a share of the adapter's effect, without the tenth of the tokens that moved most; None if that is not
+    known.
+    """
 
     kind: str
     prompt: PromptForm
@@ -389,6 +404,8 @@ class Contract:
     labels: tuple[str, ...] = ()
     visibility: str = "public"
     image: ImageSettings | None = None
+    sensitivity: float = 1.0
+    rounding: float | None = None
     order: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -407,8 +424,13 @@ class Contract:
         return tuple({(golden.prompt_sha256, golden.seed): golden for golden in reversed(self.goldens)}.values())[::-1]
 
     @property
+    def has_odds(self) -> bool:
+        """Whether the drift of an adapter that writes can be measured."""
+        return any(golden.odds is not None for golden in self.goldens)
+
+    @property
     def noun(self) -> str:
-        """What its goldens are."""
+        """Noun for its goldens."""
         return "images" if self.kind == IMAGE else "answers"
 
     @cached_property
@@ -417,50 +439,87 @@ class Contract:
         return digest_of(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The file."""
-        schema = next(name for name, kinds in SCHEMAS.items() if self.kind in kinds)
+        """Return the file."""
+        is_third = (
+            self.has_odds
+            or self.bounds.drift != DEFAULT_BOUNDS.drift
+            or self.sensitivity != 1
+            or self.rounding is not None
+        )
+        schema = f"{FAMILY}{3 if is_third else 2 if self.kind == IMAGE else 1}"
         head: dict[str, Any] = {"schema": schema, "kind": self.kind, "prompt": self.prompt.to_json()}
         head["recorded"] = self.recorded.to_json()
         head |= {"bounds": self.bounds.to_json()} if self.bounds != DEFAULT_BOUNDS else {}
         head |= {"labels": list(self.labels)} if self.labels else {}
         head |= {"image": self.image.to_json()} if self.image is not None else {}
+        head |= {"sensitivity": self.sensitivity} if self.sensitivity != 1 else {}
+        head |= {"rounding": self.rounding} if self.rounding is not None else {}
         head |= {"visibility": self.visibility} if self.visibility != "public" else {}
         by_id: dict[str, Any] = {line.id: line.to_json() for line in self.lines}
         ids = [*(one for one in self.order if one in by_id), *(one for one in by_id if one not in self.order)]
         return b"".join(canonical_json(line) + b"\n" for line in (head, *(by_id[one] for one in ids)))
 
     def for_merges(self) -> Contract:
-        """The lines that every merge of the adapter must keep, as a contract: `never` and `leave_alone`."""
-        return replace(self, goldens=(), expects=self.nevers, visibility="public", order=())
+        """Return the lines that every merge of the adapter must keep, as a contract: `never` and `leave_alone`."""
+        return replace(
+            self, goldens=(), expects=self.nevers, visibility="public", sensitivity=1.0, rounding=None, order=()
+        )
 
     def without_texts(self) -> Contract:
-        """The contract with digests in place of prompts and answers, for publishing.
+        """Return the contract with digests in place of prompts and answers, for publishing.
 
         Only goldens stay: the other lines are nothing without their texts.
         """
         goldens = tuple(
-            replace(golden, asked=None, answer="", tokens=(), answer_sha256=answer_digest(golden.tokens))
+            replace(
+                golden,
+                asked=None,
+                answer="",
+                tokens=(),
+                answer_sha256=ids_digest(golden.tokens),
+                odds=None,
+                base_odds=None,
+            )
             for golden in self.goldens
         )
-        return replace(self, goldens=goldens, expects=(), leave_alone=(), visibility="digests", order=())
+        return replace(
+            self,
+            goldens=goldens,
+            expects=(),
+            leave_alone=(),
+            visibility="digests",
+            sensitivity=1.0,
+            rounding=None,
+            order=(),
+        )
 
 
 def rounded(number: float | None) -> float | None:
-    """A number with six significant digits: the same recording gives the same bytes."""
+    """Return a number with six significant digits: the same recording gives the same bytes."""
     return None if number is None else float(f"{number:.{_SIGNIFICANT}g}") + 0.0  # no -0
 
 
+def _told(value: Any, *but: str) -> dict[str, Any]:
+    """Return the fields that differ from their defaults as JSON, numbers with six significant digits."""
+    held = {one.name: getattr(value, one.name) for one in fields(value) if one.name not in but}
+    defaults = {one.name: one.default for one in fields(value)}
+    return {name: _six_digits(found) for name, found in held.items() if found != defaults[name]}
+
+
+def _six_digits(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_six_digits(one) for one in value]
+    return rounded(value) if isinstance(value, float) else value
+
+
 def asked_json(asked: Asked | None) -> Any:
-    """The JSON value of what is asked."""
+    """Return the JSON value of a prompt."""
     return [dict(turn) for turn in asked] if isinstance(asked, tuple) else asked
 
 
 def ids_digest(tokens: Sequence[int]) -> Digest:
-    """The digest of token ids as little-endian 32-bit integers."""
+    """Return the digest of token ids as little-endian 32-bit integers."""
     return digest_of(b"".join(token.to_bytes(4, "little", signed=True) for token in tokens))
-
-
-answer_digest = ids_digest
 
 
 _KINDS: Final = {
@@ -495,6 +554,6 @@ def _texts(asked: Asked | None) -> Iterator[str]:
 
 
 def _is_card(text: str) -> bool:
-    """Whether the digits have the check digit of a payment card (Luhn)."""
+    """Return whether the digits have the check digit of a payment card (Luhn)."""
     digits = [int(c) for c in text if c.isdigit()][::-1]
     return (sum(digits[::2]) + sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2])) % 10 == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from adapterhub.formats.contract.contract import (
     schema_problems,
     unpacked,
     unpacked_latent,
+    unpacked_odds,
 )
 from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, NAMES, Bounds, range_problem
 from adapterhub.formats.documents import JSON_KINDS, TOML_KINDS, DocumentReader, toml_of
@@ -56,24 +58,38 @@ MAX_STEPS: Final = 50
 MAX_SEED: Final = (1 << 31) - 1
 MAX_GUIDANCE: Final = 100.0
 _MAX_GAP: Final = 100.0
+_LEAST_SENSITIVITY: Final = 0.1
+_MAX_SENSITIVITY: Final = 100.0
 _MAX_TOKEN: Final = 1 << 31
 _MAX_TURNS: Final = 64
 _ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _ROLES: Final = ("system", "user", "assistant")
-_HEAD: Final = ("schema", "kind", "prompt", "recorded", "bounds", "labels", "visibility", "image")
+_HEAD: Final = (
+    "schema",
+    "kind",
+    "prompt",
+    "recorded",
+    "bounds",
+    "labels",
+    "visibility",
+    "image",
+    "sensitivity",
+    "rounding",
+)
 _GOLDEN: Final = (
     "golden", "id", "answer", "answer_sha256", "tokens", "prompt_tokens", "prompt_sha256", "loss", "base_loss",
-    "margin", "logits", "vector", "seed", "latent", "gap",
+    "margin", "odds", "base_odds", "logits", "vector", "seed", "latent", "gap",
 )  # fmt: skip
 _WANTED_WITH_TEXTS: Final = ("tokens", "loss", "base_loss", "margin")
-_OF_ANSWERS: Final = (*_WANTED_WITH_TEXTS, "answer")
+_ODDS: Final = ("odds", "base_odds")
+_OF_ANSWERS: Final = (*_WANTED_WITH_TEXTS, "answer", *_ODDS)
 _OF_IMAGES: Final = ("seed", "latent", "gap")
 _IMAGE: Final = ("width", "height", "steps", "guidance", "scheduler")
 _LEAVE: Final = ("leave_alone", "id", "answer", "tokens", "loss", "rise", "same")
 
 
 class ContractReader(DocumentReader):
-    """Reads the values of the lines into a `Contract`; `problems` lists what is wrong."""
+    """Reads the values of the lines into a `Contract`; `problems` lists the faults."""
 
     kinds = JSON_KINDS
     null_is_absent = False
@@ -87,7 +103,7 @@ class ContractReader(DocumentReader):
         self.ids: set[str] = set()
 
     def contract(self, values: list[dict[str, Any]]) -> Contract | None:
-        """The contract of all lines; None after a problem."""
+        """Return the contract of all lines; None after a problem."""
         head, *rest = values or [{}]
         kinds = SCHEMAS.get(str(head.get("schema")))
         if kinds is None:
@@ -104,6 +120,9 @@ class ContractReader(DocumentReader):
         labels = self.texts(head, "labels", "line 1.")
         if len(labels) > MAX_LABELS:
             self.say("line 1.labels", f"{len(labels)} labels, expected at most {MAX_LABELS}")
+        sensitivity = self.least_zero(head, "sensitivity", "line 1.", _MAX_SENSITIVITY)
+        if sensitivity is not None and sensitivity < _LEAST_SENSITIVITY:
+            self.say("line 1.sensitivity", f"expected {_LEAST_SENSITIVITY:g} or more, got {shown(sensitivity)}")
         image = self.image(head)
         if image is not None and len(rest) > MAX_IMAGES:
             self.say(f"line {MAX_IMAGES + 2}", f"{len(rest)} images, expected at most {MAX_IMAGES}")
@@ -123,6 +142,8 @@ class ContractReader(DocumentReader):
             labels=labels,
             visibility=visibility or "public",
             image=image,
+            sensitivity=1.0 if sensitivity is None else sensitivity,
+            rounding=self.least_zero(head, "rounding", "line 1.", 1.0) or None,
             order=tuple(one.id for one in lines if one is not None),
         )
 
@@ -155,7 +176,7 @@ class ContractReader(DocumentReader):
         self.ids.add(name)
 
     def golden(self, value: dict[str, Any], path: str, name: str) -> Golden | None:
-        """A `golden` line."""
+        """Return a `golden` line."""
         self.known(value, _GOLDEN, path)
         asked: Asked | None = None
         if self.has_texts:
@@ -163,30 +184,27 @@ class ContractReader(DocumentReader):
         elif value["golden"] is not None:
             self.wrong(f"{path}golden", "null, as the contract holds digests alone", value["golden"])
         self.check_keys(value, path)
-        counts = self.take(value, "prompt_tokens", int, path, required=True)
-        if counts is not None and not 1 <= counts <= MAX_PROMPT_TOKENS:
-            self.say(f"{path}prompt_tokens", f"expected 1 to {MAX_PROMPT_TOKENS}, got {shown(counts)}")
         logits = tuple(self.numbers(value, "logits", path))
         if len(logits) > MAX_LABELS:
             self.say(f"{path}logits", f"{len(logits)} numbers, expected at most {MAX_LABELS}")
         prompt = self.checked(value, "prompt_sha256", parse_digest, path, required=True)
-        answered = self.checked(value, "answer_sha256", parse_digest, path)
-        losses = {key: self.least_zero(value, key, path) for key in ("loss", "base_loss")}
         return Golden(
             id=name,
             asked=asked,
             answer=self.text(value, "answer", path) or "",
-            answer_sha256=answered,
+            answer_sha256=self.checked(value, "answer_sha256", parse_digest, path),
             tokens=self.tokens(value, path) if "tokens" in value else (),
-            prompt_tokens=counts or 0,
+            prompt_tokens=self.whole(value, "prompt_tokens", path, MAX_PROMPT_TOKENS, required=True) or 0,
             prompt_sha256=prompt or Digest(""),
+            loss=self.least_zero(value, "loss", path),
+            base_loss=self.least_zero(value, "base_loss", path),
             margin=self.take(value, "margin", float, path),
+            **{key: self.odds(value, key, path) for key in _ODDS},
             logits=logits,
             vector=self.packed(value, "vector", path, unpacked),
             seed=self.whole(value, "seed", path, MAX_SEED, least=0),
             latent=self.packed(value, "latent", path, unpacked_latent),
             gap=self.gap(value, path),
-            **losses,
         )
 
     def check_keys(self, value: dict[str, Any], path: str) -> None:
@@ -194,7 +212,7 @@ class ContractReader(DocumentReader):
         wanted: tuple[str, ...] = _WANTED_WITH_TEXTS
         unwanted: tuple[str, ...] = ("answer_sha256",)
         if not self.has_texts:
-            wanted, unwanted = ("answer_sha256", *wanted[1:]), ("answer", "tokens")
+            wanted, unwanted = ("answer_sha256", *wanted[1:]), ("answer", "tokens", *_ODDS)
         if self.kind in ENCODERS:
             wanted = ("logits",) if self.kind == "classify" else ("vector",)
             unwanted = _OF_ANSWERS
@@ -218,8 +236,16 @@ class ContractReader(DocumentReader):
             self.parsed(text, unpack, f"{path}{key}")
         return text
 
+    def odds(self, value: dict[str, Any], key: str, path: str) -> str | None:
+        """Return the log-odds of the tokens of an answer, one each; both of adapter and base, or none."""
+        if (key in value) != (_ODDS[0] in value or _ODDS[1] in value):
+            self.say(f"{path}{key}", f"missing; {' and '.join(_ODDS)} belong together")
+        tokens = value.get("tokens")
+        count = len(tokens) if isinstance(tokens, list) else 0
+        return self.packed(value, key, path, lambda text: unpacked_odds(text, count))
+
     def leave(self, value: dict[str, Any], path: str, name: str) -> LeaveAlone:
-        """A `leave_alone` line."""
+        """Return a `leave_alone` line."""
         self.known(value, _LEAVE, path)
         same = self.take(value, "same", bool, path)
         rise = self.least_zero(value, "rise", path)
@@ -237,22 +263,20 @@ class ContractReader(DocumentReader):
         )
 
     def expect(self, value: dict[str, Any], path: str, name: str) -> Expect:
-        """An `expect` or `never` line."""
+        """Return an `expect` or `never` line."""
         is_never = "never" in value
-        key = "never" if is_never else "expect"
+        return self.demanding(value, "never" if is_never else "expect", path, name, is_never=is_never)
+
+    def demanding(self, value: dict[str, Any], key: str, path: str, name: str, *, is_never: bool) -> Expect:
+        """Return a line with demands, whose key `key` is what it asks."""
         self.known(value, (key, "id", *(("not_contains",) if is_never else KEYS)), path)
         demand = self.demand(value, path)
         if not demand.to_json():
-            self.say(
-                path.rstrip("."), "demands nothing; " + ("`not_contains` lists texts" if is_never else "add a key")
-            )
+            self.say(path.rstrip("."), "demands nothing; add a condition such as `not_contains`")
         return Expect(id=name, asked=self.asked(value, key, path), demand=demand, binds_merges=is_never)
 
     def demand(self, value: dict[str, Any], path: str) -> Demand:
-        """The conditions among the keys of a line."""
-        most = self.take(value, "max_chars", int, path)
-        if most is not None and not 0 <= most <= MAX_BYTES:
-            self.say(f"{path}max_chars", f"expected 0 to {MAX_BYTES}, got {shown(most)}")
+        """Return the conditions among the keys of a line."""
         lists = {key: self.texts(value, key, path) for key in ("contains", "not_contains", "one_of")}
         for key, texts in lists.items():
             if len(texts) > MAX_CHOICES:
@@ -268,7 +292,7 @@ class ContractReader(DocumentReader):
         return Demand(
             equals=self.text(value, "equals", path),
             starts_with=self.text(value, "starts_with", path),
-            max_chars=most,
+            max_chars=self.whole(value, "max_chars", path, MAX_BYTES, least=0),
             json=schema,
             label=self.text(value, "label", path),
             **lists,
@@ -276,14 +300,14 @@ class ContractReader(DocumentReader):
 
     # ------------------------------------------------------------ parts
     def choice(self, value: dict[str, Any], key: str, choices: tuple[str, ...], path: str) -> str:
-        """The text, which must be one of `choices`; empty where there is none."""
+        """Return the text, which must be one of `choices`; empty if there is none."""
         text = self.text(value, key, path, required=True)
         if text is not None and text not in choices:
             self.say(f"{path}{key}", f"expected one of {', '.join(choices)}, got `{shown(text)}`")
         return text or ""
 
     def prompt(self, value: dict[str, Any] | None, path: str) -> PromptForm | None:
-        """The prompt form; it must suit the kind of model where that is known."""
+        """Return the prompt form; it must suit the kind of model where that is known."""
         if value is None:
             return None
         try:
@@ -298,7 +322,7 @@ class ContractReader(DocumentReader):
         return form
 
     def image(self, head: dict[str, Any]) -> ImageSettings | None:
-        """How the images are drawn; None for another kind, or after a problem."""
+        """Return how the images are drawn; None for another kind, or after a problem."""
         if self.kind != IMAGE:
             if "image" in head:
                 self.say("line 1.image", f"does not belong to the kind {shown(self.kind)}")
@@ -312,32 +336,25 @@ class ContractReader(DocumentReader):
             if key not in value:
                 self.say(f"{path}{key}", "missing")
         parts: dict[str, Any] = {**sides, "steps": steps, "scheduler": scheduler}
-        guidance = self.guidance(value, path)
+        guidance = self.least_zero(value, "guidance", path, MAX_GUIDANCE)
         return None if None in parts.values() else ImageSettings(**parts, guidance=guidance)
 
     def side(self, value: dict[str, Any], key: str, path: str) -> int | None:
-        """The width or height of an image in pixels."""
+        """Return the width or height of an image in pixels."""
         number = self.whole(value, key, path, MAX_SIDE, least=8)
         if number is not None and number % 8:
             self.say(f"{path}{key}", f"expected a multiple of 8, got {number}")
         return number
 
-    def guidance(self, value: dict[str, Any], path: str) -> float | None:
-        """How strongly the prompt leads an image."""
-        number: float | None = self.take(value, "guidance", float, path)
-        if number is not None and not 0 <= number <= MAX_GUIDANCE:
-            self.say(f"{path}guidance", f"expected 0 to {MAX_GUIDANCE:g}, got {shown(number)}")
-        return number
-
     def gap(self, value: dict[str, Any], path: str) -> float | None:
-        """How far the base's latent is from the recorded one."""
+        """Return how far the base's latent is from the recorded one."""
         number: float | None = self.take(value, "gap", float, path)
         if number is not None and not 0 < number <= _MAX_GAP:
             self.say(f"{path}gap", f"expected more than 0, at most {_MAX_GAP:g}, got {shown(number)}")
         return number
 
     def recorded(self, value: dict[str, Any]) -> Recorded | None:
-        """Where the contract was recorded."""
+        """Return the conditions of the recording."""
         path = "line 1.recorded."
         self.known(value, tuple(Recorded.__slots__), path)
         digests = {
@@ -345,14 +362,12 @@ class ContractReader(DocumentReader):
             for key in ("base", "adapter", "tokenizer_sha256")
         }
         texts = {key: self.text(value, key, path, required=True) for key in ("base_dtype", "engine", "torch", "peft")}
-        vocabulary = self.take(value, "vocabulary", int, path, required=True)
-        if vocabulary is not None and not 1 <= vocabulary <= _MAX_TOKEN:
-            self.say(f"{path}vocabulary", f"expected 1 to {_MAX_TOKEN}, got {shown(vocabulary)}")
+        vocabulary = self.whole(value, "vocabulary", path, _MAX_TOKEN, required=True)
         parts: dict[str, Any] = {**digests, **texts, "vocabulary": vocabulary}
         return None if None in parts.values() else Recorded(**parts)
 
     def bounds(self, value: dict[str, Any], path: str) -> Bounds:
-        """The bounds, those that are left out at their defaults."""
+        """Return the bounds, those that are left out at their defaults."""
         self.known(value, NAMES, path)
         found: dict[str, float] = {}
         for name in NAMES:
@@ -364,7 +379,7 @@ class ContractReader(DocumentReader):
         return Bounds(**found)
 
     def asked(self, value: dict[str, Any], key: str, path: str) -> Asked:
-        """A text or a conversation, bounded and not empty."""
+        """Return a text or a conversation, bounded and not empty."""
         if not isinstance(value.get(key), list):
             text = self.text(value, key, path, required=True)
             if text == "":
@@ -380,7 +395,7 @@ class ContractReader(DocumentReader):
         return tuple(turns)
 
     def tokens(self, value: dict[str, Any], path: str) -> tuple[int, ...]:
-        """The tokens of an answer, each within the vocabulary."""
+        """Return the tokens of an answer, each within the vocabulary."""
         found = self.take(value, "tokens", list, path, required=True) or []
         if not 1 <= len(found) <= MAX_ANSWER_TOKENS:
             self.say(f"{path}tokens", f"{len(found)} tokens, expected 1 to {MAX_ANSWER_TOKENS}")
@@ -393,7 +408,7 @@ class ContractReader(DocumentReader):
         return tuple(found)
 
     def numbers(self, value: dict[str, Any], key: str, path: str) -> list[float]:
-        """A list of finite numbers."""
+        """Return a list of finite numbers."""
         found = self.take(value, key, list, path) or []
         wrong = next((at for at, one in enumerate(found) if type(one) not in (int, float)), None)
         if wrong is not None:
@@ -401,19 +416,22 @@ class ContractReader(DocumentReader):
             return []
         return [float(one) for one in found]
 
-    def whole(self, value: dict[str, Any], key: str, path: str, most: int, *, least: int = 1) -> int | None:
-        """A whole number within limits; None where there is none, or a wrong one."""
-        number: int | None = self.take(value, key, int, path)
+    def whole(
+        self, value: dict[str, Any], key: str, path: str, most: int, *, least: int = 1, required: bool = False
+    ) -> int | None:
+        """Return a whole number within limits; None if there is none, or a wrong one."""
+        number: int | None = self.take(value, key, int, path, required=required)
         if number is not None and not least <= number <= most:
             self.say(f"{path}{key}", f"expected {least} to {most}, got {shown(number)}")
             return None
         return number
 
-    def least_zero(self, value: dict[str, Any], key: str, path: str) -> float | None:
-        """A number of at least 0."""
+    def least_zero(self, value: dict[str, Any], key: str, path: str, most: float = math.inf) -> float | None:
+        """Return a number of at least 0."""
         number: float | None = self.take(value, key, float, path)
-        if number is not None and number < 0:
-            self.say(f"{path}{key}", f"expected 0 or more, got {shown(number)}")
+        if number is not None and not 0 <= number <= most:
+            expected = "0 or more" if most == math.inf else f"0 to {most:g}"
+            self.say(f"{path}{key}", f"expected {expected}, got {shown(number)}")
         return number
 
 
@@ -421,7 +439,7 @@ _CLAIM: Final = re.compile(rb'(?<!\\)"adapterhub/tests/')
 
 
 def claims_contract(raw: bytes) -> bool:
-    """Whether the bytes claim to be a contract; any other `evals.jsonl` is somebody's own file."""
+    """Return whether the bytes claim to be a contract; any other `evals.jsonl` is somebody's own file."""
     return _CLAIM.search(raw[: MAX_BYTES + 1].replace(b"\0", b"")) is not None
 
 
@@ -465,7 +483,7 @@ def parse_contract(raw: bytes, where: str = CONTRACT_FILE) -> Contract:
 
 
 def read_contract(path: Path) -> Contract:
-    """The contract in a file outside of any build.
+    """Return the contract in a file outside of any build.
 
     Raises:
         NotFound: there is no such file.
@@ -475,7 +493,7 @@ def read_contract(path: Path) -> Contract:
 
 
 def contract_in(folder: Path) -> Contract | None:
-    """The contract in an adapter's folder; None where there is none.
+    """Return the contract in an adapter's folder; None if there is none.
 
     Raises:
         Malformed, CouldNotTell: as `parse_contract`.
@@ -491,7 +509,7 @@ def contract_in(folder: Path) -> Contract | None:
 
 
 def has_contract(folder: Path) -> bool:
-    """Whether a folder holds what says that it is a contract, of this or a newer version; it may be broken."""
+    """Return whether a folder holds what says that it is a contract, of this or a newer version; it may be broken."""
     try:
         return claims_contract(read_plain(folder / CONTRACT_FILE, MAX_BYTES))
     except OSError:
@@ -504,7 +522,7 @@ def _refused(where: str, problems: list[str]) -> Malformed:
 
 
 def _value(line: bytes) -> dict[str, Any]:
-    """The object on one line, which must be written in the one canonical way.
+    """Return the object on one line, which must be written in the one canonical way.
 
     Raises:
         ValueError: it is not.
@@ -558,7 +576,7 @@ class WantedImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to record: inputs, demands, prompts to leave alone, bounds, and the prompt form if the file names one.
+    """The plan of a recording: inputs, demands, `leave_alone` prompts, bounds, and the prompt form if there is one.
 
     `image` is there if the file has such a table.
     """
@@ -572,7 +590,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a `tests.toml`.
+    """Return the plan in a `tests.toml`.
 
     Raises:
         NotFound: there is no such file.
@@ -598,7 +616,7 @@ class _PlanReader(ContractReader):
     kinds: ClassVar[Mapping[type, str]] = TOML_KINDS
 
     def plan(self, top: dict[str, Any]) -> Plan:
-        """The plan of the whole file."""
+        """Return the plan of the whole file."""
         self.known(top, _TOP)
         prompt = self.prompt(self.take(top, "prompt", dict), "prompt") if "prompt" in top else None
         bounds = self.bounds(self.take(top, "bounds", dict) or {}, "bounds.")
@@ -613,12 +631,8 @@ class _PlanReader(ContractReader):
             goldens.append(Wanted(id=name, asked=self.asked(line, "input", path), completion=completion, seed=seed))
         for key in ("expect", "never"):
             for number, (path, line) in enumerate(self.tables(top, key, most=MAX_LINES), 1):
-                self.known(line, ("input", "id", *(KEYS if key == "expect" else ("not_contains",))), path)
-                demand = self.demand(line, path)
-                if not demand.to_json():
-                    self.say(path.rstrip("."), "demands nothing; add a condition such as `not_contains`")
-                name, asked = self.name(line, path, f"{key}-{number}"), self.asked(line, "input", path)
-                expects.append(Expect(id=name, asked=asked, demand=demand, binds_merges=key == "never"))
+                name = self.name(line, path, f"{key}-{number}")
+                expects.append(self.demanding(line, "input", path, name, is_never=key == "never"))
         for path, line in self.tables(top, "leave_alone", most=MAX_LINES):
             self.known(line, ("input", "id", "rise", "same"), path)
             rise, same = self.least_zero(line, "rise", path), self.take(line, "same", bool, path)
@@ -645,7 +659,7 @@ class _PlanReader(ContractReader):
         )
 
     def wanted_images(self, value: dict[str, Any] | None) -> WantedImages | None:
-        """The table `image`."""
+        """Return the table `image`."""
         if value is None:
             return None
         self.known(value, ("width", "height", "steps", "guidance"), "image.")
@@ -653,11 +667,11 @@ class _PlanReader(ContractReader):
             width=self.side(value, "width", "image."),
             height=self.side(value, "height", "image."),
             steps=self.whole(value, "steps", "image.", MAX_STEPS),
-            guidance=self.guidance(value, "image."),
+            guidance=self.least_zero(value, "guidance", "image.", MAX_GUIDANCE),
         )
 
     def name(self, line: dict[str, Any], path: str, default: str) -> str:
-        """The id of a line: its own, else the default."""
+        """Return the id of a line: its own, or the default."""
         name = self.text(line, "id", path) or default
         self.check_id(name, path)
         return name
@@ -677,11 +691,14 @@ class Rules:
         return digest_of(canonical_json(lines))
 
     def bind(self, contract: Contract) -> bool:
-        """Whether they say anything of such an adapter: they are about texts, which not every adapter writes."""
+        """Return whether they say anything of such an adapter: they are about texts, which not every adapter writes."""
         return contract.kind in WRITERS
 
     def added_to(self, contract: Contract) -> Contract:
-        """The contract with these lines, for a check; their ids begin with `project/`, as none in a contract does."""
+        """Return the contract with these lines, for a check.
+
+        Their ids begin with `project/`, as none in a contract does.
+        """
         nevers = tuple(replace(line, id=f"project/{line.id}") for line in self.nevers)
         leave = tuple(replace(line, id=f"project/{line.id}") for line in self.leave_alone)
         return replace(

@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 from adapterhub.core.dates import parse_time
 from adapterhub.core.digests import Digest, hex_of, parse_digest, strict_json
 from adapterhub.core.display import html_table
 from adapterhub.core.errors import shown
+from adapterhub.formats.base.fingerprint import BaseVerdict
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, LOOSEST, looser_than
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.documents import JSON_KINDS, DocumentReader
 
 Verdict = Literal["PASS", "CHANGED", "UNKNOWN", "NONE"]
 """`PASS`: every bound held. `CHANGED`: one did not. `UNKNOWN`: no verdict is possible. `NONE`: there is no contract."""
+
+Outcome = Literal["broken", "drifts", "cannot_run", "works"]
+"""A result in one word, the worst first; `Tested.outcome` decides, and `""` is no contract.
+
+`works`: PASS, and the drift, where it was measured, is at most `WORKS_WITHIN`, or the bound that was given. `drifts`:
+PASS with more drift, or CHANGED while half of what the adapter does is left and each `expect` and `never` line holds.
+`broken`: any other CHANGED. `cannot_run`: UNKNOWN.
+"""
+
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+WORKS_WITHIN: Final = 0.2
+"""The drift of an adapter that is scaled by 0.8: a fifth of what it does."""
+
+_STATED: Final[Mapping[str, tuple[Outcome, ...]]] = {"PASS": ("works", "drifts"), "CHANGED": ("broken", "drifts")}
+"""What a statement with a verdict may state; the first one stands for a statement that has no outcome."""
 
 REASONS: Final[Mapping[str, str]] = {
     "no-base": "the weights of the base are not on this machine",
@@ -32,6 +49,8 @@ REASONS: Final[Mapping[str, str]] = {
     "other-contract": "the build holds digests alone, and the given contract does not have them",
     "no-texts": "the contract holds digests alone; its prompts are needed to check it",
     "refused": "the build cannot be put on this base",
+    "no-odds": "the contract has no log-odds, which a bound on the drift needs; record it again",
+    "noise": "the drift is above its bound, but noise and rounding may explain it here",
     "no-bound": "a task has no bound of its own; give one with `--bound METRIC=X`",
     "no-tests": "the runner ran no test",
 }
@@ -53,17 +72,27 @@ class TestedCase(Documented):
     base_loss: Annotated[float | None, "that of the base alone, at the recording"] = None
     retention: float | None = None
     effect: Annotated[float | None, "of an image: share of what the adapter changes in it that is kept"] = None
+    drift: Annotated[float | None, "of this line, as in `Tested`"] = None
     text: Annotated[str | None, "the answer now, where it was written"] = None
     recorded_text: str | None = None
     problem: Annotated[str, "empty unless it is CHANGED"] = ""
 
 
+NO_EFFECT: Final = "no-effect"
+"""How the broken bound of an adapter begins that changes nothing."""
+
+_OF_EFFECT: Final = ("retention", "kl", "cosine", "effect")
+"""The numbers that say how much of what an adapter does is left."""
+
+_DEMANDS: Final = ("expect", "never", "test")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Tested(Documented):
-    """The verdict on one build. `broken` says which bounds were broken, with number, bound and the worst example.
+    """The verdict on one build. `broken` lists the broken bounds, with number, bound and the worst example.
 
     `same` and `retention` are shares; `kl` (nats) and `cosine` belong to classifiers and encoders, and `effect` to
-    images: the share of what the adapter changes in them. None is what was not measured. `goldens` counts those with
+    images: the share of the adapter's change that is kept. None is what was not measured. `goldens` counts those with
     different prompts. `metrics` are those of a runner, as `task/metric`. `is_cached` results were measured earlier.
     `rules` is the digest of a project's rules that were checked with the contract. `base_state` is the digest of all
     that decides what the base answers, its settings and tokenizer too; `base_alone` says that it was measured as well.
@@ -96,6 +125,13 @@ class Tested(Documented):
     kl: Annotated[float | None, "for classifiers: mean KL divergence of the labels, in nats"] = None
     cosine: Annotated[float | None, "for vectors: the least cosine"] = None
     effect: Annotated[float | None, "for images: share of what the adapter changes in them that is kept"] = None
+    drift: Annotated[
+        float | None, "change since the recording, as a share of what the adapter changes: of log-odds, or of images"
+    ] = None
+    drift_low: Annotated[float | None, "the interval that holds it on other such prompts, 95 of 100 times"] = None
+    drift_high: float | None = None
+    noise: Annotated[float | None, "what precision and programs move, in the same units"] = None
+    has_drifted: Annotated[bool | None, "whether neither noise nor rounding explains the drift"] = None
     goldens: Annotated[int, "different prompts with a recorded answer"] = 0
     metrics: Annotated[Mapping[str, float], "what a runner measured, as `task/metric`"] = field(
         default_factory=dict, hash=False
@@ -106,11 +142,42 @@ class Tested(Documented):
     warnings: Sequence[str] = ()
     cpu_seconds: float = 0.0
     is_cached: Annotated[bool, "whether an earlier result of the very same question is shown"] = False
+    outcome: Annotated[str, "`works`, `drifts`, `broken` or `cannot_run`; empty without a contract"] = field(
+        init=False, default=""
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "outcome", self._outcome())
+
+    def _outcome(self) -> str:
+        """See `Outcome`."""
+        if self.verdict in ("NONE", "UNKNOWN"):
+            return "" if self.verdict == "NONE" else "cannot_run"
+        if self.verdict == "PASS":
+            bound = self.bounds.get("drift", DEFAULT_BOUNDS.drift)
+            within = WORKS_WITHIN if bound == DEFAULT_BOUNDS.drift else bound
+            return "works" if self.drift is None or self.drift <= within else "drifts"
+        left = {name: value for name in _OF_EFFECT if (value := getattr(self, name)) is not None}
+        is_left = bool(left) and not looser_than(left, {name: LOOSEST[name] for name in left})
+        has_none = any(one.startswith(NO_EFFECT) for one in self.broken)
+        fails = any(case.verdict == "CHANGED" and case.kind in _DEMANDS for case in self.cases)
+        return "drifts" if is_left and not has_none and not fails else "broken"
+
+    @property
+    def is_of_other_base(self) -> bool:
+        """True if `attach` refuses the tested base for the adapter."""
+        verdict = BaseVerdict.__members__.get(self.base_verdict)
+        return verdict is not None and not verdict.allows_attach
 
     @property
     def passed(self) -> bool:
         """Whether the verdict is PASS."""
         return self.verdict == "PASS"
+
+    @property
+    def why(self) -> Sequence[str]:
+        """What there is against a PASS: each broken bound, or why no verdict is possible."""
+        return self.broken or ([f"{self.reason}: {self.detail}"] if self.reason else [])
 
     @property
     def kept(self) -> str:
@@ -120,13 +187,23 @@ class Tested(Documented):
         return f"keeps {len(self.cases)} {'line' if len(self.cases) == 1 else 'lines'}"
 
     @property
+    def drifted(self) -> str:
+        """The drift with its interval and the noise, in words; empty if none was measured."""
+        if self.drift is None:
+            return ""
+        reach = "" if self.drift_low is None else f" ({self.drift_low:.3f} to {self.drift_high:.3f})"
+        noise = "" if self.noise is None else f", noise {self.noise:.3f}"
+        return f"drift {self.drift:.3f}{reach}{noise}"
+
+    @property
     def row(self) -> str:
         """One row of a table: what kept how much."""
         same = "-" if self.same is None else f"{self.same:.0%}"
         if self.effect is not None:
             return f"{shown(self.name):20}  same {same:>5}  effect {self.effect:>10.3f}"
         retention = "-" if self.retention is None else f"{self.retention:.3f}"
-        return f"{shown(self.name):20}  same {same:>5}  retention {retention:>7}"
+        drift = "" if self.drift is None else f"  drift {self.drift:>7.3f}"
+        return f"{shown(self.name):20}  same {same:>5}  retention {retention:>7}{drift}"
 
     @property
     def label(self) -> str:
@@ -135,16 +212,21 @@ class Tested(Documented):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Tested:
-        """The result that `to_json` wrote.
+        """Return the result that `to_json` wrote.
 
         Raises:
             TypeError, KeyError: it was written by another version.
         """
         cases = tuple(TestedCase(**case) for case in value["cases"])
-        return cls(**{**value, "cases": cases, "broken": tuple(value["broken"])})
+        kept = {name: one for name, one in value.items() if name != "outcome"}
+        return cls(**{**kept, "cases": cases, "broken": tuple(value["broken"])})
+
+    def unknown(self, reason: str, detail: str = "") -> Tested:
+        """Return the same build without a verdict, for one of `REASONS`."""
+        return replace(self, verdict="UNKNOWN", reason=reason, detail=detail or REASONS[reason])
 
     def named(self, name: str, version: str) -> Tested:
-        """The same result under the name that the build has here."""
+        """Return the same result under the name that the build has here."""
         return replace(self, name=name, version=version)
 
     def __repr__(self) -> str:
@@ -175,7 +257,7 @@ class Attested:
 
     `rules` is the digest of the project's rules that were checked with the contract, None without any. `sequence`
     counts the statements of one key about one manifest; `time` is Unix time. `bounds` are those that decided.
-    `base_alone` says that the base was measured, too.
+    `base_alone` is True if the base was measured as well. `drift` and `noise` are as in `Tested`.
     """
 
     name: Annotated[str, "as the tester names the build"]
@@ -190,6 +272,9 @@ class Attested:
     time: float
     bounds: Mapping[str, float] = field(default_factory=dict)
     base_alone: Annotated[bool, "whether the base was measured, too"] = False
+    drift: Annotated[float | None, "change since the recording, as a share of what the adapter changes"] = None
+    noise: Annotated[float | None, "what precision and programs move, in the same units"] = None
+    outcome: Annotated[str, "`works`, `drifts` or `broken`"] = ""
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -201,7 +286,7 @@ class Attested:
         return self.manifest, self.contract, self.base, self.rules, self.dtype, self.load_in
 
     def is_outweighed_by(self, other: Attested) -> bool:
-        """Whether it is a PASS of a check that did not measure the base alone, and `other` did and says CHANGED."""
+        """Return True for a PASS that did not measure the plain base, if `other` did and is CHANGED."""
         is_weaker = other.base_alone and not self.base_alone and self._about == other._about
         return is_weaker and (self.verdict, other.verdict) == ("PASS", "CHANGED")
 
@@ -210,7 +295,7 @@ class Attested:
         """Read the bytes of a statement.
 
         Raises:
-            ValueError: they are none about a contract's result; the first problem with its place.
+            ValueError: they are not a statement about a contract's result; the first problem with its place.
         """
         value = strict_json(payload, limit_bytes=RESULT_LIMIT_BYTES)
         if not isinstance(value, dict):
@@ -259,6 +344,11 @@ class _Reader(DocumentReader):
         held = self.take(held, "annotations", dict, where) or {}
         bounds = {name: self.number(held, name, f"{where}annotations.") for name in held}
         base_alone = self.take(said, "base_alone", bool, "predicate.adapterhub.")
+        possible = _STATED.get(verdict or "", ("",))
+        outcome = self.text(said, "outcome", "predicate.adapterhub.") or possible[0]
+        if outcome not in possible:
+            self.say("predicate.adapterhub.outcome", f"{shown(outcome)} contradicts the verdict {shown(verdict)}")
+        drift, noise = (self.share(said, key, "predicate.adapterhub.") for key in ("drift", "noise"))
         manifest = self.digest({"subject": subjects[0]}, "subject") if subjects else None
         if self.problems:
             return None
@@ -273,6 +363,9 @@ class _Reader(DocumentReader):
             time=cast("float", time),
             bounds=bounds,
             base_alone=base_alone is True,
+            drift=drift,
+            noise=noise,
+            outcome=outcome,
             **cast("dict[str, Digest]", digests),
         )
 
@@ -281,8 +374,15 @@ class _Reader(DocumentReader):
         if holder.get(key) != expected:
             self.say(f"{path}{key}", f"expected `{expected}`, got {shown(holder.get(key))}")
 
+    def share(self, holder: dict[str, Any], key: str, path: str) -> float | None:
+        """Return a number of at least 0; None if there is none."""
+        number: float | None = self.take(holder, key, float, path)
+        if number is not None and number < 0:
+            self.say(f"{path}{key}", f"expected 0 or more, got {shown(number)}")
+        return number
+
     def digest(self, parts: Mapping[str, tuple[str, dict[str, Any]]], name: str) -> Digest | None:
-        """The SHA-256 of a part."""
+        """Return the SHA-256 of a part."""
         if name not in parts:
             self.say("predicate.configuration", f"names no {name}")
             return None
@@ -299,7 +399,7 @@ _BROKEN_STATED: Final = 20
 
 
 def junit(results: Sequence[Tested]) -> str:
-    """The results as JUnit XML: a suite for each build, a case for each line of its contract."""
+    """Return the results as JUnit XML: a suite for each build, a case for each line of its contract."""
     suites = "".join(map(_suite, results))
     counts = [_counts(result) for result in results]
     tests, failures = (sum(count[at] for count in counts) for at in range(2))
@@ -360,7 +460,7 @@ def _xml(text: str) -> str:
 
 
 def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1) -> dict[str, Any] | None:
-    """The result as an in-toto statement about the build's manifest; None where no verdict is possible.
+    """Return the result as an in-toto statement about the build's manifest; None if no verdict is possible.
 
     The predicate has no word for UNKNOWN, so such a result makes no statement. `trust.signing.results` signs it.
     """
@@ -370,7 +470,9 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
     base = {"name": "base", "digest": _digest(result.base_weights)}
     base["annotations"] = {"dtype": result.dtype, "load_in": result.load_in, "state": result.base_state}
     measured = {"same": result.same, "retention": result.retention, "kl": result.kl, "cosine": result.cosine}
-    measured["effect"] = result.effect
+    measured |= {"effect": result.effect, "drift": result.drift, "drift_low": result.drift_low}
+    measured |= {"drift_high": result.drift_high, "noise": result.noise}
+    changed = [case.id for case in result.cases if case.verdict == "CHANGED"]
     return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": result.label, "digest": _digest(result.digest)}],
@@ -385,11 +487,12 @@ def statement(result: Tested, *, time: datetime | None = None, sequence: int = 1
                 *([{"name": "rules", "digest": _digest(result.rules)}] if result.rules else []),
             ],
             "passedTests": [case.id for case in result.cases if case.verdict == "PASS"],
-            "warnedTests": [],
-            "failedTests": [case.id for case in result.cases if case.verdict == "CHANGED"],
+            "warnedTests": changed if result.passed else [],  # a PASS may lose some answers, and has no failed test
+            "failedTests": [] if result.passed else changed,
             "adapterhub": {
                 "schema": RESULT_SCHEMA,
                 "verdict": result.verdict,
+                "outcome": result.outcome,
                 **{name: value for name, value in measured.items() if value is not None},
                 "broken": list(result.broken[:_BROKEN_STATED]),
                 **({"base_alone": True} if result.base_alone else {}),

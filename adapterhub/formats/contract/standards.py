@@ -1,4 +1,4 @@
-"""What becomes of a build without a PASS, and which PASS counts: the policy of a project, and a user's own."""
+"""The policy for builds without a PASS, and for which PASS counts: that of a project, and a user's own."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ class Bounds:
     `same`: share of the goldens with the recorded answer, token for token. `retention`: (base loss - loss) / (base
     loss - recorded loss) over all tokens. `kl`: mean KL divergence of a classifier's labels, in nats, without
     the largest of every twenty. `cosine`: least cosine of an encoder's vectors. `effect`: 1 - (distance to the recorded
-    latent) / (that of the base alone), over all images of a pipeline. `min_gap`: nats per token that adapter and base
+    latent) / (that of the plain base), over all images of a pipeline. `min_gap`: nats per token that adapter and base
     must be apart for retention to mean something; for images, the distance of their latents as a share of the recorded
-    one.
+    one. `drift`: how far the log-odds of the recorded tokens may move, as a share of how far the adapter moved them;
+    the default sets no bound.
     """
 
     same: float = 0.9
@@ -37,9 +38,10 @@ class Bounds:
     cosine: float = 0.95
     effect: float = 0.65
     min_gap: float = 0.1
+    drift: float = 100.0
 
     def may_lose(self, goldens: int) -> int:
-        """How many of so many goldens may have another answer: one in ten by default, rounded up."""
+        """Return how many of so many goldens may have another answer: one in ten by default, rounded up."""
         return math.ceil(round(goldens * (1 - self.same), _DECIMALS))
 
     @property
@@ -47,16 +49,16 @@ class Bounds:
         """The bounds that prove nothing, in words; empty if there are none."""
         values = ((name, getattr(self, name)) for name in looser_than(asdict(self), LOOSEST))
         return ", ".join(
-            f"`{name}` {value:g}, expected at {'most' if name == 'kl' else 'least'} {LOOSEST[name]:g}"
+            f"`{name}` {value:g}, expected at {'most' if name in _AT_MOST else 'least'} {LOOSEST[name]:g}"
             for name, value in values
         )
 
     def to_json(self) -> dict[str, float]:
-        """The bounds that differ from the defaults."""
+        """Return the bounds that differ from the defaults."""
         return {name: value for name, value in asdict(self).items() if value != getattr(DEFAULT_BOUNDS, name)}
 
     def tightened(self, chosen: Mapping[str, float]) -> Bounds:
-        """These bounds with some of them tighter.
+        """Return these bounds with some of them tighter.
 
         Raises:
             UsageProblem: a bound is unknown, out of range, or looser than the contract's own.
@@ -73,26 +75,28 @@ class Bounds:
         return replace(self, **chosen)
 
     def no_looser_than(self, least: Mapping[str, float]) -> Bounds:
-        """These bounds, with each that is looser than in `least` as tight as there."""
+        """Return these bounds, with each that is looser than in `least` as tight as there."""
         return replace(self, **{name: least[name] for name in looser_than(asdict(self), least)})
 
 
 DEFAULT_BOUNDS: Final = Bounds()
 NAMES: Final = tuple(field.name for field in fields(Bounds))
-_MOST: Final = {"kl": 100.0, "min_gap": 100.0}
+_MOST: Final = {"kl": 100.0, "min_gap": 100.0, "drift": DEFAULT_BOUNDS.drift}
+_AT_MOST: Final = frozenset({"kl", "drift"})
+"""The bounds that are the most, where others are the least."""
 
 
 def _is_looser(name: str, value: float, than: float) -> bool:
-    return value > than if name == "kl" else value < than
+    return value > than if name in _AT_MOST else value < than
 
 
 def looser_than(bounds: Mapping[str, float], least: Mapping[str, float]) -> list[str]:
-    """The names in `least` whose bound is looser in `bounds`, or not there."""
+    """Return the names in `least` whose bound is looser in `bounds`, or not there."""
     return [name for name, value in least.items() if name not in bounds or _is_looser(name, bounds[name], value)]
 
 
 def parse_bound(text: str) -> tuple[str, float]:
-    """The name and number in `same=1`.
+    """Return the name and number in `same=1`.
 
     Raises:
         UsageProblem: the text has another form; names are not looked at.
@@ -105,7 +109,7 @@ def parse_bound(text: str) -> tuple[str, float]:
 
 
 def bound_text(text: str) -> str:
-    """A bound of a contract in its normal form, as `same=0.95`.
+    """Return a bound of a contract in its normal form, as `same=0.95`.
 
     Raises:
         UsageProblem: the form, the name or the number is wrong.
@@ -119,7 +123,7 @@ def bound_text(text: str) -> str:
 
 
 def range_problem(name: str, value: float) -> str:
-    """Why `value` is no value of the bound `name`; empty if it is one."""
+    """Explain why `value` is not a value of the bound `name`; empty if it is one."""
     most = _MOST.get(name, 1.0)
     return "" if 0 <= value <= most else f"expected a number from 0 to {most:g}"
 
@@ -130,7 +134,7 @@ TESTS_POLICIES: Final[tuple[TestsPolicy, ...]] = get_args(TestsPolicy)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standards(Documented, keys="tests=policy max_age bounds", title="OwnTests"):
-    """What becomes of builds without a PASS, and what a PASS needs.
+    """The policy for builds without a PASS, and the requirements on a PASS.
 
     `by` names whose results count: `local`, or trusted keys; without any, all of them. `max_age` bounds the age of
     signed results, as `90d`. `bounds` are the loosest of any test.
@@ -144,7 +148,7 @@ class Standards(Documented, keys="tests=policy max_age bounds", title="OwnTests"
     )
 
     def and_own(self, own: Standards) -> Standards:
-        """The stricter of both in each part; a user's `own` say nothing of `by`, which trusted keys decide."""
+        """Return the stricter of both in each part; a user's `own` do not set `by`, which trusted keys decide."""
         ages = [age for age in (self.max_age, own.max_age) if age is not None]
         return replace(
             self,
@@ -172,10 +176,10 @@ def parse_tests_policy(text: str) -> TestsPolicy:
 
 
 def parse_age(text: str) -> str:
-    """An age such as `90d`.
+    """Return an age such as `90d`.
 
     Raises:
-        UsageProblem: it is none.
+        UsageProblem: it is not an age.
     """
     try:
         if parse_newest_allowed(text).age_s is not None:

@@ -1,1 +1,1 @@
-"""Figures of low-rank updates: spectra, comparisons, forecasts; from the small factors, and with numpy alone."""
+"""Figures of low-rank updates: spectra, comparisons, forecasts; computed from the small factors with numpy only."""

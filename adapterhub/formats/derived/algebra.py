@@ -36,7 +36,10 @@ class PackedRows:
         self.numbers, self._room = numbers, room
 
     def with_more(self, more: NDArray[np.int8], room_for: int = 0) -> PackedRows:
-        """These and some more. Both share their memory, which grows where it is full: an eighth, or to `room_for`."""
+        """Return these and some more.
+
+        Both share their memory, which grows where it is full: an eighth, or to `room_for`.
+        """
         before, after = len(self.numbers), len(self.numbers) + len(more)
         room = self._room
         if room is None or room.used != before or len(room.numbers) < after:
@@ -64,7 +67,7 @@ class Energies(
 
     @classmethod
     def together(cls, parts: Sequence[Energies]) -> Energies:
-        """The singular values of an update whose parts act on different outputs."""
+        """Return the singular values of an update whose parts act on different outputs."""
         if len(parts) == 1:
             return parts[0]
         return cls(values=tuple(sorted((value for part in parts for value in part.values), reverse=True)))
@@ -174,7 +177,7 @@ def _held(values: Floats, noise: float = 0.0) -> int:
 
 
 def kronecker(first: Energies, second: Energies) -> Energies:
-    """The singular values of a Kronecker product: every product of one of each.
+    """Return the singular values of a Kronecker product: every product of one of each.
 
     Raises:
         MergeRefused: their squares overflow.
@@ -186,13 +189,13 @@ def kronecker(first: Energies, second: Energies) -> Energies:
 
 
 def stack(deltas: Sequence[ArrayUpdate], weights: Sequence[float]) -> ArrayUpdate:
-    """The sum of weight * delta as one update of the summed rank and scale 1, in float64."""
+    """Return the sum of weight * delta as one update of the summed rank and scale 1, in float64."""
     b = [np.multiply(d.b, weight * d.scale, dtype=np.float64) for d, weight in zip(deltas, weights, strict=True)]
     return ArrayUpdate(a=np.concatenate([d.a for d in deltas], dtype=np.float64), b=np.concatenate(b, axis=1))
 
 
 def spectrum(delta: ArrayUpdate) -> ArraySpectrum:
-    """The spectrum of `delta`; time O((in + out) R² + R³) for rank R.
+    """Return the spectrum of `delta`; time O((in + out) R² + R³) for rank R.
 
     Raises:
         MergeRefused: the decomposition fails, for example where the product of the factors overflows.
@@ -235,7 +238,7 @@ class Share(Documented, keys="share=estimate.share standard_error=estimate.stand
     whole_variance: float = 0.0
 
     def __add__(self, other: Share) -> Share:
-        """The share over both modules, whose samples are independent."""
+        """Return the share over both modules, whose samples are independent."""
         return Share(
             part=self.part + other.part,
             whole=self.whole + other.whole,
@@ -271,12 +274,12 @@ class Sample:
         return cls(out=out, width=width, rows=_some(generator, out, size), columns=_some(generator, width, size))
 
     def opposite(self, first: Floats, second: Floats) -> Share:
-        """The share of the entries changed by both that change in opposite directions."""
+        """Return the share of the entries changed by both that change in opposite directions."""
         both = (first != 0) & (second != 0)
         return self._share(both & ((first < 0) != (second < 0)), both)
 
     def cancelled(self, parts: Sequence[Floats]) -> Share:
-        """The share of the summed magnitudes of all parts that cancels in their sum: 1 - Σ|Σ x| / Σ Σ|x|."""
+        """Return the share of the summed magnitudes of all parts that cancels in their sum: 1 - Σ|Σ x| / Σ Σ|x|."""
         whole, total = np.abs(parts[0]), parts[0].copy()
         for part in parts[1:]:
             whole += np.abs(part)
@@ -284,7 +287,7 @@ class Sample:
         return self._share(np.maximum(whole - np.abs(total), 0), whole)
 
     def _share(self, part: NDArray[Any], whole: NDArray[Any]) -> Share:
-        """The sums over the module, estimated from sampled entries [rows, columns]."""
+        """Return the sums over the module, estimated from sampled entries [rows, columns]."""
         means = np.stack([part, whole]).astype(np.float64, copy=False)
         entries = float(self.out * self.width)
         part_mean, whole_mean = means.mean((1, 2)).tolist()

@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -56,7 +55,7 @@ class ComparedPair(Documented, title="ComparedPair"):
     entries changed by both that change in opposite directions (the sign conflicts of TIES, arXiv:2306.01708), and
     `cancelled` the share of the summed magnitudes that cancels in the plain sum.
 
-    Over all modules the cosine is exact, too; overlaps are means over the modules in which neither update is zero.
+    Over all modules the cosine is also exact; overlaps are means over the modules in which neither update is zero.
     """
 
     first: Annotated[int, "position of the first adapter"]
@@ -76,7 +75,7 @@ class ModuleComparison(
     keys="module kind=layout.kind out=layout.out in=layout.width parts=layout.parts updates pairs sum",
     title="ComparedModule",
 ):
-    """One module: `updates` holds a spectrum for each adapter, None where it lacks the module.
+    """One module: `updates` holds a spectrum for each adapter, None if it lacks the module.
 
     `pairs` are the pairs of adapters that both have the module. `total` has the spectra of the weighted sum, one for
     each part of the layout; `cancelled` is the share of the weighted magnitudes that cancels in it.
@@ -134,7 +133,7 @@ def compare_module(
     weights: Sequence[float],
     sampled: int,
 ) -> ModuleComparison:
-    """The comparison of one module from the parts of its updates; None stands for an adapter that lacks it.
+    """Return the comparison of one module from the parts of its updates; None stands for an adapter that lacks it.
 
     The parts act on different outputs or experts, so together they form one update with the singular values of all
     parts. Factors must be finite, and their products must have finite squares in float64.
@@ -166,7 +165,7 @@ def compare_module(
 def _pair(
     first: int, second: int, spectra: tuple[Energies | None, Energies | None], parts: Sequence[_Both]
 ) -> ComparedPair:
-    """The pair over all parts of a module."""
+    """Return the pair over all parts of a module."""
     norms, smaller = 1.0, math.inf
     for one in spectra:
         norms *= one.norm if one else 0.0
@@ -203,7 +202,7 @@ def _compare_part(name: str, deltas: Sequence[ArrayUpdate], weights: Sequence[fl
         left, right = (float(np.square(p.T @ q).sum()) for p, q in zip(spaces[x], spaces[y], strict=True))
         both.append(
             _Both(
-                dot=_dot(cores[x], cores[y]),
+                dot=float(((cores[x].b.T @ cores[y].b) * (cores[x].a @ cores[y].a.T)).sum()),
                 left=left,
                 right=right,
                 random_left=ranks / out,
@@ -223,13 +222,13 @@ def _compare_part(name: str, deltas: Sequence[ArrayUpdate], weights: Sequence[fl
 
 
 def _blocks(ranks: Sequence[int]) -> list[slice]:
-    """The place of each adapter's rows in the stacked A, and of its columns in the stacked B."""
+    """Return the place of each adapter's rows in the stacked A, and of its columns in the stacked B."""
     ends = [sum(ranks[: i + 1]) for i in range(len(ranks))]
     return [slice(end - rank, end) for rank, end in zip(ranks, ends, strict=True)]
 
 
 def _in_common_space(stacked: ArrayUpdate, blocks: Sequence[slice]) -> list[ArrayUpdate]:
-    """The updates in coordinates of the spaces that they span together, at most [R, R].
+    """Return the updates in coordinates of the spaces that they span together, at most [R, R].
 
     With b = Qb Tb and a.T = Qa Ta these are the blocks of Tb and of Ta.T. Qb and Qa preserve lengths and angles, so
     they are never formed.
@@ -240,14 +239,9 @@ def _in_common_space(stacked: ArrayUpdate, blocks: Sequence[slice]) -> list[Arra
 
 
 def _entries(stacked: ArrayUpdate, blocks: Sequence[slice], sample: Sample) -> list[Floats]:
-    """The sampled entries of each update, [rows, columns]."""
+    """Return the sampled entries of each update, [rows, columns]."""
     a, b = stacked.a[:, sample.columns], stacked.b[sample.rows]
     return [b[:, block] @ a[block] for block in blocks]
-
-
-def _dot(first: ArrayUpdate, second: ArrayUpdate) -> float:
-    """<b1 a1, b2 a2>."""
-    return float(((first.b.T @ second.b) * (first.a @ second.a.T)).sum())
 
 
 def _directions(update: ArraySpectrum) -> tuple[Floats, Floats]:
@@ -263,15 +257,6 @@ def norm_of(energies: Sequence[Energies | None]) -> float:
 
 DTYPES: Final = MappingProxyType({FORMATS[name].torch: name for name in FACTOR_DTYPES})
 """The dtypes of a merge: the names that users type, and those of safetensors."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sum:
-    """The weighted sum of the updates of one module: a spectrum for each part of the layout."""
-
-    module: str
-    layout: FactorLayout
-    parts: tuple[Energies, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,29 +302,29 @@ class Forecast(Documented):
 
 
 def forecast(
-    units: Sequence[Sequence[Sum]],
+    units: Sequence[Sequence[ModuleComparison]],
     cancelled: Share,
     *,
     rank: int,
     others: Sequence[TensorSpec] = (),
     dtype: str = "float32",
 ) -> Forecast:
-    """The exact sum, and the best approximations at ranks around `rank` (the largest input's) and at each energy.
+    """Return the exact sum, and the best approximations at ranks around `rank` (the largest input's) and per energy.
 
     `units` groups the modules that are stored at one rank. `others` are the tensors that a merge writes besides the
     factors; `dtype` is one of `DTYPES`.
     """
-    norm = math.hypot(*(part.norm for unit in units for one in unit for part in one.parts))
+    norm = math.hypot(*(part.norm for unit in units for one in unit for part in one.total))
 
     def option(options: str, rank_of: Callable[[Energies], int]) -> StorageOption:
-        kept = [[[_kept(rank_of, part) for part in one.parts] for one in unit] for unit in units]
+        kept = [[[_kept(rank_of, part) for part in one.total] for one in unit] for unit in units]
         ranks = [max(rank for ranks in of_unit for rank in ranks) for of_unit in kept]
         lost = math.hypot(
             *(
                 part.lost_at(rank)
                 for unit, of_unit in zip(units, kept, strict=True)
                 for one, of_one in zip(unit, of_unit, strict=True)
-                for part, rank in zip(one.parts, of_one, strict=True)
+                for part, rank in zip(one.total, of_one, strict=True)
             )
         )
         stored = [(one, rank) for unit, rank in zip(units, ranks, strict=True) for one in unit]
@@ -352,30 +337,28 @@ def forecast(
 
     exact = option("--method cat", lambda energies: energies.numerical_rank)
     tried = [r for r in _around(rank) if r < max(exact.ranks)]
-    at_ranks = [option(f"--method svd --rank {r}", partial(_constant, r)) for r in reversed(tried)]
-    at_energies = [option(f"--method svd --energy {e:g}", partial(_for_energy, e)) for e in reversed(ENERGIES)]
+
+    def at_rank(rank: int) -> StorageOption:
+        return option(f"--method svd --rank {rank}", lambda _: rank)
+
+    def at_energy(energy: float) -> StorageOption:
+        return option(f"--method svd --energy {energy:g}", lambda energies: energies.rank_of_energy(energy))
+
+    at_ranks, at_energies = map(at_rank, reversed(tried)), map(at_energy, reversed(ENERGIES))
     return Forecast(norm=norm, cancelled=cancelled, dtype=dtype, choices=(exact, *at_ranks, *at_energies))
 
 
 def _kept(rank_of: Callable[[Energies], int], energies: Energies) -> int:
-    """The rank to store, at least 1: a file holds a zero update at rank 1."""
+    """Return the rank to store, at least 1: a file holds a zero update at rank 1."""
     return max(1, min(rank_of(energies), energies.numerical_rank))
 
 
-def _constant(rank: int, _energies: Energies) -> int:
-    return rank
-
-
-def _for_energy(energy: float, energies: Energies) -> int:
-    return energies.rank_of_energy(energy)
-
-
 def _around(rank: int) -> list[int]:
-    """A quarter, a half, once, twice and four times the rank."""
+    """Return a quarter, a half, once, twice and four times the rank."""
     return sorted({max(1, rank // 4), max(1, rank // 2), rank, 2 * rank, 4 * rank})
 
 
-def _file_bytes(stored: Sequence[tuple[Sum, int]], others: Sequence[TensorSpec], dtype: str) -> int:
+def _file_bytes(stored: Sequence[tuple[ModuleComparison, int]], others: Sequence[TensorSpec], dtype: str) -> int:
     specs = list(others)
     for one, rank in stored:
         pair = zip(one.layout.names(one.module), one.layout.shapes(rank), strict=True)
@@ -404,7 +387,7 @@ class Side:
 class Stored:
     """What a merge of the weighted adapters writes: the modules that share a rank, and the tensors beside them.
 
-    With `has_bias`, each module gets a bias of B, too.
+    With `has_bias`, each module also gets a bias of B.
     """
 
     units: tuple[tuple[str, ...], ...]
@@ -466,16 +449,16 @@ def compare_sides(
 ) -> Comparison:
     """Compare updates `scale * B A` in every module. A single adapter gets its spectra, and the forecast of itself.
 
-    Weights affect only the forecast, which leaves out adapters of weight 0; `stored` says what a merge writes, None
-    where `obstacles` forbid one. `dtype` is that of its file. Memory is that of the largest module. Time per module is
-    O((in + out) R² + R³) for a summed rank of R.
+    Weights affect only the forecast, which leaves out adapters of weight 0; `stored` describes what a merge writes,
+    None if `obstacles` forbid one. `dtype` is that of its file. Memory is that of the largest module. Time per
+    module is O((in + out) R² + R³) for a summed rank of R.
 
     Raises:
         UsageProblem: no adapter, a weight that is not finite, or an unknown dtype.
         MergeRefused: numbers that are not finite, or no module to compare; lists every reason.
     """
     if not sides:
-        raise UsageProblem("nothing to compare: no adapters given")
+        raise UsageProblem("nothing to compare: no adapters given", hint="name at least one adapter")
     if dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if not all(math.isfinite(side.weight) for side in sides):
@@ -506,7 +489,7 @@ def compare_sides(
 
 
 def _layouts(sides: Sequence[Side]) -> tuple[dict[str, FactorLayout], dict[str, str]]:
-    """The layouts of the modules in which the adapters agree, and the differences in the other modules."""
+    """Return the layouts of the modules in which the adapters agree, and the differences in the other modules."""
     layouts: dict[str, FactorLayout] = {}
     unlike: dict[str, str] = {}
     pairs = [Counter(owner(module) for module in side.modules) for side in sides]
@@ -535,7 +518,7 @@ def _layouts(sides: Sequence[Side]) -> tuple[dict[str, FactorLayout], dict[str, 
 
 
 def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[ArrayUpdate] | None]) -> list[str]:
-    """A reason for each update with numbers that cannot be measured."""
+    """Return a reason for each update with numbers that cannot be measured."""
     reasons = []
     for side, parts in zip(sides, updates, strict=True):
         for part in parts or ():
@@ -547,7 +530,7 @@ def _unmeasurable(sides: Sequence[Side], updates: Sequence[Sequence[ArrayUpdate]
 
 
 def unmeasurable(part: ArrayUpdate, weight: float = 1.0) -> str:
-    """Why the numbers of an update cannot be measured; empty for most."""
+    """Return why the numbers of an update cannot be measured; empty for most."""
     largest = [max(-float(factor.min()), float(factor.max())) for factor in (part.a, part.b)]
     if not all(map(math.isfinite, [*largest, part.scale])):
         return "holds NaN or infinite numbers"
@@ -576,7 +559,7 @@ def _adapter(position: int, side: Side, compared: Sequence[ModuleComparison]) ->
 def _over_all(
     compared: Sequence[ModuleComparison], adapters: Sequence[AdapterFigures], at: tuple[int, int]
 ) -> ComparedPair:
-    """The pair over all modules: the cosine of the whole updates, mean overlaps, and shares of the common modules."""
+    """Compare the pair over all modules: the cosine of whole updates, mean overlaps, shares of common modules."""
     first, second = at
     dot, pairs = 0.0, list[ComparedPair]()
     for module in compared:
@@ -607,11 +590,11 @@ def _over_all(
 def _forecast(
     sides: Sequence[Side], compared: Sequence[ModuleComparison], stored: Stored | None, dtype: str
 ) -> Forecast | None:
-    """The forecast over the modules of the weighted adapters; None if they cannot be merged."""
+    """Return the forecast over the modules of the weighted adapters; None if they cannot be merged."""
     used = [i for i, side in enumerate(sides) if side.weight]
     if stored is None or not used:
         return None
-    sums = {m.module: Sum(module=m.module, layout=m.layout, parts=m.total) for m in compared}
+    sums = {m.module: m for m in compared}
     modules = [module for unit in stored.units for module in unit]
     if not sums.keys() >= set(modules):
         return None  # an adapter of weight 0 has another shape there
@@ -643,7 +626,7 @@ class Weighted:
 
 
 def compare_two(pair: Sequence[Weighted], *, time_s: float) -> Comparison:
-    """The comparison. `obstacles` say why there is no forecast; `adapt compare` has those of every kind.
+    """Return the comparison. `obstacles` holds the reasons for a missing forecast; `adapt compare` has all kinds.
 
     Raises:
         UnsupportedAdapter: both together are too large, or take longer than `time_s` seconds.
@@ -692,7 +675,7 @@ def _obstacles(pair: Sequence[Weighted]) -> Iterator[str]:
 
 
 def _units(pair: Sequence[Weighted]) -> tuple[tuple[str, ...], ...]:
-    """The modules that a merge stores at one rank: the pairs that PEFT nests on one module of the base."""
+    """Return the modules that a merge stores at one rank: the pairs that PEFT nests on one module of the base."""
     units: dict[str, list[str]] = {}
     for module in sorted({module for one in pair for module in one.updates.modules}):
         units.setdefault(owner(module), []).append(module)

@@ -35,7 +35,7 @@ def derive(
     time_s: float = TIME_S,
     sketch: Sketch | None = None,
 ) -> DerivedRecord:
-    """The record of the adapter with this config and weights file, whose bytes `read` gives.
+    """Return the record of the adapter with this config and weights file, whose bytes `read` gives.
 
     A module that starts after `time_s` seconds has no figures. `sketch` gets the modules that have. Never raises for
     the adapter's own faults: they are the `reason` of the record.
@@ -74,7 +74,7 @@ def derive(
 def engine_records(
     config: AdapterConfig, file: TensorFile, base: engines.BaseFacts | None = None
 ) -> tuple[EngineRecord, ...]:
-    """What each engine does with the adapter; rules about the base apply as far as `base` is known."""
+    """Return the verdict of each engine on the adapter; rules about the base apply as far as `base` is known."""
     return tuple(_engine_record(name, config, file, base) for name in engines.names())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -20,7 +22,7 @@ from adapterhub.formats.peft.pairs import (
     pair_up_products,
 )
 from adapterhub.formats.safetensors.file import TensorFile
-from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.formats.safetensors.header import DTYPES, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,15 +41,28 @@ MOST_PARTS: Final = 1024
 
 
 def floats(raw: bytes | bytearray | memoryview, dtype: str) -> NDArray[Any]:
-    """The numbers of a tensor in one of `FACTOR_DTYPES`, flat: float64 for F64, float32 for all others."""
+    """Return the numbers of a tensor in one of `READ_DTYPES`, flat: float64 for F64, float32 for all others."""
+    if dtype.startswith("F8"):
+        return _values(dtype).take(np.frombuffer(raw, "u1"))
     if dtype == "BF16":
         return (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("<f4")
     numbers = np.frombuffer(raw, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
     return numbers.astype("f8" if dtype == "F64" else "f4")
 
 
+@cache
+def _values(dtype: str) -> NDArray[np.float32]:
+    """Return the number of each byte in a dtype of 8 bits."""
+    layout = DTYPES[dtype].layout
+    assert layout is not None  # it is a float
+    last = [math.inf] if layout.infinity else []
+    sizes = [layout.magnitude(code) for code in range(layout.largest + 1)] + last
+    sizes += [math.nan] * (layout.sign_bit - len(sizes))
+    return np.array([*sizes, *(-size for size in sizes)], np.float32)
+
+
 def why_not(config: AdapterConfig) -> str:
-    """Why the update of a module is not `scale * B A` on the unchanged base; empty where it is."""
+    """Return why the update of a module is not `scale * B A` on the unchanged base; empty if it is."""
     if not config.is_lora and config.peft_type not in PRODUCTS:
         return f"not for this method: {shown(config.peft_type)}"
     changed = next((variant.what for variant in config.variants.values() if variant.changes_update), "")
@@ -64,7 +79,8 @@ class AdapterUpdates:
     """The updates of one adapter by module. `read` gives bytes of the file whose checked header is `file`.
 
     `others` are the tensors that are not factors; `unclear` gives a reason for each pair of unclear meaning. With
-    `as_lora`, the pairs of a LoRA variant such as DoRA are read as if they were all of it, and `partial` says why not.
+    `as_lora`, the pairs of a LoRA variant such as DoRA are read as if they were its whole update, and `partial` holds
+    the reason why they are not.
 
     Raises:
         UnsupportedAdapter: its updates are not `scale * B A`.
@@ -82,7 +98,7 @@ class AdapterUpdates:
         self._read = read
 
     def too_large(self, module: str, *, in_sides: bool = False) -> str:
-        """Why a module is not computed, or with `in_sides` its `sides`; empty for one within bounds."""
+        """Return why a module is not computed, or with `in_sides` its `sides`; empty for one within bounds."""
         for rank, parts, numbers in self._sizes(module, in_sides=in_sides):
             if rank > MOST_RANK:
                 return f"rank {rank}, computed up to {MOST_RANK}"
@@ -93,7 +109,7 @@ class AdapterUpdates:
         return ""
 
     def _sizes(self, module: str, *, in_sides: bool) -> Iterator[tuple[int, int, int]]:
-        """The rank, the parts and the numbers of the factors of a module, or of each of its sides."""
+        """Yield the rank, the parts and the numbers of the factors of a module, or of each of its sides."""
         factors = self.modules[module]
         if in_sides:
             yield from ((rank, 1, rank * (out + width)) for out, width, rank in self._sides(module))
@@ -105,7 +121,7 @@ class AdapterUpdates:
             yield factors.rank, factors.layout.parts, factors.a.elements + factors.b.elements
 
     def parts(self, module: str) -> tuple[ArrayUpdate, ...]:
-        """The updates of the module's parts (see `Layout`), one for most modules.
+        """Return the updates of the module's parts (see `Layout`), one for most modules.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -120,7 +136,7 @@ class AdapterUpdates:
         return tuple(ArrayUpdate(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
     def sides(self, module: str) -> tuple[ArrayUpdate, ArrayUpdate] | None:
-        """The two updates whose Kronecker product is that of a LoKr module; None for all others.
+        """Return the two updates whose Kronecker product is that of a LoKr module; None for all others.
 
         Raises:
             KeyError, UnsupportedAdapter: as for `parts`.

@@ -1,6 +1,6 @@
 """The derived record of a build: what its weights are like, module by module, small enough to keep beside it.
 
-It follows from `adapter_config.json` and `adapter_model.safetensors` alone, so it may be deleted and made again at any
+It follows only from `adapter_config.json` and `adapter_model.safetensors`, so it may be deleted and made again at any
 time; `deriving` makes it.
 """
 
@@ -20,7 +20,7 @@ SCHEMA: Final = "adapterhub/derived/1"
 class ModuleRecord(
     Documented, keys="name kind out in=width parts rank scale norm effective_rank singular_values=values reason"
 ):
-    """One module. The figures are None where `reason` says why they were not computed."""
+    """One module. The figures are None if they were not computed; `reason` then holds the cause."""
 
     name: str
     kind: Annotated[str, "linear, conv, embedding or experts"]
@@ -47,7 +47,7 @@ class EngineRecord(Documented):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerivedRecord(Documented, keys="schema weights config norm others modules findings engines reason"):
-    """The derived record of one build. Without modules, `reason` says why there are none.
+    """The derived record of one build. Without modules, `reason` holds the cause.
 
     `weights` and `config` are the digests of the two files. `norm` is the Frobenius norm of the whole update. `others`
     counts the tensors that are not factors. `findings` are those of the config and the numbers; `adapt verify` looks at

@@ -50,10 +50,12 @@ _PLACES: Final = {"double": "transformer_blocks", "single": "single_transformer_
 
 
 def flux_views(spec: TensorSpec, width: int) -> list[TensorView]:
-    """The tensors of diffusers' `FluxTransformer2DModel` that `spec` holds; `width` is that of the model's stream.
+    """Return the tensors of diffusers' `FluxTransformer2DModel` that `spec` holds.
+
+    `width` is that of the model's stream.
 
     Raises:
-        ValueError: it is no tensor of Flux, or its rows are not those of the model.
+        ValueError: it is not a tensor of Flux, or its rows are not those of the model.
     """
     module, _, last = spec.name.rpartition(".")
     if module in FIXED:
@@ -62,7 +64,7 @@ def flux_views(spec: TensorSpec, width: int) -> list[TensorView]:
         return [swapped_halves(spec, f"{SWAPPED[module]}.{last}")]
     block = _BLOCK.fullmatch(spec.name)
     if block is None:
-        raise ValueError(f"`{shown(spec.name)}` is no tensor of Flux")
+        raise ValueError(f"`{shown(spec.name)}` is not a tensor of Flux")
     place, inside = f"{_PLACES[block[1]]}.{block[2]}", block[3]
     if inside in _NORMS:
         return [TensorView.of(spec, f"{place}.{_NORMS[inside]}")]
@@ -75,4 +77,4 @@ def flux_views(spec: TensorSpec, width: int) -> list[TensorView]:
     if block[1] == "single" and kind == "linear1":
         counts = (width, width, width, (spec.shape[0] if spec.shape else 0) - 3 * width)
         return rows(spec, [(f"{place}.{n}.{last}", c) for n, c in zip(SINGLE_FUSED, counts, strict=True)])
-    raise ValueError(f"`{shown(spec.name)}` is no tensor of Flux")
+    raise ValueError(f"`{shown(spec.name)}` is not a tensor of Flux")

@@ -52,12 +52,12 @@ class Checkpoint:
 
 
 def is_checkpoint(file: TensorFile) -> bool:
-    """Whether the names are those of a whole pipeline, or of a denoiser in the names of its authors."""
+    """Return whether the names are those of a whole pipeline, or of a denoiser in the names of its authors."""
     return any(spec.name.startswith((_DENOISER, *_PREFIXES)) or _FLUX.match(spec.name) for spec in file.tensors)
 
 
 def split_checkpoint(file: TensorFile, place: Path) -> Checkpoint:
-    """The components in the header of a file; reads no tensor. `place` names it in errors.
+    """Return the components in the header of a file; reads no tensor. `place` names it in errors.
 
     Raises:
         Malformed: a tensor has no place in a component, or the denoiser is of a kind without a table.
@@ -120,7 +120,7 @@ def _denoiser(specs: Sequence[TensorSpec]) -> list[TensorView]:
         module, _, last = split[spec.name]
         named = unet.renamed(module)
         if named is None:
-            raise ValueError(f"`{shown(spec.name)}` is no tensor of a UNet or of Flux, for which there are tables")
+            raise ValueError(f"`{shown(spec.name)}` is not a tensor of a UNet or of Flux, for which there are tables")
         views.append(TensorView.of(spec, f"{named}.{last}"))
     return views
 

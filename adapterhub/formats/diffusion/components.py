@@ -1,6 +1,6 @@
 """The components of a pipeline that adapters are made for, and those that a `model_index.json` names.
 
-Other components (VAE, scheduler, tokenizers, safety checker) are no part of a base's identity.
+Other components (VAE, scheduler, tokenizers, safety checker) do not belong to a base's identity.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _LIBRARIES: Final = (None, "diffusers", "transformers", "stable_diffusion")
 
 
 def stated_component(annotations: Mapping[str, Any]) -> str:
-    """The one component that another program's file was written for, as `add` recorded it; "" for several or none."""
+    """Return the one component that another program's file was written for, as `add` recorded it.
+
+    "" for several or none.
+    """
     origin = annotations.get("origin")
     parts = origin.get("parts") if isinstance(origin, Mapping) else None
     return parts[0] if isinstance(parts, list | tuple) and len(parts) == 1 and parts[0] in COMPONENTS else ""
@@ -55,7 +58,7 @@ def ensure_no_code(pipeline: Path) -> None:
 
 
 def component_folders(pipeline: Path) -> dict[str, Path]:
-    """The folder of each component that adapters are made for, in the order of `COMPONENTS`.
+    """Return the folder of each component that adapters are made for, in the order of `COMPONENTS`.
 
     Reads `model_index.json`, which gives `[library, class]` for each component, or `[null, null]` for one left out.
 
@@ -125,13 +128,13 @@ class TensorView:
 
     @classmethod
     def of(cls, spec: TensorSpec, name: str | None = None) -> TensorView:
-        """The whole of `spec`."""
+        """Return the whole of `spec`."""
         name = spec.name if name is None else name
         return cls(name=name, dtype=spec.dtype, shape=spec.shape, pieces=((spec.start, spec.end),))
 
 
 def rows(spec: TensorSpec, parts: Sequence[tuple[str, int]]) -> list[TensorView]:
-    """The rows of `spec` by parts, each a name and a number of rows.
+    """Return the rows of `spec` by parts, each a name and a number of rows.
 
     Raises:
         ValueError: the parts are not all of its rows, or do not fill whole bytes.
@@ -164,10 +167,10 @@ def swapped_halves(spec: TensorSpec, name: str) -> TensorView:
 
 
 def transposed(spec: TensorSpec, name: str) -> TensorView:
-    """The transpose of the matrix `spec`.
+    """Return the transpose of the matrix `spec`.
 
     Raises:
-        ValueError: it is no matrix, or its numbers do not fill whole bytes.
+        ValueError: it is not a matrix, or its numbers do not fill whole bytes.
     """
     if len(spec.shape) != 2 or DTYPE_BITS[spec.dtype] % 8:
         raise ValueError(f"`{shown(spec.name)}`: expected a matrix of whole bytes, got {spec.dtype} {list(spec.shape)}")

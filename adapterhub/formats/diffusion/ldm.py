@@ -45,7 +45,10 @@ class LdmUNet:
         self._levels = len(downs) + 1 if self._per_level <= _MOST_LAYERS else 0
 
     def renamed(self, module: str) -> str | None:
-        """The name in diffusers of a module such as `input_blocks.4.1.proj_in`; None for one that no UNet has."""
+        """Return the name in diffusers of a module such as `input_blocks.4.1.proj_in`.
+
+        None for one that no UNet has.
+        """
         if module in FIXED:
             return FIXED[module]
         middle = _MIDDLE_BLOCK.fullmatch(module)

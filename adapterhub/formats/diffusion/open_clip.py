@@ -32,7 +32,9 @@ _FUSED: Final = {"attn.in_proj_weight": "weight", "attn.in_proj_bias": "bias"}
 
 
 def open_clip_views(specs: Sequence[TensorSpec], *, is_cut: bool) -> list[TensorView]:
-    """The tensors of the encoder; `is_cut` leaves out the last layer and the projection, as Stable Diffusion 2 does.
+    """Return the tensors of the encoder.
+
+    `is_cut` leaves out the last layer and the projection, as Stable Diffusion 2 does.
 
     Raises:
         ValueError: a tensor has no place.
@@ -49,7 +51,7 @@ def open_clip_views(specs: Sequence[TensorSpec], *, is_cut: bool) -> list[Tensor
         elif spec.name == "text_projection":
             views += [] if is_cut else [transposed(spec, "text_projection.weight")]
         elif spec.name != "logit_scale":
-            raise ValueError(f"`{shown(spec.name)}` is no tensor of OpenCLIP's text encoder")
+            raise ValueError(f"`{shown(spec.name)}` is not a tensor of OpenCLIP's text encoder")
     return views
 
 
@@ -60,5 +62,5 @@ def _layer(spec: TensorSpec, number: int, rest: str) -> list[TensorView]:
         return rows(spec, [(f"{place}.self_attn.{which}_proj.{_FUSED[rest]}", third) for which in "qkv"])
     module, _, last = rest.rpartition(".")
     if module not in _INSIDE:
-        raise ValueError(f"`{shown(spec.name)}` is no tensor of OpenCLIP's text encoder")
+        raise ValueError(f"`{shown(spec.name)}` is not a tensor of OpenCLIP's text encoder")
     return [replace(TensorView.of(spec), name=f"{place}.{_INSIDE[module]}.{last}")]

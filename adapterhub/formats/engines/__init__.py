@@ -3,17 +3,20 @@
     verdict = judge("vllm@0.32", config, read_header(folder / WEIGHTS_FILE))
     verdict.ok, verdict.reasons, verdict.flags
 
-Engines check little; a part that an engine ignores makes its answers wrong. So a verdict is no in two cases: the
+Engines check little; a part that an engine ignores makes its answers wrong. So a verdict is negative in two cases: the
 engine refuses the adapter, or it loads it and reads it as another one. `verify` decides whether the numbers are sound
 and the base is the right one.
 
-A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE`, `RULES`, `settings(traits)` and `notes(traits)`. The
-file has the name that users type, with an underscore for a dot. Files that begin with an underscore are not engines.
-`STEPS`, where an engine needs them, are what its user does before it loads the adapter.
+A new engine is a new file here with `NAME`, `VERSIONS`, `SOURCE` and `RULES`. The file has the name that users type,
+with an underscore for a dot. Files that begin with an underscore are not engines. An engine may have `STEPS`, what its
+user does before it loads the adapter, `settings(traits)`, the options of its server, and `notes(traits)`, what was not
+judged. `rules_of(version)` are the rules of one release, where they differ, and `bound(traits, version)` returns the
+pairs that its class of models binds, by the tables that `docs/engine_tables` writes from the engine's source.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import pkgutil
@@ -25,6 +28,7 @@ from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.formats.base.fingerprint import OUTPUT_HEADS
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
@@ -32,12 +36,12 @@ from adapterhub.formats.safetensors.file import TensorFile
 
 __all__ = [
     "FEATURES",
-    "HEADS",
     "NOTES",
     "SETTINGS",
     "BaseFacts",
     "Effect",
     "Feature",
+    "Pairs",
     "Reason",
     "Rule",
     "Settings",
@@ -56,13 +60,14 @@ __all__ = [
 _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,39}")
 
 
+@functools.cache
 def names() -> tuple[str, ...]:
-    """The names of all engines, as users type them; imports none."""
+    """Return the names of all engines, as users type them; imports none."""
     return tuple(m.name.replace("_", ".") for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def parse_target(target: str) -> tuple[str, str | None]:
-    """The name and the version in `vllm@0.32` or `llama.cpp`.
+    """Return the name and the version in `vllm@0.32` or `llama.cpp`.
 
     Raises:
         UsageProblem: there is no such engine, or the `@` is not followed by a version.
@@ -80,7 +85,7 @@ def parse_target(target: str) -> tuple[str, str | None]:
 
 
 def engine(name: str) -> ModuleType:
-    """The rules of one of `names()`."""
+    """Return the rules of one of `names()`."""
     return importlib.import_module(f"adapterhub.formats.engines.{name.replace('.', '_')}")
 
 
@@ -91,11 +96,13 @@ def judge(
     *,
     base: BaseFacts | None = None,
     keys: AdapterKeys | None = None,
+    dialect: str = "peft",
 ) -> Verdict:
-    """What the engine `target` (`vllm@0.32`, `llama.cpp`) does with an adapter of this config and tensor header.
+    """Judge an adapter of this config and tensor header for the engine `target` (`vllm@0.32`, `llama.cpp`).
 
     Reads names and shapes only: microseconds a module. Rules that depend on the base apply as far as `base` is known;
     a note names those that were not judged. `keys`: the tensors as `sort_keys` sorts them, if they are sorted already.
+    `dialect` is the layout of stacked experts in the file (`formats.dialects`).
 
     Raises:
         UsageProblem: no such engine.
@@ -103,21 +110,28 @@ def judge(
     """
     name, version = parse_target(target)
     rules = engine(name)
-    traits = Traits.of(config, weights, base or BaseFacts(), keys)
-    found = [(rule, detail) for rule in rules.RULES if (detail := rule.detail(traits))]
+    sorted_keys = keys or sort_keys(weights, config)
+    traits = Traits(config=config, weights=weights, base=base or BaseFacts(), keys=sorted_keys, dialect=dialect)
+    own: Sequence[Rule] = rules.rules_of(version) if hasattr(rules, "rules_of") else rules.RULES
+    pairs: Pairs | None = None
+    if hasattr(rules, "bound"):
+        pairs, more = rules.bound(traits, version)
+        own = (*own, *more)
+    found = [(rule, detail) for rule in own if (detail := rule.detail(traits))]
     reasons = tuple(
         Reason(feature=rule.feature, effect=rule.effect, says=rule.says, detail=detail, source=rule.source)
         for rule, detail in found
         if rule.effect != NOTES
     )
     notes = [f"{detail}: {rule.says}" for rule, detail in found if rule.effect == NOTES]
-    notes += [*rules.notes(traits), *_version_notes(rules, version)]
-    settings: Settings = rules.settings(traits)
+    notes += [*(rules.notes(traits) if hasattr(rules, "notes") else ()), *_version_notes(rules, version)]
+    settings: Settings = rules.settings(traits) if hasattr(rules, "settings") else {}
     return Verdict(
         target=target,
         engine=name,
         version=version,
         reasons=reasons,
+        pairs=pairs,
         steps=getattr(rules, "STEPS", ()),
         notes=tuple(notes),
         settings=settings,
@@ -126,7 +140,7 @@ def judge(
 
 
 def together(verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    """The flags of one server for all adapters that the engine reads correctly."""
+    """Return the flags of one server for all adapters that the engine reads correctly."""
     return as_flags(joined(verdict.settings for verdict in verdicts if verdict.ok))
 
 
@@ -176,7 +190,31 @@ class Reason(Documented, keys="feature effect detail says source", title="Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict(Documented, keys="target engine version ok reasons notes settings flags", title="EngineVerdict"):
+class Pairs(Documented, keys="bound dropped refused unknown", title="EnginePairs"):
+    """How many pairs of an adapter the engine's class of models binds.
+
+    `dropped` are loaded without effect. One that is `refused` keeps the adapter from loading. Of `unknown` nothing is
+    known.
+    """
+
+    bound: int
+    dropped: int
+    refused: int
+    unknown: int
+
+    @property
+    def all(self) -> int:
+        """How many there are."""
+        return self.bound + self.dropped + self.refused + self.unknown
+
+    def __str__(self) -> str:
+        others = {"dropped": self.dropped, "refused": self.refused, "not judged": self.unknown}
+        counts = [f"{number} {name}" for name, number in others.items() if number]
+        return f"{self.bound} of {self.all} pairs bound, {', '.join(counts)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict(Documented, keys="target engine version ok reasons pairs notes settings flags", title="EngineVerdict"):
     """The verdict of one engine on one adapter. `flags` are `settings` as words of a command line.
 
     `steps` are what somebody who starts the engine by hand does first. `adapt serve` does it itself.
@@ -186,6 +224,7 @@ class Verdict(Documented, keys="target engine version ok reasons notes settings 
     engine: str
     version: Annotated[str | None, "as given; null: none was given"]
     reasons: tuple[Reason, ...]
+    pairs: Annotated[Pairs | None, "null: the base is unknown, or the engine has no table"]
     steps: tuple[str, ...]
     notes: Annotated[tuple[str, ...], "what was not judged, and what is worth knowing"]
     settings: Annotated[Settings, "options that a server needs, by name; a number is a minimum"] = field(hash=False)
@@ -198,7 +237,7 @@ class Verdict(Documented, keys="target engine version ok reasons notes settings 
 
 
 def as_flags(settings: Settings) -> tuple[str, ...]:
-    """The words of a command line, such as `--max-lora-rank`, `16`; options that are false are left out."""
+    """Return the words of a command line, such as `--max-lora-rank`, `16`; options that are false are left out."""
     words: list[str] = []
     for key, item in settings.items():
         if item is False:
@@ -212,7 +251,7 @@ def as_flags(settings: Settings) -> tuple[str, ...]:
 
 
 def joined(several: Iterable[Settings]) -> Settings:
-    """Settings that suit every adapter: the largest number, every name."""
+    """Return settings that suit every adapter: the largest number, every name."""
     all_of: dict[str, Setting] = {}
     for settings in several:
         for key, item in settings.items():
@@ -226,8 +265,16 @@ def joined(several: Iterable[Settings]) -> Settings:
     return MappingProxyType(all_of)
 
 
-HEADS = ("lm_head", "embed_out", "output")
 _MATRIX = 2
+_EXPERTS: Final = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _main_class(model_type: str | None) -> str | None:
+    from adapterhub.formats.naming.table import table
+
+    return table().main.get(model_type) if model_type else None
+
+
 _T = TypeVar("_T")
 
 
@@ -235,12 +282,17 @@ _T = TypeVar("_T")
 class BaseFacts:
     """The few facts about a base that rules need; None if unknown.
 
-    `vocabulary` is the number of rows of the token embedding. `is_tied`: the output head is that embedding.
+    `vocabulary` is the number of rows of the token embedding. `is_tied`: the output head is that embedding. `experts`
+    is their number in a layer. `architecture` is the class of models that the base's config names, `outer_type` its
+    model type. Both differ from those of the language model, which `model_type` is, where a wrapper also sees or hears.
     """
 
     model_type: str | None = None
     vocabulary: int | None = None
     is_tied: bool | None = None
+    experts: int | None = None
+    architecture: str | None = None
+    outer_type: str | None = None
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> BaseFacts:
@@ -252,11 +304,27 @@ class BaseFacts:
             value: _T | None = next((holder[key] for holder in holders if type(holder.get(key)) is kind), None)
             return value
 
+        listed = values.get("architectures")
+        named = listed[0] if isinstance(listed, list) and listed and isinstance(listed[0], str) else None
+        outer = values.get("model_type")
         return cls(
             model_type=first("model_type", str),
             vocabulary=first("vocab_size", int),
             is_tied=first("tie_word_embeddings", bool),
+            experts=next((n for key in _EXPERTS if (n := first(key, int)) is not None), None),
+            architecture=named,
+            outer_type=outer if isinstance(outer, str) else None,
         )
+
+    @property
+    def class_name(self) -> str | None:
+        """The class of models: as the config names it, or the main one of the model type."""
+        return self.architecture or _main_class(self.outer_type or self.model_type)
+
+    @property
+    def inner_class(self) -> str | None:
+        """The class of the language model in a wrapper, by its model type."""
+        return _main_class(self.model_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +335,7 @@ class Traits:
     weights: TensorFile
     base: BaseFacts
     keys: AdapterKeys
-
-    @classmethod
-    def of(cls, config: AdapterConfig, weights: TensorFile, base: BaseFacts, keys: AdapterKeys | None = None) -> Traits:
-        """The traits of an adapter; sorts its tensors unless `keys` has them."""
-        return cls(config=config, weights=weights, base=base, keys=keys or sort_keys(weights, config))
+    dialect: str = "peft"
 
     @cached_property
     def modules(self) -> tuple[str, ...]:
@@ -299,15 +363,15 @@ class Traits:
         return {module: self.config.scaling_of(owner(module)) for module in self.modules}
 
     def is_expert(self, module: str) -> bool:
-        """Whether the pair is for a bare parameter (`target_parameters`)."""
+        """Return whether the pair is for a bare parameter (`target_parameters`)."""
         return self.config.holds_parameters(module)
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
-        """The modules whose pair is for an `embedding`, a `conv` or an output `head`."""
+        """Return the modules whose pair is for an `embedding`, a `conv` or an output `head`."""
         if kind == "embedding":
             return tuple(pair.module for pair in self.keys.pairs if pair.kind == "embedding")
         if kind == "head":
-            return tuple(m for m in self.modules if m.rpartition(".")[2] in HEADS)
+            return tuple(m for m in self.modules if m.rpartition(".")[2] in OUTPUT_HEADS)
         return tuple(p.module for p in self.keys.pairs if p.a is not None and len(p.a.shape) > _MATRIX)
 
 
@@ -332,7 +396,7 @@ class Feature:
     """Something that an adapter can have and that an engine may not read."""
 
     title: str
-    test: Test
+    test: Test = lambda _traits: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,18 +410,28 @@ class Rule:
     when: Test | None = None
 
     def detail(self, traits: Traits) -> str:
-        """Where the adapter has the feature; "" if nowhere."""
+        """Return the place of the feature in the adapter; "" if it has none."""
         return (self.when or FEATURES[self.feature].test)(traits)
 
 
+def rules(effect: Effect, says: str, *features: str, source: str = "", when: Test | None = None) -> tuple[Rule, ...]:
+    """Return the verdict that an engine gives alike on each of some features."""
+    return tuple(Rule(feature=name, effect=effect, says=says, source=source, when=when) for name in features)
+
+
 def some(names: Sequence[str]) -> str:
-    """The first few of several names."""
+    """Return the first few of several names."""
     listed = ", ".join(f"`{shown(name)}`" for name in names[:_FEW])
     return f"{listed} and {len(names) - _FEW} more" if len(names) > _FEW else listed
 
 
+def on(what: str, names: Sequence[str]) -> str:
+    """Return `what` and the first few of several names; empty without names."""
+    return f"{what} {some(names)}" if names else ""
+
+
 def set_to(name: str, value: object) -> str:
-    """A setting with its value, such as `use_dora: true`."""
+    """Return a setting with its value, such as `use_dora: true`."""
     text = {True: "true", False: "false"}.get(value, shown(value, 60)) if isinstance(value, bool) else shown(value, 60)
     return f"`{name}: {text}`"
 
@@ -397,7 +471,7 @@ def _scale_past_rslora(traits: Traits) -> str:
     config = traits.config
     common = _common(traits) * (math.sqrt(config.r or 1) if config.use_rslora else 1)
     odd = [m for m, scale in traits.scales.items() if not math.isclose(scale, common, rel_tol=1e-9)]
-    return f"a scale of its own on {some(odd)}" if odd else ""
+    return on("a scale of its own on", odd)
 
 
 def _common(traits: Traits) -> float:
@@ -421,7 +495,7 @@ def _dora(traits: Traits) -> str:
 
 def _saved(traits: Traits) -> str:
     names = traits.config.modules_to_save or tuple(name for name, _ in traits.keys.saved)
-    return f"`modules_to_save` with {some(names)}" if names else ""
+    return on("`modules_to_save` with", names)
 
 
 def _tokens(traits: Traits) -> str:
@@ -430,11 +504,7 @@ def _tokens(traits: Traits) -> str:
 
 
 def _kind(kind: str, what: str) -> Test:
-    def test(traits: Traits) -> str:
-        names = traits.of_kind(kind)
-        return f"{what} {some(names)}" if names else ""
-
-    return test
+    return lambda traits: on(what, traits.of_kind(kind))
 
 
 def _start(traits: Traits) -> str:
@@ -444,28 +514,29 @@ def _start(traits: Traits) -> str:
 
 
 def _parameters(traits: Traits) -> str:
-    names = [module for module in traits.modules if traits.is_expert(module)]
-    return f"`target_parameters` on {some(names)}" if names else ""
+    return on("`target_parameters` on", [module for module in traits.modules if traits.is_expert(module)])
 
 
 def _experts(traits: Traits) -> str:
-    names = [m for m in traits.modules if ".experts." in f".{m}." and not traits.is_expert(m)]
-    return f"experts {some(names)}" if names else ""
+    return on("experts", [m for m in traits.modules if ".experts." in f".{m}." and not traits.is_expert(m)])
 
 
 def _nested(traits: Traits) -> str:
     names = [m for m in traits.modules if ".base_layer." in f"{m}." and not traits.is_expert(m)]
-    return f"a layer inside a layer, {some(names)}" if names else ""
+    return on("a layer inside a layer,", names)
+
+
+def _layout(traits: Traits) -> str:
+    return f"experts as `{shown(traits.dialect)}` lays them out" if traits.dialect != "peft" else ""
 
 
 def _others(traits: Traits) -> str:
     names = [spec.name for spec in traits.keys.others] if traits.config.is_lora else []
-    return f"tensors that belong to no pair, {some(names)}" if names else ""
+    return on("tensors that belong to no pair,", names)
 
 
 def _copies(traits: Traits) -> str:
-    names = [spec.name for _, spec in traits.keys.copies]
-    return f"copies of base weights, {some(names)}" if names else ""
+    return on("copies of base weights,", [spec.name for _, spec in traits.keys.copies])
 
 
 FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
@@ -474,7 +545,7 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
         "scale": Feature(title="a scale other than `lora_alpha / r` on some module", test=_scale),
         "scale_pattern": Feature(title="a scale of its own on some module (`alpha_pattern`)", test=_scale_past_rslora),
         "ranks": Feature(title="several ranks (`rank_pattern`)", test=_ranks),
-        "rank": Feature(title="a large rank", test=lambda _traits: ""),
+        "rank": Feature(title="a large rank"),
         "dora": Feature(title="DoRA", test=_dora),
         "lora_bias": Feature(title="a bias of B (`lora_bias`)", test=_flag("lora_bias")),
         "bias": Feature(title="biases of the base (`bias: all`, `lora_only`)", test=_bias),
@@ -495,13 +566,15 @@ FEATURES: Final[Mapping[str, Feature]] = MappingProxyType(
         "velora": Feature(title="VeLoRA (`velora_config`)", test=_extra("velora_config")),
         "monteclora": Feature(title="MonteCLoRA (`monteclora_config`)", test=_extra("monteclora_config")),
         "arrow": Feature(title="Arrow routing (`arrow_config`)", test=_extra("arrow_config")),
-        "targets": Feature(title="target modules that the engine does not support", test=lambda _traits: ""),
-        "layers": Feature(title="pairs in some layers only", test=lambda _traits: ""),
-        "defaults": Feature(title="settings left out of the config", test=lambda _traits: ""),
+        "targets": Feature(title="target modules that the engine does not support"),
+        "layers": Feature(title="pairs in some layers only"),
+        "names": Feature(title="names of modules that the base's class has not"),
+        "layout": Feature(title="another program's layout of stacked experts", test=_layout),
+        "defaults": Feature(title="settings left out of the config"),
         "copies": Feature(title="copies of base weights in the file", test=_copies),
         "others": Feature(title="tensors that belong to no module", test=_others),
-        "base": Feature(title="a base for which the engine has no LoRA", test=lambda _traits: ""),
-        "vocabulary": Feature(title="a large or changed vocabulary", test=lambda _traits: ""),
+        "base": Feature(title="a base for which the engine has no LoRA"),
+        "vocabulary": Feature(title="a large or changed vocabulary"),
     }
 )
 """By the name in verdicts, in the order of the reference page."""

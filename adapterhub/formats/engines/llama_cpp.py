@@ -8,7 +8,10 @@ from types import MappingProxyType
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.engines import FEATURES, HEADS, REFUSES, Rule, Settings, Test, Traits, some
+from adapterhub.formats.base.fingerprint import OUTPUT_HEADS
+from adapterhub.formats.engines import FEATURES, NOTES, REFUSES, Rule, Test, Traits, on, rules, some
+from adapterhub.formats.engines._tables import releases
+from adapterhub.formats.gguf.names import TURNED
 
 NAME: Final = "llama.cpp"
 VERSIONS: Final = ("b11739",)
@@ -21,37 +24,48 @@ SOURCE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufBase:
-    """How llama.cpp keeps a model type: its name for the architecture, and whether rows of q and k are reordered.
+    """How llama.cpp keeps a model type: its name for the architecture, and what is special there.
 
-    `turned`: the pairs of a rotary embedding lie side by side in GGUF and half a head apart in transformers.
     `tied`: it has no tensor for an output head, which is the embedding always. `experts`: its MLPs are mixtures, and
     all experts of a layer one tensor.
     """
 
     architecture: str
-    turned: bool = False
     tied: bool = False
     experts: bool = False
+
+    @property
+    def turned(self) -> bool:
+        """Whether the rows of q and k are reordered: rotary embeddings turn neighbours there."""
+        return self.architecture in TURNED
 
 
 BASES: Final[Mapping[str, GgufBase]] = MappingProxyType(
     {
-        "arcee": GgufBase(architecture="arcee", turned=True),
+        "arcee": GgufBase(architecture="arcee"),
+        "ernie4_5": GgufBase(architecture="ernie4_5"),
+        "exaone4": GgufBase(architecture="exaone4"),
         "gemma": GgufBase(architecture="gemma", tied=True),
         "gemma2": GgufBase(architecture="gemma2", tied=True),
         "gemma3_text": GgufBase(architecture="gemma3"),
+        "glm4": GgufBase(architecture="glm4"),
         "gpt2": GgufBase(architecture="gpt2"),
-        "granite": GgufBase(architecture="granite", turned=True),
-        "llama": GgufBase(architecture="llama", turned=True),
-        "mistral": GgufBase(architecture="llama", turned=True),
-        "mixtral": GgufBase(architecture="llama", turned=True, experts=True),
+        "granite": GgufBase(architecture="granite"),
+        "hunyuan_v1_dense": GgufBase(architecture="hunyuan-dense"),
+        "llama": GgufBase(architecture="llama"),
+        "mistral": GgufBase(architecture="llama"),
+        "mixtral": GgufBase(architecture="llama", experts=True),
+        "nemotron": GgufBase(architecture="nemotron"),
+        "olmo": GgufBase(architecture="olmo"),
         "olmo2": GgufBase(architecture="olmo2"),
         "phi3": GgufBase(architecture="phi3"),
         "qwen2": GgufBase(architecture="qwen2"),
         "qwen2_moe": GgufBase(architecture="qwen2moe", experts=True),
         "qwen3": GgufBase(architecture="qwen3"),
         "qwen3_moe": GgufBase(architecture="qwen3moe", experts=True),
-        "smollm3": GgufBase(architecture="smollm3", turned=True),
+        "seed_oss": GgufBase(architecture="seed_oss"),
+        "smollm3": GgufBase(architecture="smollm3"),
+        "stablelm": GgufBase(architecture="stablelm"),
         "starcoder2": GgufBase(architecture="starcoder2"),
     }
 )
@@ -62,9 +76,21 @@ _TOKENS: Final = ("embed_tokens", "wte")
 """What those bases call the embedding of tokens."""
 
 
+_CONVERTER: Final = next(iter(releases("llama_cpp").values()))
+"""The converter in the newest llama-cpp-python that was read."""
+
+
 def _base(traits: Traits) -> str:
     kind = traits.base.model_type
-    return f"a base of type `{shown(kind)}`" if kind is not None and kind not in BASES else ""
+    is_known = kind is None or kind in BASES or _unconverted(traits)
+    return "" if is_known else f"a base of type `{shown(kind)}`"
+
+
+def _unconverted(traits: Traits) -> str:
+    """Return the class of the base, where llama.cpp's converter has none of that name."""
+    name = traits.base.class_name
+    is_known = name is None or name in _CONVERTER.classes or traits.base.model_type in BASES
+    return "" if is_known else f"a base of class `{shown(name)}`"
 
 
 def _tied(traits: Traits) -> str:
@@ -76,7 +102,7 @@ def _tied(traits: Traits) -> str:
 
 def _positions(traits: Traits) -> str:
     odd = [m for m in traits.of_kind("embedding") if m.rpartition(".")[2] not in _TOKENS]
-    return f"the embedding {some(odd)}" if odd else ""
+    return on("the embedding", odd)
 
 
 def _odd_targets(traits: Traits) -> str:
@@ -86,13 +112,13 @@ def _odd_targets(traits: Traits) -> str:
         for m in traits.modules
         if not any(part.isdecimal() for part in m.split("."))
         and m not in embeddings
-        and m.rpartition(".")[2] not in HEADS
+        and m.rpartition(".")[2] not in OUTPUT_HEADS
     ]
-    return f"modules outside of the layers, {some(odd)}" if odd else ""
+    return on("modules outside of the layers,", odd)
 
 
 def _on_other(feature: str) -> Test:
-    """The feature's own test, on bases whose experts are not known."""
+    """Return the feature's own test, on bases whose experts are not known."""
 
     def test(traits: Traits) -> str:
         base = BASES.get(traits.base.model_type or "")
@@ -107,73 +133,83 @@ STEPS: Final = ("needs the file that `adapt export --format gguf` writes, given 
 _MIXTURES: Final = ", ".join(f"`{kind}`" for kind, base in BASES.items() if base.experts)
 
 RULES: Final[Sequence[Rule]] = (
-    Rule(feature="method", effect=REFUSES, says="GGUF stores LoRA only", source="adapter.type"),
-    Rule(feature="dora", effect=REFUSES, says="GGUF has no place for DoRA's magnitudes; fuse it with `adapt fuse`"),
-    Rule(feature="lora_bias", effect=REFUSES, says="GGUF has no place for a bias of B"),
-    Rule(feature="bias", effect=REFUSES, says="GGUF has no place for biases in an adapter; fuse it with `adapt fuse`"),
-    Rule(
-        feature="modules_to_save",
-        effect=REFUSES,
-        says="GGUF has no place for whole modules in an adapter; fuse it with `adapt fuse`",
+    *rules(REFUSES, "GGUF stores LoRA only", "method", source="adapter.type"),
+    *rules(REFUSES, "GGUF has no place for DoRA's magnitudes; fuse it with `adapt fuse`", "dora"),
+    *rules(REFUSES, "GGUF has no place for a bias of B", "lora_bias"),
+    *rules(REFUSES, "GGUF has no place for biases in an adapter; fuse it with `adapt fuse`", "bias"),
+    *rules(
+        REFUSES,
+        "GGUF has no place for whole modules in an adapter; fuse it with `adapt fuse`",
+        "modules_to_save",
         source="llama_adapter_lora_init_impl",
     ),
-    Rule(feature="trainable_tokens", effect=REFUSES, says="GGUF has no place for single rows of an embedding"),
-    Rule(
-        feature="embedding",
-        effect=REFUSES,
-        says="llama.cpp has one tensor for both; it applies the update in the wrong place or not at all",
+    *rules(REFUSES, "GGUF has no place for single rows of an embedding", "trainable_tokens"),
+    *rules(
+        REFUSES,
+        "llama.cpp has one tensor for both; it applies the update in the wrong place or not at all",
+        "embedding",
         source="llm_build_inp_embd, build_lora_mm",
         when=_tied,
     ),
-    Rule(
-        feature="embedding",
-        effect=REFUSES,
-        says="llama.cpp adapts only the token embedding and skips this pair",
+    *rules(
+        REFUSES,
+        "llama.cpp adapts only the token embedding and skips this pair",
+        "embedding",
         source="llm_build_inp_embd",
         when=_positions,
     ),
-    Rule(feature="conv", effect=REFUSES, says="llama.cpp adapts linear layers only"),
+    *rules(REFUSES, "llama.cpp adapts linear layers only", "conv"),
     *(
-        Rule(
-            feature=name,
-            effect=REFUSES,
-            says=f"`adapt export` writes the experts of {_MIXTURES} only",
-            when=_on_other(name),
-            source="build_lora_mm_id",
-        )
+        rule
         for name in ("target_parameters", "experts")
+        for rule in rules(
+            REFUSES,
+            f"`adapt export` writes the experts of {_MIXTURES} only",
+            name,
+            source="build_lora_mm_id",
+            when=_on_other(name),
+        )
     ),
-    Rule(feature="nested", effect=REFUSES, says="GGUF has one pair per tensor"),
-    Rule(
-        feature="start",
-        effect=REFUSES,
-        says="B·A is the update of a base that PEFT changes first; convert it with PEFT's "
+    *rules(REFUSES, "GGUF has one pair per tensor", "nested"),
+    *rules(
+        REFUSES,
+        "B·A is the update of a base that PEFT changes first; convert it with PEFT's "
         "`path_initial_model_for_weight_conversion`",
+        "start",
     ),
-    Rule(feature="layer_replication", effect=REFUSES, says="llama.cpp does not repeat layers"),
-    Rule(feature="alora", effect=REFUSES, says="it acts on a part of the prompt only; cannot be exported"),
-    *(
-        Rule(feature=name, effect=REFUSES, says="its update is more than B·A; cannot be exported")
-        for name in ("bdlora", "qalora", "kasa", "velora", "monteclora", "arrow")
+    *rules(REFUSES, "llama.cpp does not repeat layers", "layer_replication"),
+    *rules(
+        NOTES,
+        "llama-server switches it on at the last of its invocation tokens if no other adapter is on, and misses them"
+        " where a part of them follows; other programs of llama.cpp use the adapter on the whole prompt",
+        "alora",
+        source="launch_slot_with_task",
     ),
-    Rule(feature="others", effect=REFUSES, says="GGUF has no place for them"),
-    Rule(feature="targets", effect=REFUSES, says="GGUF has no tensor of that name", when=_odd_targets),
-    Rule(
-        feature="base",
-        effect=REFUSES,
-        says="its tensor names in GGUF are unknown here, or its layers are not one tensor each",
+    *rules(
+        REFUSES,
+        "its update is more than B·A; cannot be exported",
+        *("bdlora", "qalora", "kasa", "velora", "monteclora", "arrow"),
+    ),
+    *rules(REFUSES, "GGUF has no place for them", "others"),
+    *rules(REFUSES, "GGUF has no tensor of that name", "targets", when=_odd_targets),
+    *rules(
+        REFUSES,
+        f"the converter of llama-cpp-python {_CONVERTER.version} does not know it",
+        "base",
+        source="convert_hf_to_gguf.py",
+        when=_unconverted,
+    ),
+    *rules(
+        REFUSES,
+        "its tensor names in GGUF are unknown here, or its layers are not one tensor each",
+        "base",
         when=_base,
     ),
 )
 
 
-def settings(_traits: Traits) -> Settings:
-    """None: `--lora FILE` is enough."""
-    return {}
-
-
 def notes(traits: Traits) -> list[str]:
-    """What was not judged, and what is worth knowing."""
+    """Return the facts that were not judged, and those worth knowing."""
     said: list[str] = []
     if traits.base.model_type is None:
         said.append("the base is unknown here, so whether its layers have names in GGUF was not judged")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.formats.engines import Rule, Settings, Traits, llama_cpp
+from adapterhub.formats.engines import REFUSES, Rule, Traits, llama_cpp, rules
 
 NAME: Final = "Ollama"
 VERSIONS: Final[tuple[str, ...]] = ()
@@ -17,15 +17,13 @@ SOURCE: Final = (
 
 STEPS: Final = ("one adapter per model; `adapt export --format ollama` writes the Modelfile, `ollama create` reads it",)
 
-RULES: Final[Sequence[Rule]] = llama_cpp.RULES
-
-
-def settings(_traits: Traits) -> Settings:
-    """None: the Modelfile has everything."""
-    return {}
+RULES: Final[Sequence[Rule]] = (
+    *(rule for rule in llama_cpp.RULES if rule.feature != "alora"),
+    *rules(REFUSES, "Ollama looks for no invocation tokens and uses the adapter on the whole prompt", "alora"),
+)
 
 
 def notes(traits: Traits) -> list[str]:
-    """What was not judged, and what is worth knowing."""
+    """Return the facts that were not judged, and those worth knowing."""
     said = "best effort: not run here; some releases since 0.34.1 reportedly refuse `ADAPTER` lines"
     return [said, *llama_cpp.notes(traits)]

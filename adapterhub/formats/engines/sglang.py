@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from adapterhub.formats.engines import MISREADS, REFUSES, SETTINGS, Rule, Settings, Traits, some
+from adapterhub.core.errors import shown
+from adapterhub.formats.engines import MISREADS, REFUSES, SETTINGS, Pairs, Rule, Settings, Test, Traits, on, rules
+from adapterhub.formats.engines._tables import release_of, releases
 
 NAME: Final = "SGLang"
-VERSIONS: Final = ("0.5",)
+_RELEASES: Final = releases("sglang")
+VERSIONS: Final = tuple(".".join(version.split(".")[:2]) for version in _RELEASES)
 SOURCE: Final = (
-    "`sglang/srt/lora/lora.py`, `lora_config.py`, `lora_manager.py` and `utils.py` of SGLang 0.5.23, read, not run"
+    f"the wheel of SGLang {', '.join(_RELEASES)}: `sglang/srt/lora/` and the list of model classes, read by "
+    "`docs/engine_tables`, not run"
 )
 
-_IGNORED: Final = "SGLang reads the pairs of its layers and skips everything else"
-_PLACE: Final = "LoRAAdapter._process_weight"
+_QKV: Final = "LoRAAdapter.normalize_qkv_proj"
+_EXPERT_LAYERS: Final = re.compile(r"(.*\.)?experts\.\d+\.(w1|w2|w3)")
+"""It takes these for the names of gate, down and up (`LoRAAdapter._rename_expert_w_to_proj`)."""
 
 
 def _targets(traits: Traits) -> str:
@@ -26,85 +32,87 @@ def _targets(traits: Traits) -> str:
     return ""
 
 
-def _half_attention(traits: Traits) -> str:
-    owners = {m.rpartition(".")[0] for m in traits.modules if m.endswith(".q_proj")}
-    lacking = sorted(f"{o}.v_proj" for o in owners if f"{o}.v_proj" not in traits.modules)
-    return f"q_proj without {some(lacking)}" if lacking else ""
+def _without(partner: str, *kinds: str) -> Test:
+    """Return whether layers of these kinds lack the partner that SGLang stacks them with."""
 
+    def test(traits: Traits) -> str:
+        owners = {m.rpartition(".")[0] for m in traits.modules if m.rpartition(".")[2] in kinds}
+        lacking = sorted(f"{o}.{partner}" for o in owners if f"{o}.{partner}" not in traits.modules)
+        return on(f"{' or '.join(kinds)} without", lacking)
 
-def _unreached(traits: Traits) -> str:
-    """Which k or v have no q: SGLang stacks them only where there is q."""
-    owners = {m.rpartition(".")[0] for m in traits.modules if m.rpartition(".")[2] in ("k_proj", "v_proj")}
-    lacking = sorted(f"{o}.q_proj" for o in owners if f"{o}.q_proj" not in traits.modules)
-    return f"k_proj or v_proj without {some(lacking)}" if lacking else ""
+    return test
 
 
 RULES: Final[Sequence[Rule]] = (
-    Rule(feature="method", effect=REFUSES, says="SGLang reads LoRA only", source="LoRAAdapter.__init__"),
-    Rule(
-        feature="scale",
-        effect=MISREADS,
-        says="SGLang scales every module by `lora_alpha / r`",
-        source="LoRAAdapter.__init__",
+    *rules(REFUSES, "SGLang reads LoRA only", "method", source="LoRAAdapter.__init__"),
+    *rules(MISREADS, "SGLang scales every module by `lora_alpha / r`", "scale", source="LoRAAdapter.__init__"),
+    *rules(MISREADS, "SGLang uses one `r` for all modules", "ranks", source="LoRAConfig, LoRAMemoryPool.can_support"),
+    *rules(REFUSES, "SGLang does not read DoRA", "dora", source="LoRAManager.validate_new_adapter"),
+    *rules(
+        MISREADS,
+        "SGLang reads the pairs of its layers and skips everything else",
+        *("lora_bias", "bias", "modules_to_save", "trainable_tokens", "conv", "target_parameters", "nested", "others"),
+        source="LoRAAdapter._process_weight",
     ),
-    Rule(
-        feature="ranks",
-        effect=MISREADS,
-        says="SGLang uses one `r` for all modules",
-        source="LoRAConfig, LoRAMemoryPool.can_support",
-    ),
-    Rule(feature="dora", effect=REFUSES, says="SGLang does not read DoRA", source="LoRAManager.validate_new_adapter"),
-    *(
-        Rule(feature=name, effect=MISREADS, says=_IGNORED, source=_PLACE)
-        for name in (
-            "lora_bias",
-            "bias",
-            "modules_to_save",
-            "trainable_tokens",
-            "conv",
-            "target_parameters",
-            "nested",
-            "others",
-        )
-    ),
-    *(
-        Rule(
-            feature=name,
-            effect=MISREADS,
-            says="SGLang ignores the setting and adds B·A to the unchanged base",
-            source="LoRAConfig",
-        )
-        for name in SETTINGS
-    ),
-    Rule(
-        feature="targets",
-        effect=REFUSES,
-        says="SGLang accepts a list of names or `all-linear`",
+    *rules(MISREADS, "SGLang ignores the setting and adds B·A to the unchanged base", *SETTINGS, source="LoRAConfig"),
+    *rules(
+        REFUSES,
+        "SGLang accepts a list of names or `all-linear`",
+        "targets",
         source="get_normalized_target_modules",
         when=_targets,
     ),
-    Rule(
-        feature="layers",
-        effect=REFUSES,
-        says="SGLang stacks q, k and v, and needs v wherever there is q",
-        source="LoRAAdapter.normalize_qkv_proj",
-        when=_half_attention,
+    *rules(
+        REFUSES,
+        "SGLang stacks q, k and v, and needs v wherever there is q",
+        "layers",
+        source=_QKV,
+        when=_without("v_proj", "q_proj"),
     ),
-    Rule(
-        feature="layers",
-        effect=MISREADS,
-        says="SGLang stacks q, k and v only where there is q",
-        source="LoRAAdapter.normalize_qkv_proj",
-        when=_unreached,
+    *rules(
+        MISREADS,
+        "SGLang stacks q, k and v only where there is q",
+        "layers",
+        source=_QKV,
+        when=_without("q_proj", "k_proj", "v_proj"),
     ),
 )
 
 
+def bound(traits: Traits, version: str | None) -> tuple[Pairs | None, Sequence[Rule]]:
+    """Return how many pairs SGLang has layers for, and rules that name the others; None if the base is unknown."""
+    release, name = release_of("sglang", version), traits.base.class_name
+    if name is None or not traits.config.is_lora:
+        return None, ()
+    count = len(traits.modules)
+    if name not in release.classes:
+        base, says = f"a base of class `{shown(name)}`", f"SGLang {release.version} has no such class"
+        return Pairs(bound=0, dropped=0, refused=count, unknown=0), rules(
+            REFUSES, says, "base", source="EntryClass", when=lambda _: base
+        )
+    known = {*release.limits["targets"], *release.facts[release.classes[name]].get("supported", ())}
+    names = release.limits["names"]
+    dropped = sum(map(traits.is_expert, traits.modules))
+    odd = [m for m in traits.modules if not _is_known(m, known, names) and not traits.is_expert(m)]
+    return Pairs(bound=count - dropped - len(odd), dropped=dropped, refused=len(odd), unknown=0), rules(
+        REFUSES,
+        f"SGLang {release.version} has no layer with LoRA for it",
+        "targets",
+        source="_KNOWN_LORA_TARGET_MODULES",
+        when=lambda _: on("pairs on", odd),
+    )
+
+
+def _is_known(module: str, known: set[str], names: Mapping[str, str]) -> bool:
+    leaf = module.rpartition(".")[2]
+    return leaf in known or names.get(leaf, leaf) in known or bool(_EXPERT_LAYERS.fullmatch(module))
+
+
 def settings(traits: Traits) -> Settings:
-    """The options that a server needs for this adapter."""
+    """Return the options that a server needs for this adapter."""
     return {"enable-lora": True, "max-lora-rank": traits.rank, "lora-target-modules": traits.leaves}
 
 
 def notes(_traits: Traits) -> list[str]:
-    """What is worth knowing."""
+    """Return the facts worth knowing."""
     return ["judged from SGLang's source, which was read and not run"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from adapterhub.formats.engines import MISREADS, NOTES, REFUSES, SETTINGS, Rule, Settings, Traits, some
+from adapterhub.formats.engines import MISREADS, NOTES, REFUSES, SETTINGS, Rule, Traits, on, rules, some
 
 NAME: Final = "TGI"
 VERSIONS: Final[tuple[str, ...]] = ()
@@ -15,14 +15,15 @@ SOURCE: Final = (
 )
 
 _TARGETS: Final = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"})
-_IGNORED: Final = "TGI reads the pairs of linear layers and skips everything else"
+_PREPARED: Final = "LoraWeights.prepare_weights"
+_LOOKUP: Final = "build_layer_weight_lookup"
 _PLACE: Final = "LoraConfig.map_weights_for_model"
 
 
 def _targets(traits: Traits) -> str:
     embeddings = frozenset(traits.of_kind("embedding"))
     odd = [m for m in traits.modules if m.rpartition(".")[2] not in _TARGETS and m not in embeddings]
-    return f"pairs on {some(odd)}" if odd else ""
+    return on("pairs on", odd)
 
 
 def _layers(traits: Traits) -> str:
@@ -40,69 +41,29 @@ def _layers(traits: Traits) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    Rule(feature="method", effect=REFUSES, says="TGI reads LoRA only", source="LoraConfig.load"),
-    Rule(
-        feature="scale_pattern",
-        effect=MISREADS,
-        says="TGI uses one alpha and one rank for all modules",
-        source="LoraWeights.prepare_weights",
+    *rules(REFUSES, "TGI reads LoRA only", "method", source="LoraConfig.load"),
+    *rules(MISREADS, "TGI uses one alpha and one rank for all modules", "scale_pattern", source=_PREPARED),
+    *rules(REFUSES, "TGI stacks the layers, which requires one rank", "ranks", source="LoraWeights.__init__"),
+    *rules(
+        MISREADS,
+        "TGI reads the pairs of linear layers and skips everything else",
+        *("dora", "lora_bias", "bias", "modules_to_save", "trainable_tokens", "embedding", "conv"),
+        *("target_parameters", "experts", "nested", "others"),
+        source=_PLACE,
     ),
-    Rule(
-        feature="ranks",
-        effect=REFUSES,
-        says="TGI stacks the layers, which requires one rank",
-        source="LoraWeights.__init__",
-    ),
-    *(
-        Rule(feature=name, effect=MISREADS, says=_IGNORED, source=_PLACE)
-        for name in (
-            "dora",
-            "lora_bias",
-            "bias",
-            "modules_to_save",
-            "trainable_tokens",
-            "embedding",
-            "conv",
-            "target_parameters",
-            "experts",
-            "nested",
-            "others",
-        )
-    ),
-    *(
-        Rule(
-            feature=name,
-            effect=MISREADS,
-            says="TGI ignores the setting and adds B·A to the unchanged base",
-            source=_PLACE,
-        )
-        for name in SETTINGS
-    ),
-    Rule(
-        feature="targets",
-        effect=MISREADS,
-        says=f"TGI adapts {', '.join(sorted(_TARGETS))} only",
-        source="build_layer_weight_lookup",
-        when=_targets,
-    ),
-    Rule(
-        feature="layers",
-        effect=MISREADS,
-        says="TGI skips a kind of layer if one of those layers lacks its pair",
-        source="LoraWeights.prepare_weights",
+    *rules(MISREADS, "TGI ignores the setting and adds B·A to the unchanged base", *SETTINGS, source=_PLACE),
+    *rules(MISREADS, f"TGI adapts {', '.join(sorted(_TARGETS))} only", "targets", source=_LOOKUP, when=_targets),
+    *rules(
+        MISREADS,
+        "TGI skips a kind of layer if one of those layers lacks its pair",
+        "layers",
+        source=_PREPARED,
         when=_layers,
     ),
-    Rule(
-        feature="head", effect=NOTES, says="TGI's code supports it; not tested here", source="build_layer_weight_lookup"
-    ),
+    *rules(NOTES, "TGI's code supports it; not tested here", "head", source=_LOOKUP),
 )
 
 
-def settings(_traits: Traits) -> Settings:
-    """None: `--lora-adapters NAME=PATH` names the adapter, and TGI reads the rank from it."""
-    return {}
-
-
 def notes(_traits: Traits) -> list[str]:
-    """What is worth knowing."""
+    """Return the facts worth knowing."""
     return ["judged from TGI's source, which was read and not run; start the server with `--lora-adapters NAME=PATH`"]

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from adapterhub.core.errors import shown
-from adapterhub.formats.engines import MISREADS, NOTES, REFUSES, Rule, Settings, Traits, set_to, some
+from adapterhub.formats.engines import (
+    MISREADS,
+    NOTES,
+    REFUSES,
+    Effect,
+    Pairs,
+    Rule,
+    Settings,
+    Test,
+    Traits,
+    on,
+    rules,
+    set_to,
+    some,
+)
+from adapterhub.formats.engines._tables import Binding, Models, Release, bind, release_of, releases
 from adapterhub.formats.peft.config import DEFAULT_ALPHA, DEFAULT_RANK
 
 NAME: Final = "vLLM"
-VERSIONS: Final = ("0.32", "0.33")
+_RELEASES: Final = releases("vllm")
+_NEWEST: Final = next(iter(_RELEASES.values()))
+VERSIONS: Final = tuple(".".join(version.split(".")[:2]) for version in reversed(tuple(_RELEASES)))
 SOURCE: Final = (
-    "`vllm/lora/peft_helper.py`, `lora_model.py` and `utils.py`, `vllm/config/lora.py`, `vllm/lora/layers/` of vLLM "
-    "0.32.0, read and run on CPU"
+    f"the wheels of vLLM {', '.join(_RELEASES)}: `vllm/lora/`, `vllm/config/lora.py` and the class of each model, read "
+    "by `docs/engine_tables`; 0.32.0 was run on CPU"
 )
 
-MAX_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+MAX_RANKS: Final[tuple[int, ...]] = tuple(_NEWEST.limits["ranks"])
 """The values that `--max-lora-rank` accepts."""
 
-LARGEST_VOCABULARY: Final = 258_048
+LARGEST_VOCABULARY: Final[int] = _NEWEST.limits["vocabulary"]
+_HELPER: Final = "PEFTHelper"
+_FEATURES: Final = "PEFTHelper._validate_features"
+_TENSORS: Final = "LoRAModel.from_lora_tensors"
+_NAMES: Final = "parse_fine_tuned_lora_name"
 
-_PLAIN_STARTS: Final = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_HEADS_TRAINED_WHOLE: Final = ("classifier", "score")
+_PLAIN_STARTS: Final = frozenset(_NEWEST.limits["starts"])
+_HEADS_TRAINED_WHOLE: Final = frozenset(_NEWEST.limits["heads"])
 _IGNORED_COPIES: Final = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
-_WITHOUT_LORA: Final = frozenset(
-    {"bloom", "dbrx", "falcon", "gpt2", "gptj", "gpt_neo", "mamba", "mamba2", "orion", "stablelm"}
-)
 
 
 def slot_rank(rank: int) -> int | None:
-    """The smallest allowed `--max-lora-rank` for an adapter of that rank; None when there is none."""
+    """Return the smallest allowed `--max-lora-rank` for an adapter of that rank; None when there is none."""
     return next((allowed for allowed in MAX_RANKS if allowed >= rank), None)
 
 
@@ -59,14 +78,18 @@ def _start(traits: Traits) -> str:
     return "" if known else set_to("init_lora_weights", start)
 
 
-def _embedding(traits: Traits) -> str:
-    odd = [m for m in traits.of_kind("embedding") if m.rpartition(".")[2] != "embed_tokens"]
-    return f"the embedding {some(odd)}" if odd else ""
+def _nowhere(traits: Traits) -> str:
+    """Modules that no class of models adapts, by the last parts of their names; a known class says more."""
+    if _models(traits, _NEWEST) is not None:
+        return ""
+    leaves = _NEWEST.every_leaf
+    names = [m for m in traits.modules if not traits.is_expert(m) and ".base_layer" not in m]
+    return on("pairs on", [m for m in names if ".experts." not in f".{m}" and m.rpartition(".")[2] not in leaves])
 
 
 def _copies(traits: Traits) -> str:
     odd = [spec.name for _, spec in traits.keys.copies if not spec.name.endswith(_IGNORED_COPIES)]
-    return f"copies of base weights, {some(odd)}" if odd else ""
+    return on("copies of base weights,", odd)
 
 
 def _defaults(traits: Traits) -> str:
@@ -74,11 +97,6 @@ def _defaults(traits: Traits) -> str:
     missing = [name for name in ("r", "lora_alpha") if f"`{name}` is missing" in said]
     values = f" (PEFT takes r {DEFAULT_RANK}, lora_alpha {DEFAULT_ALPHA})" if missing else ""
     return f"{some(missing)} missing in the config{values}" if missing else ""
-
-
-def _base(traits: Traits) -> str:
-    kind = traits.base.model_type
-    return f"a base of type `{kind}`" if kind in _WITHOUT_LORA else ""
 
 
 def _vocabulary(traits: Traits) -> str:
@@ -94,114 +112,167 @@ def _vocabulary(traits: Traits) -> str:
 
 
 RULES: Final[Sequence[Rule]] = (
-    Rule(feature="method", effect=REFUSES, says="vLLM reads LoRA only"),
-    Rule(
-        feature="rank",
-        effect=REFUSES,
-        says=f"the largest `--max-lora-rank` is {MAX_RANKS[-1]}",
-        source="MaxLoRARanks",
-        when=_too_large,
+    *rules(REFUSES, "vLLM reads LoRA only", "method"),
+    *rules(
+        REFUSES, f"the largest `--max-lora-rank` is {MAX_RANKS[-1]}", "rank", source="MaxLoRARanks", when=_too_large
     ),
-    Rule(feature="dora", effect=REFUSES, says="vLLM does not read DoRA", source="PEFTHelper._validate_features"),
-    Rule(feature="lora_bias", effect=REFUSES, says="vLLM reads no bias of B", source="PEFTHelper._validate_features"),
-    Rule(feature="bias", effect=REFUSES, says="vLLM changes no bias of the base", source="PEFTHelper.validate_legal"),
-    Rule(
-        feature="modules_to_save",
-        effect=REFUSES,
-        says="vLLM accepts one whole module, named `classifier` or `score`",
-        source="PEFTHelper._validate_features, LoRAModel.from_lora_tensors",
+    *rules(REFUSES, "vLLM does not read DoRA", "dora", source=_FEATURES),
+    *rules(REFUSES, "vLLM reads no bias of B", "lora_bias", source=_FEATURES),
+    *rules(REFUSES, "vLLM changes no bias of the base", "bias", source="PEFTHelper.validate_legal"),
+    *rules(
+        REFUSES,
+        "vLLM accepts one whole module, named `classifier` or `score`",
+        "modules_to_save",
+        source=f"{_FEATURES}, {_TENSORS}",
         when=_saved,
     ),
-    Rule(
-        feature="modules_to_save",
-        effect=NOTES,
-        says="vLLM loads it on a classification model only",
-        source="LoRAModel.from_lora_tensors",
-        when=_one_head,
+    *rules(NOTES, "vLLM loads it on a classification model only", "modules_to_save", source=_TENSORS, when=_one_head),
+    *rules(REFUSES, "vLLM knows no such tensor", "trainable_tokens", source=_NAMES),
+    *rules(REFUSES, "vLLM adapts no module of that name", "targets", source="expected_lora_modules", when=_nowhere),
+    *rules(REFUSES, "vLLM adapts linear layers only", "conv", source="is_supported_lora_module"),
+    *rules(
+        MISREADS,
+        "vLLM reads stacked experts as PEFT 0.19 and newer lay them out; `adapt export --format peft` writes that",
+        "layout",
+        source="LoRAModelManager._stack_moe_lora_weights",
     ),
-    Rule(
-        feature="trainable_tokens",
-        effect=REFUSES,
-        says="vLLM knows no such tensor",
-        source="parse_fine_tuned_lora_name",
-    ),
-    Rule(
-        feature="embedding",
-        effect=REFUSES,
-        says="vLLM adapts the embedding `embed_tokens` only",
-        source="embedding_modules of the models",
-        when=_embedding,
-    ),
-    Rule(feature="conv", effect=REFUSES, says="vLLM adapts linear layers only", source="is_supported_lora_module"),
-    Rule(
-        feature="target_parameters",
-        effect=NOTES,
-        says="vLLM reads experts stored as `gate_up_proj` and `down_proj`; not tested here",
-        source="PEFTHelper.get_rank_and_scaling",
-    ),
-    Rule(
-        feature="nested",
-        effect=MISREADS,
-        says="vLLM finds no layer of that name and skips the pair",
-        source="LoRAModel.check_unexpected_modules passes over `base_layer`",
-    ),
-    Rule(
-        feature="start",
-        effect=REFUSES,
-        says="vLLM accepts only initialisations that leave the base unchanged; convert it with PEFT's "
+    *rules(
+        REFUSES,
+        "vLLM accepts only initialisations that leave the base unchanged; convert it with PEFT's "
         "`path_initial_model_for_weight_conversion`",
+        "start",
         source="PEFTHelper._init_is_supported",
         when=_start,
     ),
-    Rule(feature="layer_replication", effect=REFUSES, says="vLLM does not repeat layers", source="PEFTHelper"),
-    Rule(feature="alora", effect=REFUSES, says="vLLM does not read aLoRA", source="PEFTHelper"),
-    Rule(feature="bdlora", effect=REFUSES, says="vLLM does not read BD-LoRA", source="PEFTHelper"),
-    Rule(feature="qalora", effect=REFUSES, says="vLLM does not read QALoRA", source="PEFTHelper"),
-    *(
-        Rule(
-            feature=name,
-            effect=MISREADS,
-            says="vLLM ignores the setting and reads plain LoRA",
-            source="PEFTHelper",
-        )
-        for name in ("kasa", "velora", "monteclora", "arrow")
+    *rules(REFUSES, "vLLM does not repeat layers", "layer_replication", source=_HELPER),
+    *rules(REFUSES, "vLLM does not read aLoRA", "alora", source=_HELPER),
+    *rules(REFUSES, "vLLM does not read BD-LoRA", "bdlora", source=_HELPER),
+    *rules(REFUSES, "vLLM does not read QALoRA", "qalora", source=_HELPER),
+    *rules(
+        MISREADS,
+        "vLLM ignores the setting and reads plain LoRA",
+        *("kasa", "velora", "monteclora", "arrow"),
+        source=_HELPER,
     ),
-    Rule(
-        feature="copies",
-        effect=REFUSES,
-        says="vLLM knows no such tensor; save the adapter with `save_embedding_layers=False`",
-        source="is_base_embedding_weights, parse_fine_tuned_lora_name",
+    *rules(
+        REFUSES,
+        "vLLM knows no such tensor; save the adapter with `save_embedding_layers=False`",
+        "copies",
+        source=f"is_base_embedding_weights, {_NAMES}",
         when=_copies,
     ),
-    Rule(feature="others", effect=REFUSES, says="vLLM knows no such tensor", source="parse_fine_tuned_lora_name"),
-    Rule(
-        feature="defaults",
-        effect=REFUSES,
-        says="vLLM requires them in the config",
-        source="PEFTHelper.from_dict",
-        when=_defaults,
-    ),
-    Rule(feature="base", effect=REFUSES, says="vLLM does not support LoRA on it", source="SupportsLoRA", when=_base),
-    Rule(
-        feature="vocabulary",
-        effect=REFUSES,
-        says=f"vLLM requires the vocabulary of the base, of at most {LARGEST_VOCABULARY}",
-        source="LogitsProcessorWithLoRA.create_lora_weights, LoRAModel.from_lora_tensors",
+    *rules(REFUSES, "vLLM knows no such tensor", "others", source=_NAMES),
+    *rules(REFUSES, "vLLM requires them in the config", "defaults", source="PEFTHelper.from_dict", when=_defaults),
+    *rules(
+        REFUSES,
+        f"vLLM requires the vocabulary of the base, of at most {LARGEST_VOCABULARY}",
+        "vocabulary",
+        source=f"LogitsProcessorWithLoRA.create_lora_weights, {_TENSORS}",
         when=_vocabulary,
     ),
 )
 
 
+_SETTING_OF: Final = {
+    "lora_bias": "lora_bias",
+    "start": "init_lora_weights",
+    "layer_replication": "layer_replication",
+    "alora": "alora_invocation_tokens",
+    "bdlora": "use_bdlora",
+    "qalora": "use_qalora",
+}
+"""The setting that a release must read to refuse a feature; one that does not read it takes plain LoRA instead."""
+
+
+def rules_of(version: str | None) -> Sequence[Rule]:
+    """Return the rules of a release: an older one ignores settings that a newer one reads."""
+    release = release_of("vllm", version)
+    known = frozenset(release.limits["settings"])
+    ignored = f"vLLM {release.version} ignores the setting and reads plain LoRA"
+    made = [
+        replace(rule, effect=MISREADS, says=ignored) if _SETTING_OF.get(rule.feature, "r") not in known else rule
+        for rule in RULES
+    ]
+    if "rank_pattern" not in known:
+        one = f"vLLM {release.version} scales every module by the `r` and `lora_alpha` of the config"
+        made += rules(MISREADS, one, "scale_pattern", source=_HELPER)
+    return made
+
+
+_TOWERS: Final = "adapts parts that see or hear only with `--enable-tower-connector-lora`, an experiment there"
+_BACKEND: Final = "runs a class of transformers for them, which the tables do not have"
+
+
+def _models(traits: Traits, release: Release) -> Models | None:
+    name = traits.base.class_name
+    return release.models(name, traits.base.inner_class or "") if name else None
+
+
+def bound(traits: Traits, version: str | None) -> tuple[Pairs | None, Sequence[Rule]]:
+    """Return how many pairs the base's class binds, and rules that name the others; None if the base is unknown."""
+    release, name = release_of("vllm", version), traits.base.class_name
+    if name is None or not traits.config.is_lora:
+        return None, ()
+    engine, models = f"vLLM {release.version}", _models(traits, release)
+    count = len(traits.modules)
+    if models is None or not models.has_lora:
+        base = f"a base of class `{shown(name)}`"
+        says = f"{engine} does not adapt it" if models is not None else f"{engine} has no such class"
+        return Pairs(bound=0, dropped=0, refused=count, unknown=0), rules(
+            REFUSES, says, "base", source="SupportsLoRA", when=lambda _: base
+        )
+    found = bind(models, traits.modules, has_text_names=bool(release.limits["text_names"]), experts=traits.base.experts)
+    pairs = Pairs(
+        bound=len(found.bound),
+        dropped=len((*found.dropped, *found.towers, *found.skipped)),
+        refused=len((*found.refused, *found.stacked, *found.single, *found.partial)),
+        unknown=len(found.unknown),
+    )
+    return pairs, list(_named(found, f"`{shown(name)}` of {engine}", is_wrapper=bool(models.language)))
+
+
+def _named(found: Binding, models: str, *, is_wrapper: bool) -> Iterator[Rule]:
+    """Yield a rule for each group of pairs that are not bound."""
+    lost = "has no such module, and skips them silently"
+    lost += "; `adapt export --format vllm` writes the names that it has" if is_wrapper else ""
+    whole = "takes one pair for each layer of each expert; `adapt export --format vllm@2d` writes them"
+    manager, loader = "LoRAModelManager", "LoRAModel.from_local_checkpoint"
+    groups: Sequence[tuple[tuple[str, ...], str, Effect, str, str, str]] = (
+        (found.refused, "targets", REFUSES, "pairs on", "adapts no module of that name", loader),
+        (found.stacked, "target_parameters", REFUSES, "pairs on stacked experts,", whole, manager),
+        (found.skipped, "target_parameters", MISREADS, "pairs on stacked experts,", f"skips them; it {whole}", manager),
+        (found.single, "experts", REFUSES, "pairs on single experts,", "takes one pair for all of a layer", loader),
+        (found.partial, "experts", REFUSES, "pairs on experts,", "needs all layers of all experts", manager),
+        (found.towers, "names", MISREADS, "pairs on", _TOWERS, manager),
+        (found.dropped, "names", MISREADS, "pairs on", lost, manager),
+        (found.unknown, "names", REFUSES, "pairs on", _BACKEND, "vllm/model_executor/models/transformers"),
+    )
+    for group, feature, effect, what, says, source in groups:
+        if group:
+            yield Rule(
+                feature=feature,
+                effect=effect,
+                says=f"{models} {says}",
+                source=source,
+                when=_told(what, group),
+            )
+
+
+def _told(what: str, names: Sequence[str]) -> Test:
+    text = f"{len(names)} {on(what, names)}"
+    return lambda _traits: text
+
+
 def settings(traits: Traits) -> Settings:
-    """The options that a server needs for this adapter."""
+    """Return the options that a server needs for this adapter."""
     return {"enable-lora": True, "max-lora-rank": slot_rank(traits.rank) or MAX_RANKS[-1]}
 
 
 def notes(traits: Traits) -> list[str]:
-    """What was not judged, and what is worth knowing."""
+    """Return the facts that were not judged, and those worth knowing."""
     said = []
-    if traits.base.model_type is None:
-        said.append("the base is unknown here, so whether vLLM supports LoRA on its architecture was not judged")
-    if traits.config.fan_in_fan_out and traits.base.model_type is None:
+    if traits.base.class_name is None:
+        said.append("the base is unknown here, so whether vLLM's class for it binds every pair was not judged")
+    if traits.config.fan_in_fan_out and traits.base.class_name is None:
         said.append("`fan_in_fan_out` belongs to models such as GPT-2, on which vLLM does not support LoRA")
     return said

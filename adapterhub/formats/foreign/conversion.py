@@ -43,6 +43,7 @@ from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.keys import PREFIX
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes, parse_header
 from adapterhub.formats.safetensors.header import DTYPE_BITS, FACTOR_DTYPES, TensorSpec
+from adapterhub.formats.safetensors.parts import parts_problem
 
 _BLOCK_BYTES: Final = 1 << 20
 _AHEAD: Final = 8
@@ -69,11 +70,11 @@ class OpenFile:
         self._rest = memoryview(b"")
 
     def source(self, config: Mapping[str, Any] | None, base: Mapping[str, tuple[int, ...]]) -> FactorSource:
-        """What a reader gets."""
+        """Return the read result."""
         return FactorSource(file=self.header, where=self.where, read=self._small, config=config, base=base)
 
     def _small(self, spec: TensorSpec) -> bytes:
-        """The bytes of a tensor of one number; the pass compares them."""
+        """Return the bytes of a tensor of one number; the pass compares them."""
         self._seen[spec.start] = os.pread(self._stream.fileno(), spec.size_bytes, spec.start)
         return self._seen[spec.start]
 
@@ -97,7 +98,7 @@ class OpenFile:
         digests.append(FileDigests(whole=whole.digest, data=data.digest, size_bytes=header.size_bytes))
 
     def _blocks(self, whole: _HashedCopy, data: _HashedCopy, progress: Progress | None) -> Iterator[memoryview]:
-        """The bytes behind the header, which are being hashed."""
+        """Yield the bytes behind the header, which are being hashed."""
         left = self.header.size_bytes - self.header.data_start
         while left:
             block = self._stream.read(min(_BLOCK_BYTES, left))
@@ -111,7 +112,10 @@ class OpenFile:
             yield memoryview(block)
 
     def _of(self, spec: TensorSpec, blocks: Iterator[memoryview]) -> Iterator[memoryview]:
-        """The bytes of the next tensor, to be taken to the end; the rest of a block stays for the one after it."""
+        """Yield the bytes of the next tensor, to be taken to the end.
+
+        The rest of a block stays for the one after it.
+        """
         left, found = spec.size_bytes, bytearray()
         while left:
             rest = self._rest or next(blocks)
@@ -156,7 +160,7 @@ class _HashedCopy:
 
 @contextmanager
 def opened(path: Path) -> Iterator[OpenFile]:
-    """The file at `path`, with its header checked.
+    """Provide the file at `path`, with its header checked.
 
     Raises:
         MalformedTensorFile: it cannot be opened, is a link out of its folder or not a plain file, or its header breaks
@@ -233,7 +237,7 @@ def write_folder(file: OpenFile, reading: Reading, folder: Path, progress: Progr
 
 
 def _is_as_stored(cut: Cut) -> bool:
-    """Whether a cut is runs of the file's own bytes."""
+    """Return whether a cut is runs of the file's own bytes."""
     return not cut.is_transposed and cut.mid is None
 
 
@@ -270,7 +274,7 @@ def rows_of(raw: bytes, spec: TensorSpec, rows: Rows) -> list[memoryview]:
 
 # ---------------------------------------------------------------- the config
 def config_of(reading: Reading) -> dict[str, Any]:
-    """The `adapter_config.json`: whole module names, and the rank and alpha that most modules have."""
+    """Return the `adapter_config.json`: whole module names, and the rank and alpha that most modules have."""
     names = [reading.full_name(module) for module in reading.modules]
     ranks = Counter(module.rank for module in reading.modules)
     alphas = Counter(float(module.rank if module.alpha is None else module.alpha) for module in reading.modules)
@@ -328,7 +332,7 @@ def _endings(name: str) -> Iterator[str]:
 
 
 def ensure_one_kind(source: FactorSource, reading: Reading) -> None:
-    """Raise where PEFT's one config cannot say what the modules are.
+    """Raise if PEFT's single config cannot describe all modules.
 
     Raises:
         MalformedTensorFile: E_UNSUPPORTED for DoRA or biases on some modules and not on others.
@@ -348,7 +352,7 @@ _KERNEL: Final = 9
 
 
 def method_of(source: FactorSource, groups: Mapping[str, Iterable[str]]) -> Method:
-    """The one method of all modules, by the ends of their tensors.
+    """Return the one method of all modules, by the ends of their tensors.
 
     Raises:
         MalformedTensorFile: E_UNSUPPORTED for a mixture.
@@ -403,7 +407,7 @@ def module_of(
 
 
 def _size(module: Module) -> tuple[int, int]:
-    """The outputs of the layer with this update, and the numbers of its weight."""
+    """Return the outputs of the layer with this update, and the numbers of its weight."""
     slots = module.slots
     if "hada_w1_a" in slots:
         out = slots["hada_w1_a"].shape[1 if "hada_t1" in slots else 0]
@@ -415,13 +419,13 @@ def _size(module: Module) -> tuple[int, int]:
 
 
 def dimension(slots: Mapping[str, Cut]) -> int | None:
-    """The rank that LyCORIS divides alpha by; None for a LoKr with both sides whole, whose scale is 1."""
+    """Return the rank that LyCORIS divides alpha by; None for a LoKr with both sides whole, whose scale is 1."""
     found = next((slots[slot] for slot in ("hada_w1_b", "lokr_w2_b", "lokr_w1_b") if slot in slots), None)
     return found.shape[0] if found is not None else None
 
 
 def width_of(module: Module) -> int:
-    """The inputs of a linear layer with this update."""
+    """Return the inputs of a linear layer with this update."""
     slots = module.slots
     if "lora_A.weight" in slots:
         return slots["lora_A.weight"].shape[1]
@@ -476,7 +480,7 @@ def _lokr(source: FactorSource, found: Mapping[str, TensorSpec], label: str) -> 
 
 # ---------------------------------------------------------------- PEFT's settings
 def settings_of(source: FactorSource, method: Method, modules: Sequence[Module]) -> dict[str, Any]:
-    """The settings with which PEFT makes factors of these shapes, because it chooses the shapes itself.
+    """Return the settings with which PEFT makes factors of these shapes, because it chooses the shapes itself.
 
     Raises:
         MalformedTensorFile: E_UNSUPPORTED where no single setting gives the sides of every LoKr.
@@ -497,7 +501,7 @@ def settings_of(source: FactorSource, method: Method, modules: Sequence[Module])
 
 
 def _sides(module: Module) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Outputs and inputs of a LoKr, each as the sides of its two factors."""
+    """Return outputs and inputs of a LoKr, each as the sides of its two factors."""
     shapes = {slot.removeprefix("lokr_"): cut.shape for slot, cut in module.slots.items()}
     one = shapes["w1"] if "w1" in shapes else (shapes["w1_a"][0], shapes["w1_b"][1])
     if "w2" in shapes:
@@ -513,7 +517,7 @@ def _fits(sides: tuple[tuple[int, int], tuple[int, int]], factor: int) -> bool:
 
 @cache
 def _side(total: int, factor: int) -> int:
-    """The first side of a number of outputs or inputs: `factor` if it divides it, else the largest below the root.
+    """Return the first side of a number of outputs or inputs: `factor` if it divides it, or the largest below the root.
 
     -1 stands for any. 0 for what no layer has.
     """
@@ -529,7 +533,7 @@ _FLOATS: Final = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 def transposed(raw: bytes, spec: TensorSpec) -> bytes:
-    """The matrix with rows and columns exchanged, whatever its dtype."""
+    """Return the matrix with rows and columns exchanged, whatever its dtype."""
     _need_numpy("a LoRA of Apple's MLX")
     import numpy as np
 
@@ -557,7 +561,7 @@ def _floats(raw: bytes, spec: TensorSpec) -> Any:
 
 
 def block_diagonal(blocks: list[tuple[bytes, TensorSpec]]) -> bytes:
-    """One matrix with the given ones along its diagonal, zeros elsewhere; all of one dtype."""
+    """One matrix with the given ones along its diagonal, zeros elsewhere; all of one dtype, and some of no column."""
     _need_numpy("fused modules of different factors")
     import numpy as np
 
@@ -567,13 +571,17 @@ def block_diagonal(blocks: list[tuple[bytes, TensorSpec]]) -> bytes:
     row = column = 0
     for raw, spec in blocks:
         out, rank = spec.shape
-        made[row : row + out, column : column + rank] = np.frombuffer(raw, f"<u{width}").reshape(spec.shape)
+        if rank:
+            made[row : row + out, column : column + rank] = np.frombuffer(raw, f"<u{width}").reshape(spec.shape)
         row, column = row + out, column + rank
     return made.tobytes()
 
 
 def padded(raw: bytes, spec: TensorSpec, shape: tuple[int, ...], factor: float) -> bytes:
-    """The matrix transposed, multiplied and filled with zeros up to `shape`; without a factor the numbers stay."""
+    """Return the matrix transposed, multiplied and filled with zeros up to `shape`.
+
+    Without a factor the numbers stay.
+    """
     _need_numpy("a LoRA of Apple's MLX")
     import numpy as np
 
@@ -637,7 +645,7 @@ class Foreign:
         return {"origin": origin, **self.header.annotations()}
 
     def _alphas(self) -> dict[str, Any]:
-        """How the file writes its alphas, where it writes all in one way; nothing where it has none."""
+        """Return how the file writes its alphas, where it writes all in one way; nothing where it has none."""
         kinds = {(s.dtype, s.shape) for s in self.file.header.tensors if s.name.endswith(".alpha")}
         if len(kinds) != 1:
             return {}
@@ -645,7 +653,7 @@ class Foreign:
         return {"alpha": {"dtype": dtype, "shape": list(shape)}}
 
     def hash_note(self, data_sha256: str) -> str:
-        """A note where the header states another hash of its data than it has; "" otherwise."""
+        """Return a note where the header states another hash of its data than it has; "" otherwise."""
         stated = self.header.stated_hash
         if not stated or stated == hex_of(data_sha256):  # type: ignore[arg-type]  # a digest
             return ""
@@ -653,7 +661,9 @@ class Foreign:
 
 
 def foreign_path(path: Path) -> Path | None:
-    """The foreign weights that `path` may be: a file, or the only weights of a folder that is not PEFT's; else None.
+    """Return the foreign weights that `path` may be: a file, or the only weights of a folder that is not PEFT's.
+
+    Else None.
 
     Raises:
         MalformedTensorFile: E_CONFLICT for a folder of several files that it could be.
@@ -665,6 +675,8 @@ def foreign_path(path: Path) -> Path | None:
     if (path / MLX_WEIGHTS).is_file():  # beside the checkpoints of the same training
         return path / MLX_WEIGHTS
     found = sorted(p for p in path.iterdir() if p.name.endswith(_ENDING) and p.is_file())
+    if (parts := parts_problem(p.name for p in found)) is not None:
+        raise MalformedTensorFile(str(path), f"{parts[0]}, expected one file", hint=parts[1])
     if len(found) > 1:
         few = ", ".join(f"`{shown(p.name)}`" for p in found[:4])
         raise MalformedTensorFile(
@@ -678,7 +690,7 @@ def foreign_path(path: Path) -> Path | None:
 
 @contextmanager
 def foreign(path: Path, base: Mapping[str, tuple[int, ...]] | None = None) -> Iterator[Foreign | None]:
-    """The foreign LoRA in a file, read and checked; None where its names are PEFT's or of nothing known.
+    """Provide the foreign LoRA in a file, read and checked; None if its names are PEFT's or of nothing known.
 
     `base`: the shapes of the base's weights by the names of its modules.
 

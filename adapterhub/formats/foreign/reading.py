@@ -1,4 +1,4 @@
-"""What a reader makes of a foreign file: modules, each with its rank, its alpha and the tensors that it takes."""
+"""The result of reading a foreign file: modules, each with its rank, its alpha and its tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Rows = tuple[tuple[int, int], ...]
 class FactorSource:
     """A foreign file: its header, a way to read small tensors, the config beside it, and what is known of the base.
 
-    `base` has the shapes of the base's weights by the names of its modules; empty where no base is given.
+    `base` has the shapes of the base's weights by the names of its modules; empty if no base is given.
     """
 
     file: TensorFile
@@ -59,7 +59,7 @@ class FactorSource:
         raise MalformedTensorFile(self.where, reason, code=code, hint=hint)
 
     def shape_of(self, part: str, module: str) -> tuple[int, ...] | None:
-        """The shape of a module's weight in the base, which may be one component or a pipeline of several."""
+        """Return the shape of a module's weight in the base, which may be one component or a pipeline of several."""
         return self.base.get(f"{part}.{module}") or self.base.get(module)
 
 
@@ -78,7 +78,7 @@ class Cut:
 
     @property
     def dtype(self) -> str:
-        """The dtype that is written: the file's own, but float32 for what is computed."""
+        """The dtype to write: the file's own, but float32 for computed tensors."""
         return "F32" if self.mid is not None else self.source.dtype
 
 
@@ -87,7 +87,7 @@ class Module:
     """The update of one module: `slots` are its tensors by the end of PEFT's name for them.
 
     `part` is the component of a pipeline that has the module, "" for a model of one. `alpha` is what PEFT divides by
-    the rank; None where the file says none, which means the rank. `unused_alpha`: what a file states beside a LoKr of
+    the rank; None if the file states none, which means the rank. `unused_alpha`: what a file states beside a LoKr of
     whole sides, whose scale is 1 all the same.
     """
 
@@ -106,13 +106,21 @@ class Module:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """A whole foreign file, understood. `spelling` is what a writer needs to write the same names again."""
+    """A whole foreign file, understood. `spelling` is what a writer needs to write the same names again.
+
+    `families` are the keys of the transformers that the file's own names may be of; () where they are diffusers'.
+    For a writer, `class_name` is diffusers' class of the base's denoiser, and `architecture` what the original's header
+    said of the model; "" if unknown.
+    """
 
     scheme: str
     modules: tuple[Module, ...]
     method: Method = "LORA"
     use_rslora: bool = False
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    families: tuple[str, ...] = ()
+    class_name: str = ""
+    architecture: str = ""
     spelling: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 
@@ -133,12 +141,12 @@ class Reading:
         return {"unused_alpha": numbers.pop() if len(numbers) == 1 else found} if numbers else {}
 
     def full_name(self, module: Module) -> str:
-        """The name of a module in the PEFT folder: behind its component where the file has several."""
+        """Return the name of a module in the PEFT folder: behind its component where the file has several."""
         return f"{module.part}.{module.name}" if len(self.parts) > 1 else module.name
 
 
 def scalar(source: FactorSource, spec: TensorSpec) -> float:
-    """The number that an `alpha` holds.
+    """Return the number that an `alpha` holds.
 
     Raises:
         MalformedTensorFile: E_ALPHA for anything but one finite number above 0, at most `MAX_ALPHA`.
@@ -242,7 +250,7 @@ def _vectors(
 def _fitted(
     a: tuple[int, ...], b: tuple[int, ...], weight: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes that the base's layer wants: `[r, in]` and `[r, in, 1, 1]` are the same numbers."""
+    """Return the shapes that the base's layer wants: `[r, in]` and `[r, in, 1, 1]` are the same numbers."""
     if weight is None or len(weight) == len(a):
         return a, b
     if len(weight) == MATRIX and set(a[MATRIX:]) <= {1}:
@@ -261,15 +269,25 @@ _UNET_ROOT: Final = r"(?:down_blocks|up_blocks|mid_block|conv_in|conv_out|time_e
 _DIT_ROOT: Final = (
     r"(?:transformer_blocks|single_transformer_blocks|x_embedder|context_embedder|time_text_embed|norm_out|proj_out)"
 )
-_HALVES: Final = r"(?:lora_[AB]\.weight|lora_(?:down|up)\.weight|lora\.(?:down|up)\.weight)"
+_HALVES: Final = r"(?:lora_[AB](?:\.default)?\.weight|lora_(?:down|up)\.weight|lora\.(?:down|up)\.weight)"
 _PRODUCTS: Final = r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
-_FLAT: Final = r"(?:lora_unet|lora_te[123]?|lora_transformer|lycoris)"
-_BFL: Final = r"(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)"
+_FLAT: Final = r"(?:lora_unet|lora_te[123]?|lora_transformer|lycoris|Hunyuan_video_I2V_lora)"
+_BFL: Final = (
+    r"(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer|joint_blocks|"
+    r"blocks\.\d+\.(?:self_attn|cross_attn|ffn\.[02](?=\.))|head\.head|img_emb\.proj|(?:time|text)_embedding\.[02](?=\.)|"
+    r"time_projection|(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention|feed_forward|adaLN_modulation))"
+)
+
+_ORIGINAL: Final = (
+    r"(?:double|single|joint)_blocks\.|(?:time|vector|guidance)_in\.|final_layer\.|img_in\.proj\.|"
+    r"txt_in\.(?:individual_token_refiner|[ct]_embedder|input_embedder)\.|blocks\.\d+\.(?:self|cross)_attn\.|blocks\.\d+\.ffn\.[02]\."
+)
+"""Original names that diffusers has for no transformer; some write them behind `transformer.`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """One way to name tensors. `reader` is the module of `programs` that reads it; "" where it is refused by name."""
+    """One way to name tensors. `reader` is the module of `programs` that reads it; "" if it is refused by name."""
 
     key: str
     title: str
@@ -325,19 +343,19 @@ SCHEMES: Final = (
     _scheme(
         "kohya",
         "a LoRA of an image model in the names of kohya's sd-scripts",
-        rf"{_FLAT}_\w+\.(?:lora_(?:down|up|mid)\.weight|alpha|dora_scale|{_PRODUCTS})",
+        rf"{_FLAT}_[\w-]+\.(?:lora_(?:down|up|mid)\.weight|alpha|dora_scale|{_PRODUCTS})",
         "kohya",
     ),
     _scheme(
         "comfyui",
         "a LoRA of an image model in the names of ComfyUI",
-        rf"(?:diffusion_model|text_encoders)\.[\w.]+\.(?:{_HALVES}|lora_mid\.weight|alpha|dora_scale|{_PRODUCTS})",
+        rf"(?:diffusion_model|text_encoders)\.[\w.-]+\.(?:{_HALVES}|lora_mid\.weight|alpha|dora_scale|{_PRODUCTS})",
         "comfyui",
     ),
     _scheme(
         "bfl",
-        "a LoRA of Flux in the names of its original checkpoint",
-        rf"{_BFL}(?:\.[\w.]+)?\.(?:{_HALVES}|alpha|dora_scale|lora_B\.bias|{_PRODUCTS})",
+        "a LoRA of an image model in the names of its original checkpoint",
+        rf"(?:transformer\.(?={_ORIGINAL}))?{_BFL}(?:\.[\w.]+)?\.(?:{_HALVES}|alpha|dora_scale|lora_B\.bias|{_PRODUCTS})",
         "comfyui",
     ),
     _scheme(
@@ -355,7 +373,7 @@ SCHEMES: Final = (
     _scheme(
         "diffusers",
         "a LoRA of an image model in the names of diffusers",
-        rf"(?:{_PART}\.|(?={_UNET_ROOT}\.|{_DIT_ROOT}\.))[\w.]+\.(?:lora_[AB](?:\.default)?\.weight|lora_B\.bias|"
+        rf"(?:{_PART}\.|(?={_UNET_ROOT}\.|{_DIT_ROOT}\.))[\w.-]+\.(?:lora_[AB](?:\.default)?\.weight|lora_B\.bias|"
         rf"lora\.(?:down|up)\.weight|lora_linear_layer\.(?:down|up)\.weight|lora_magnitude_vector(?:\.weight)?|alpha|"
         rf"dora_scale)",
         "diffusers",
@@ -402,12 +420,12 @@ _BY_KEY: Final = {scheme.key: scheme for scheme in SCHEMES}
 
 @lru_cache(maxsize=_KEPT_NAMES)
 def scheme_of(name: str) -> str:
-    """The key of the scheme of one tensor's name; `unknown` for none."""
+    """Return the key of the scheme of one tensor's name; `unknown` for none."""
     return next((scheme.key for scheme in SCHEMES if scheme.names.fullmatch(name)), UNKNOWN)
 
 
 def recognise(names: Iterable[str], where: str) -> Scheme | None:
-    """The scheme of a file's names, one of `SCHEMES`; None where no name is of any.
+    """Return the scheme of a file's names, one of `SCHEMES`; None if no name is of any.
 
     Raises:
         MalformedTensorFile: E_SCHEME for names of several programs, with one of each; E_UNSUPPORTED for a kind that is
@@ -442,7 +460,10 @@ def _title(key: str) -> str:
 
 
 def scheme_among(names: Iterable[str]) -> Scheme | None:
-    """The first scheme that some name of a file is of; None where no name says one. For refusals, not for reading."""
+    """Return the first scheme that some name of a file is of; None if no name has one.
+
+    For refusals, not for reading.
+    """
     keys = dict.fromkeys(scheme_of(name) for name in names)
     return next((_BY_KEY[key] for key in keys if key in _BY_KEY), None)
 
@@ -478,13 +499,13 @@ class Trigger:
     source: str
 
     def to_json(self) -> dict[str, str]:
-        """The value in a manifest."""
+        """Return the value in a manifest."""
         return {"text": self.text, "from": self.source, "kind": self.kind}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignHeader:
-    """What a header says, cleaned for showing: one printable line each."""
+    """The facts in a header, cleaned for showing: one printable line each."""
 
     title: str = ""
     description: str = ""
@@ -507,8 +528,29 @@ class ForeignHeader:
         return {key: item for key, item in found.items() if item}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageAbout:
+    """Facts about another program's file that a manifest's `annotations` keep for people: each text is one line."""
+
+    family: str = ""
+    title: str = ""
+    triggers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, annotations: Mapping[str, Any]) -> ImageAbout:
+        """Read the texts, and leave out what is malformed; anyone may have written a manifest."""
+        family, title, found = (annotations.get(key) for key in ("family", "title", "triggers"))
+        listed = found if isinstance(found, list | tuple) else ()
+        words = [one.get("text") for one in listed if isinstance(one, Mapping)]
+        return cls(
+            family=_clean(family) if isinstance(family, str) else "",
+            title=_clean(title) if isinstance(title, str) else "",
+            triggers=tuple(_clean(word) for word in words[:_MOST_TRIGGERS] if isinstance(word, str) and _clean(word)),
+        )
+
+
 def read_metadata(metadata: Mapping[str, str]) -> ForeignHeader:
-    """The hints of a header; what is malformed is left out."""
+    """Return the hints of a header; what is malformed is left out."""
     said = {key: _clean(value) for key, value in metadata.items() if key != HEADER and len(value) <= _JSON_BYTES}
     return ForeignHeader(
         title=said.get("modelspec.title", ""),

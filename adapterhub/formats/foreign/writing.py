@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.conversion import block_diagonal, dimension, padded, rows_of, transposed
+from adapterhub.formats.foreign.families import having
 from adapterhub.formats.foreign.reading import CARRIED, PARTS, Cut, Method, Module, Reading
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, sort_keys
@@ -32,7 +33,7 @@ _WORDS: Final = MappingProxyType({"F16": "<e", "F32": "<f", "F64": "<d"})
 class ForeignOutput:
     """One tensor to write: `parts` one after another, or as blocks of a diagonal.
 
-    `rank` and `factor`: the last part is padded with zeros to that rank and multiplied, both for MLX alone.
+    `rank` and `factor`, only for MLX: the last part is padded with zeros to that rank and multiplied.
     """
 
     name: str
@@ -45,13 +46,14 @@ class ForeignOutput:
 
     @classmethod
     def of(cls, name: str, cut: Cut, shape: tuple[int, ...] | None = None) -> ForeignOutput:
-        """An unchanged tensor, perhaps in another shape of as many numbers."""
+        """Return an unchanged tensor, perhaps in another shape of as many numbers."""
         return cls(name=name, dtype=cut.dtype, shape=cut.shape if shape is None else shape, parts=(cut,))
 
     def data(self, read: Read) -> bytes:
-        """The bytes."""
+        """Return the bytes."""
         if self.is_diagonal:
-            return block_diagonal([(bytes(read(cut.source)), cut.source) for cut in self.parts if isinstance(cut, Cut)])
+            cuts = [part for part in self.parts if isinstance(part, Cut)]
+            return block_diagonal([(bytes(read(cut.source)) if cut.shape[1] else b"", cut.source) for cut in cuts])
         if self.rank:
             (cut,) = self.parts
             assert isinstance(cut, Cut)
@@ -87,7 +89,7 @@ def modules_of(
     program: str,
     methods: tuple[Method, ...],
 ) -> Reading:
-    """The modules of a PEFT adapter, with their components; `program` has a form for updates of `methods`.
+    """Return the modules of a PEFT adapter, with their components; `program` has a form for updates of `methods`.
 
     Raises:
         UnsupportedAdapter: it holds more than LoRA pairs with their magnitudes and biases, or factors of LoHa or LoKr,
@@ -128,7 +130,7 @@ def modules_of(
 
 
 def _products(keys: AdapterKeys, config: AdapterConfig, origin: Mapping[str, Any], reasons: list[str]) -> list[Module]:
-    """The modules of a LoHa or LoKr, each with the alpha that LyCORIS would give it; adds to `reasons`."""
+    """Return the modules of a LoHa or LoKr, each with the alpha that LyCORIS would give it; adds to `reasons`."""
     slots: dict[str, dict[str, Cut]] = {}
     for spec in keys.marked:
         name, _, slot = spec.name.removeprefix(PREFIX).rpartition(".")
@@ -153,7 +155,7 @@ def _products(keys: AdapterKeys, config: AdapterConfig, origin: Mapping[str, Any
 
 
 def _part_of(name: str, origin: Mapping[str, Any]) -> tuple[str, str]:
-    """The component and the name in it: in front of the name, else what the original had, else what the name is of."""
+    """Split a name into its component and the rest: from the name's front, or the original's, or by the rest itself."""
     part, _, rest = name.partition(".")
     if part in PARTS:
         return part, rest
@@ -164,17 +166,18 @@ def _part_of(name: str, origin: Mapping[str, Any]) -> tuple[str, str]:
         return "unet", name
     if name.startswith(_CLIP):
         return "text_encoder", name
-    return ("transformer" if name.startswith((*_TRANSFORMER, *_TRANSFORMER_MORE)) else ""), name
+    is_known = name.startswith((*_TRANSFORMER, *_TRANSFORMER_MORE)) or having((name,))
+    return ("transformer" if is_known else ""), name
 
 
 def plain_alpha(module: Module, *, use_rslora: bool) -> float:
-    """The alpha that gives the module's scale when it is divided by the rank."""
+    """Return the alpha that gives the module's scale when it is divided by the rank."""
     alpha = float(module.rank) if module.alpha is None else module.alpha
     return alpha * math.sqrt(module.rank) if use_rslora else alpha
 
 
 def alpha_output(name: str, value: float, kind: Mapping[str, Any] | None, like: str) -> ForeignOutput:
-    """The tensor of an alpha: in the original's dtype and shape where known, else as exact as needed."""
+    """Return the tensor of an alpha: in the original's dtype and shape if known, otherwise as exact as needed."""
     dtype = str(kind["dtype"]) if kind and kind.get("dtype") in DTYPES else like
     shape = tuple(kind["shape"]) if kind and kind.get("shape") in ([], [1]) else ()
     raw = _packed(value, dtype)
@@ -184,7 +187,7 @@ def alpha_output(name: str, value: float, kind: Mapping[str, Any] | None, like: 
 
 
 def _packed(value: float, dtype: str) -> bytes | None:
-    """The number in that dtype; None where it is not exactly that number."""
+    """Return the number in that dtype; None if it is not exactly that number."""
     if dtype == "BF16":
         raw = struct.pack("<f", value)
         return raw[2:] if raw[:2] == b"\0\0" else None
@@ -204,8 +207,8 @@ def joined(
 ) -> tuple[ForeignOutput, ForeignOutput, Module, bool]:
     """One fused module from its parts, each with as many rows as in `outs`: down, up, rank and alpha, and if it grew.
 
-    Equal As stay one, with the Bs stacked; else the As are stacked, and the Bs are blocks of a diagonal. A part without
-    an update has rows of zeros.
+    Equal As stay one, with the Bs stacked; otherwise the As are stacked, and the Bs are blocks of a diagonal. A part
+    without an update has rows of zeros.
 
     Raises:
         UnsupportedAdapter: parts with different scales or dtypes, or with magnitudes or biases.
@@ -237,16 +240,21 @@ def joined(
             False,
         )
     rank = sum(module.rank for module in there)
-    if len(there) < len(modules):
-        message = f"`{shown(label)}` is one module in that program; nothing was written"
-        raise UnsupportedAdapter(message, ["only some of its parts have an update, and their factors differ"])
-    blocks = tuple(module.slots["lora_B.weight"] for module in there)
+    blocks = tuple(
+        _nothing(dtype_b, out) if module is None else module.slots["lora_B.weight"]
+        for module, out in zip(modules, outs, strict=True)
+    )
     return (
         ForeignOutput(name="", dtype=dtype_a, shape=(rank, width), parts=tuple(downs)),
         ForeignOutput(name="", dtype=dtype_b, shape=(sum(outs), rank), parts=blocks, is_diagonal=True),
         replace(first, rank=rank, alpha=first.scale * rank),
         True,
     )
+
+
+def _nothing(dtype: str, out: int) -> Cut:
+    """Return the block of a part without an update: its rows and no column."""
+    return Cut(source=TensorSpec.planned("", dtype, (out, 0)), shape=(out, 0))
 
 
 # ---------------------------------------------------------------- the file

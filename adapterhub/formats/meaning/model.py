@@ -43,7 +43,7 @@ MODEL: Final = hashlib.sha256(
 
 
 def is_model(folder: Path) -> bool:
-    """Whether `folder` holds every file in its size; who puts them there checks the digests."""
+    """Return whether `folder` holds every file in its size; who puts them there checks the digests."""
     try:
         return all((folder / name).stat().st_size == size for name, (size, _) in FILES.items())
     except OSError:

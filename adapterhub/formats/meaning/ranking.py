@@ -1,4 +1,4 @@
-"""The order of builds for a question, by vectors: those of what a build says of itself, and of its example prompts.
+"""The order of builds for a question, by vectors: those of a build's description, and of its example prompts.
 
 A vector is kept as 384 signed bytes, the unit vector times 127; the vectors of a build stand one behind the other.
 """
@@ -30,7 +30,7 @@ _ROWS: Final = 512  # widened at a time, so that they stay in the cache
 
 
 def packed(vectors: NDArray[Any]) -> bytes:
-    """The bytes to keep of unit vectors [parts, 384]."""
+    """Return the bytes to keep of unit vectors [parts, 384]."""
     return np.rint(vectors * _SCALE).astype(np.int8).tobytes()
 
 
@@ -64,19 +64,15 @@ class VectorBlock:
         return len(self._counts)
 
     def with_more(self, kept: Sequence[bytes], room_for: int = 0) -> VectorBlock:
-        """These and some more, in the same memory; new memory has room for so many builds."""
+        """Return these and some more, in the same memory; new memory has room for so many builds."""
         made, more = VectorBlock([]), VectorBlock(kept)
         made._kept = self._kept.with_more(more._rows, room_for * len(more._rows) // max(1, len(more)))
         made._counts = np.concatenate([self._counts, more._counts])
         made._starts = np.concatenate([self._starts, more._starts + len(self._rows)])
         return made
 
-    def forget(self, at: int) -> None:
-        """Let the build at a place be far from every question; only a block from `with_more` can forget."""
-        self._rows[self._starts[at] : self._starts[at] + self._counts[at]] = 0
-
     def scores(self, question: NDArray[Any]) -> NDArray[Any]:
-        """The nearness of each part of each build to a unit vector, one behind the other."""
+        """Return the nearness of each part of each build to a unit vector, one behind the other."""
         found = np.empty(len(self._rows), np.float32)
         vector = (question / _SCALE).astype(np.float32)
         for at in range(0, len(found), _ROWS):
@@ -86,19 +82,26 @@ class VectorBlock:
         found[self._starts] = whole
         return found
 
-    def of_description(self, scores: NDArray[Any], at: int) -> float:
-        """The score of a build without its prompts."""
-        return float(scores[self._starts[at]])
+    def of_descriptions(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Return the score of each build without its prompts."""
+        found: NDArray[Any] = scores[self._starts]
+        return found
 
-    def best(self, scores: NDArray[Any], most: int) -> list[tuple[int, float, int]]:
-        """The nearest builds, at most `most`: place, score and the part that is nearest, 0 for the description."""
-        if not len(self._counts):
-            return []
-        tops = np.maximum.reduceat(scores, self._starts)
+    def tops(self, scores: NDArray[Any]) -> NDArray[Any]:
+        """Return the score of each build."""
+        return np.maximum.reduceat(scores, self._starts) if len(self) else scores
+
+    def nearest(self, scores: NDArray[Any], most: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the places of the nearest builds, at most `most`, and the scores of these, the nearest first."""
+        tops = self.tops(scores)
         first = np.argpartition(-tops, most)[:most] if most < len(tops) else np.arange(len(tops))
         first = first[np.lexsort((first, -tops[first]))]
-        return [
-            (int(at), float(tops[at]), int(scores[start : start + self._counts[at]].argmax()))
-            for at in first
-            for start in [int(self._starts[at])]
-        ]
+        return first, tops[first]
+
+    def best(self, scores: NDArray[Any], most: int) -> list[tuple[int, float, int]]:
+        """As `nearest`, each with the part that is nearest, 0 for the description."""
+        if not len(self):
+            return []
+        places, tops = (column.tolist() for column in self.nearest(scores, most))
+        starts, ends = self._starts.tolist(), (self._starts + self._counts).tolist()
+        return [(at, top, int(scores[starts[at] : ends[at]].argmax())) for at, top in zip(places, tops, strict=True)]

@@ -1,8 +1,8 @@
 """Which of several adapters a text is for, by the vectors of their example prompts.
 
 With at most eight adapters, the nearest mean of prompts decides; with more, linear discriminants whose covariance is
-shrunk by 0.9 to a multiple of the identity (Friedman, 1989), which tell near tasks apart better. How near the text is
-to the mean of the chosen adapter says whether it is for any of them.
+shrunk by 0.9 to a multiple of the identity (Friedman, 1989), which tell near tasks apart better. The distance of the
+text from the mean of the chosen adapter decides whether it is for any of them.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class Router:
             self._offsets = -0.5 * (self._weights * means).sum(1)
 
     def choose(self, vectors: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The adapter of each unit vector [texts, 384], and the cosine [texts, adapters] with the mean of each."""
+        """Return the adapter of each unit vector [texts, 384], and its cosine with each mean [texts, adapters]."""
         return (vectors @ self._weights.T + self._offsets).argmax(1), vectors @ self._means.T
 
 
 @dataclass(frozen=True, slots=True)
 class CrossCheck:
-    """Where prompts go that were left out: the places of the `own` and the `chosen` adapter of each among so many.
+    """The choices for prompts that were left out: the positions of the `own` and the `chosen` adapter of each.
 
     `cosines` are those with the mean of the chosen one.
     """
@@ -74,11 +74,11 @@ class CrossCheck:
         return counts
 
     def accuracy(self, threshold: float) -> float:
-        """The share of the prompts that their own adapter answers."""
+        """Return the share of the prompts that their own adapter answers."""
         return float(np.trace(self.served(threshold)) / len(self.own))
 
     def proposed(self, least: float) -> float:
-        """The threshold that sends 5 % of what is routed right to the base, fewer below the accuracy `least`.
+        """Return the threshold that sends 5 % of correctly routed prompts to the base, or fewer below accuracy `least`.
 
         At least 0.2, so that texts for none of the adapters stay with the base.
         """
@@ -91,7 +91,8 @@ class CrossCheck:
 def cross_check(groups: Sequence[NDArray[Any]]) -> CrossCheck:
     """Leave out one prompt of every adapter at a time, and route these by the others.
 
-    One of every adapter: to leave out a single one would move the mean of its own adapter alone, and judge too badly.
+    One of every adapter, because leaving out a single prompt would move only the mean of its own adapter and give too
+    low an accuracy.
     """
     found: list[tuple[int, int, float]] = []
     for out in range(max(map(len, groups))):
@@ -127,7 +128,7 @@ class Chooser:
         self._last: tuple[tuple[int, ...], Router] | None = None
 
     def choose(self, text: str, may_use: Callable[[RoutedAdapter], bool] = lambda _: True) -> Choice:
-        """What a text is for, among the adapters that may be used. About 15 ms, whatever its length."""
+        """Route a text to one of the adapters that may be used. Takes about 15 ms at any length."""
         places = tuple(at for at, one in enumerate(self._route.adapters) if may_use(one))
         if not places:
             return Choice(None, 0.0, ())
@@ -139,7 +140,7 @@ class Chooser:
         return Choice(adapters[int(chosen[0])] if cosine >= self._route.threshold else None, cosine, near)
 
     def _router(self, places: tuple[int, ...]) -> Router:
-        """The router over some of the adapters; the last one is kept, as what may be used changes seldom."""
+        """Return the router over some of the adapters; the last one is kept, as what may be used changes seldom."""
         last = self._last
         if last is None or last[0] != places:
             last = self._last = places, Router([self._groups[at] for at in places])

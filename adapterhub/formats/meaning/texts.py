@@ -19,7 +19,7 @@ MOST_WORDS: Final = 160
 
 
 def parts_of(name: str, task: str, description: str, prompts: Iterable[str] = ()) -> list[str]:
-    """The texts whose vectors stand for a build: the beginning of its description with name and task, then its prompts.
+    """Return the texts whose vectors stand for a build: name, task and the description's beginning, and the prompts.
 
     The description comes first: that finds the right one of similar builds more often.
     """
@@ -28,7 +28,7 @@ def parts_of(name: str, task: str, description: str, prompts: Iterable[str] = ()
 
 
 def _bounded(prompts: Iterable[str]) -> Iterator[str]:
-    """The first prompts, up to the one that brings too many different words."""
+    """Yield the first prompts, up to the one that brings too many different words."""
     words: set[str] = set()
     for prompt in islice((one[:MAX_PROMPT] for one in prompts if one.strip()), MAX_PROMPTS):
         words.update(prompt.lower().split())

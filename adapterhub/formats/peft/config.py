@@ -11,6 +11,9 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -90,26 +93,8 @@ _LORA_KEYS: Final = frozenset(
 _HINT_BASE = "write the Hub id of the base, or null, into that field"
 
 
-def read_config(raw: bytes, where: str) -> dict[str, Any]:
-    """The fields of `AdapterConfig`, by name, from the bytes of an `adapter_config.json`.
-
-    Raises:
-        MalformedConfig: with code E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED; the reason lists every problem.
-    """
-    try:
-        value = strict_json(raw, limit_bytes=limits().config_bytes)
-    except ValueError as error:
-        raise MalformedConfig(where, str(error)) from None
-    if not isinstance(value, dict):
-        raise MalformedConfig(where, f"holds {shown(value, 40)}, expected an object of settings")
-    _check_not_foreign(value, where)
-    return _read(value, where)
-
-
 def _check_not_foreign(value: Mapping[str, Any], where: str) -> None:
     """Raise for configs of other programs that use this file name."""
-    if "peft_type" in value:
-        return
     if {"fine_tune_type", "lora_parameters", "adapter_path"} & set(value) or {"lora_layers", "iters"} <= set(value):
         raise MalformedConfig(
             where,
@@ -156,28 +141,30 @@ def _read(value: Mapping[str, Any], where: str) -> dict[str, Any]:
         hint = "list the module names instead: PEFT and vLLM would run this pattern without a time limit"
         raise MalformedConfig(where, "; ".join(patterns[:5]), code="E_REGEX", hint=hint)
     extra = {k: v for k, v in value.items() if k not in fields.taken}
-    unknown = tuple(sorted(set(extra) - _LORA_KEYS)) if peft_type == "LORA" else ()
-    noted = [f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept unchanged" for key in unknown[:_UNKNOWN_NOTED]]
-    if unknown[_UNKNOWN_NOTED:]:
-        noted.append(f"{len(unknown) - _UNKNOWN_NOTED} more are not settings of PEFT 0.21; kept unchanged")
-    fields.notes += [("W_CONFIG_UNKNOWN_KEY", text) for text in noted]
+    unknown = tuple(sorted(extra.keys() - _LORA_KEYS)) if peft_type == "LORA" else ()
+    for key in unknown[:_UNKNOWN_NOTED]:
+        text = f"`{shown(key, 40)}` is not a setting of PEFT 0.21; kept unchanged"
+        fields.notes.append(("W_CONFIG_UNKNOWN_KEY", text))
+    if more := len(unknown[_UNKNOWN_NOTED:]):
+        text = f"{more} more are not settings of PEFT 0.21; kept unchanged"
+        fields.notes.append(("W_CONFIG_UNKNOWN_KEY", text))
     found |= {"peft_type": peft_type, "extra": MappingProxyType(extra), "unknown_keys": unknown}
     return found | {"notes": tuple(fields.notes)}
 
 
 def _common(fields: Fields) -> dict[str, Any]:
-    """The fields that all methods of PEFT share, with the same name and meaning."""
+    """Return the fields that all methods of PEFT share, with the same name and meaning."""
     fields.take("peft_type")
     task = fields.text("task_type", 64)
     if task is not None and task not in TASK_TYPES:
         reason = f"`task_type` is {shown(task, 40)}, which PEFT refuses to load{nearest(task, TASK_TYPES)}"
         fields.notes.append(("W_TASK_TYPE", reason))
-    own_class = auto_mapping_note(fields.value)
-    if own_class:
+    if fields.has("auto_mapping") and (own_class := auto_mapping_note(fields.value)):
         fields.notes.append(("W_AUTO_MAPPING", own_class))
     revision = fields.text("revision", 256)
     if revision is not None and (revision.startswith("-") or ".." in revision):
         fields.wrong("revision", "a branch, tag or commit")
+    layers = fields.names_or_pattern("layers_pattern") if fields.take("layers_pattern") else ()
     return {
         "task_type": task,
         "base_model_name_or_path": fields.text("base_model_name_or_path"),
@@ -186,15 +173,8 @@ def _common(fields: Fields) -> dict[str, Any]:
         "exclude_modules": fields.names_or_pattern("exclude_modules"),
         "modules_to_save": fields.names("modules_to_save", MAX_SAVED_MODULES),
         "layers_to_transform": fields.integers("layers_to_transform"),
-        "layers_pattern": _layers_pattern(fields),
+        "layers_pattern": (layers,) if isinstance(layers, str) else layers or (),
     }
-
-
-def _layers_pattern(fields: Fields) -> tuple[str, ...]:
-    if not fields.take("layers_pattern"):
-        return ()
-    found = fields.names_or_pattern("layers_pattern")
-    return (found,) if isinstance(found, str) else found or ()
 
 
 def _lora(fields: Fields) -> dict[str, Any]:
@@ -361,7 +341,7 @@ _CONTAINER: Final = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 
 
 def saved_name(tensor: str) -> str:
-    """The name of a saved module's tensor as PEFT writes it, without the container that some writers leave in it."""
+    """Return PEFT's name of a saved module's tensor, without the container that some writers leave in it."""
     return _CONTAINER.sub("", tensor) if ".modules_to_save" in tensor else tensor
 
 
@@ -369,7 +349,7 @@ def _nothing() -> Mapping[str, Any]:
     return MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """One adapter config. Fields are named as in the file; a `str` in `target_modules` is a pattern or `all-linear`.
 
@@ -403,16 +383,23 @@ class AdapterConfig:
     extra: Mapping[str, Any] = field(default_factory=_nothing)
     unknown_keys: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
-    _match: _Matchers | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def parse(cls, raw: bytes, where: str) -> AdapterConfig:
-        """The config in the bytes of an `adapter_config.json`; `where` names the file in errors.
+        """Return the config in the bytes of an `adapter_config.json`; `where` names the file in errors.
 
         Raises:
             MalformedConfig: with code E_CONFIG, E_REGEX, E_CODE or E_UNSUPPORTED; the reason lists every problem.
         """
-        return cls(**read_config(raw, where))
+        try:
+            value = strict_json(raw, limit_bytes=limits().config_bytes)
+        except ValueError as error:
+            raise MalformedConfig(where, str(error)) from None
+        if not isinstance(value, dict):
+            raise MalformedConfig(where, f"holds {shown(value, 40)}, expected an object of settings")
+        if "peft_type" not in value:
+            _check_not_foreign(value, where)
+        return cls(**_read(value, where))
 
     @property
     def is_lora(self) -> bool:
@@ -429,17 +416,19 @@ class AdapterConfig:
         """Whether its update is added to a module's output, so that several can be added up with weights."""
         return self.method.adds and not self.use_dora
 
-    @property
+    @cached_property
     def variants(self) -> Mapping[str, Variant]:
         """The variants of LoRA that it uses, by key."""
-        return {key: one for key, one in VARIANTS.items() if self._value(key) not in (None, False, (), [], {})}
+        return {key: one for key, one in VARIANTS.items() if getattr(self, key, None) or self.extra.get(key)}
 
-    def _value(self, key: str) -> object:
-        return getattr(self, key, None) or self.extra.get(key)
+    @property
+    def reshapes(self) -> bool:
+        """Whether a variant gives its factors other shapes than [r, in] and [out, r]."""
+        return any(map(attrgetter("reshapes"), self.variants.values()))
 
     def is_of_variant(self, tensor: str) -> bool:
-        """Whether a tensor belongs to a variant that it uses, beside the factors of a plain LoRA."""
-        marks = self._matchers().marks
+        """Return whether a tensor belongs to a variant that it uses, beside the factors of a plain LoRA."""
+        marks = self._matchers.marks
         return bool(marks) and any(part.startswith(marks) for part in tensor.split("."))
 
     @property
@@ -472,7 +461,7 @@ class AdapterConfig:
         return isinstance(start, str) and not self.start_changes_base and start.lower() not in HARMLESS_STARTS
 
     def trained_rows(self, module: str) -> tuple[int, ...]:
-        """The rows of the embedding `module` that the adapter trained (`trainable_token_indices`)."""
+        """Return the rows of the embedding `module` that the adapter trained (`trainable_token_indices`)."""
         indices = self.trainable_token_indices
         if isinstance(indices, Mapping):
             return next((rows for name, rows in indices.items() if module.endswith(name)), ())
@@ -503,57 +492,77 @@ class AdapterConfig:
         """
         if self.r is None:
             raise MalformedConfig(module, f"{self.peft_type} has no rank", code="E_UNSUPPORTED")
-        return self.rank_pattern.get(self._key(self._matchers().rank, module), self.r) if self.rank_pattern else self.r
+        keys = self._matchers.rank if self.rank_pattern else None
+        return self.r if keys is None else self.rank_pattern.get(self._key(keys, module), self.r)
 
     def alpha_of(self, module: str) -> float:
         """`lora_alpha` of the LoRA pair on `module`; raises as `rank_of`."""
         if self.lora_alpha is None:
             raise MalformedConfig(module, f"{self.peft_type} has no lora_alpha", code="E_UNSUPPORTED")
-        if not self.alpha_pattern:
-            return self.lora_alpha
-        return self.alpha_pattern.get(self._key(self._matchers().alpha, module), self.lora_alpha)
+        keys = self._matchers.alpha if self.alpha_pattern else None
+        return self.lora_alpha if keys is None else self.alpha_pattern.get(self._key(keys, module), self.lora_alpha)
 
     def scaling_of(self, module: str) -> float:
-        """The factor on B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; raises as `rank_of`."""
+        """Return the factor on B @ A: alpha / r, or alpha / sqrt(r) for rsLoRA; raises as `rank_of`."""
         rank = self.rank_of(module)
         return self.alpha_of(module) / (math.sqrt(rank) if self.use_rslora else rank)
 
     def adalora_scaling(self, rank: int) -> float:
-        """The factor on B diag(E) A of an AdaLoRA module of that rank: training prunes ranks and leaves the divisor."""
+        """Return the factor on B diag(E) A of an AdaLoRA module of that rank: pruning leaves the divisor unchanged."""
         alpha, first = self.lora_alpha or 0, self.extra.get("init_r") or DEFAULT_INIT_RANK
         return float((alpha if alpha > 0 else rank) / (first + ADALORA_MARGIN))
 
     def targets(self, module: str) -> bool:
-        """Whether PEFT would put an adapter on `module`, as far as names can tell (see `targets_all`).
+        """Return whether PEFT would put an adapter on `module`, as far as names can tell (see `targets_all`).
 
         Raises:
             MalformedConfig: E_REGEX when the patterns take too long.
         """
-        if module.rpartition(".")[2] in self._matchers().plain_targets:
+        match = self._matchers
+        if module.rpartition(".")[2] in match.plain_targets:
             return True
         try:
-            return self._targets(module)
+            if self._is_excluded(module, match):
+                return False
+            if self.targets_all:
+                return True
+            if match.target is not None:
+                return match.target.matches(module)
+            # A whole name is taken whatever its layer, as PEFT does. No names at all: target_parameters alone.
+            return module in match.targets or (_ends_with_one(module, match.targets) and self._in_layers(module, match))
         except PatternTooSlow:
             raise self._too_slow(module) from None
+
+    def targets_parameter(self, name: str) -> bool:
+        """Return whether the parameter `name` of the base, in full, is a target (`target_parameters`)."""
+        return not self._matchers.parameters.isdisjoint(endings(name))
+
+    @property
+    def has_bare_parameters(self) -> bool:
+        """Whether some targets name a parameter without its module, as `gate_up_proj` does."""
+        return "" in self._matchers.owners
 
     def holds_parameters(self, module: str) -> bool:
         """Whether bare parameters of `module` are targets (`target_parameters`), such as the experts of one layer."""
         return bool(self.parameters_of(module))
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
-        """The parameters of `module` that are targets, in full and sorted.
+        """Return the parameters of `module` that are targets, in full and sorted.
 
         PEFT nests one wrapper a parameter, so that `experts.base_layer` is `experts` as well; which of the wrappers is
-        on which parameter depends on the base.
+        on which parameter depends on the base. A target without a module (`gate_up_proj`) may be in any that is not
+        itself a target, because PEFT refuses a parameter of one that is, and that no other target names.
         """
         if not self.target_parameters:
             return ()
-        holder, owners = owner(module), self._matchers().owners
+        holder, owners = owner(module), self._matchers.owners
         names = {name for end in endings(holder) for name in owners.get(end, ())}
+        if not names and self.has_bare_parameters and not self.targets(holder):
+            names.update(owners[""])
         return tuple(f"{holder}.{name}" for name in sorted(names))
 
     def methods(self) -> tuple[str, ...]:
-        """The method and every variant of it that changes what the adapter is, e.g. `("LORA", "rslora")`."""
+        """Return the method and every variant of it that changes what the adapter is, e.g. `("LORA", "rslora")`."""
         marks = {
             "rslora": self.use_rslora,
             "dora": self.use_dora,
@@ -566,25 +575,14 @@ class AdapterConfig:
             "target_parameters": bool(self.target_parameters),
             "layer_replication": bool(self.layer_replication),
             "alora": self.alora_invocation_tokens is not None,
-            **{one.label: bool(self.extra.get(key)) for key, one in VARIANTS.items() if one.label and self.is_lora},
         }
-        return (self.peft_type, *(name for name, is_used in marks.items() if is_used))
-
-    def _targets(self, module: str) -> bool:
-        match = self._matchers()
-        if self._is_excluded(module, match):
-            return False
-        if self.targets_all:
-            return True
-        if match.target is not None:
-            return match.target.matches(module)
-        # A whole name is taken whatever its layer, as PEFT does. No names at all: target_parameters alone.
-        return module in match.targets or (_ends_with_one(module, match.targets) and self._in_layers(module, match))
+        labels = map(attrgetter("label"), self.variants.values() if self.is_lora else ())
+        return (self.peft_type, *filter(marks.get, marks), *filter(None, labels))
 
     def _is_excluded(self, module: str, match: _Matchers) -> bool:
         if match.excluded is not None and match.excluded.matches(module):
             return True
-        if _ends_with_one(module, match.exclusions):
+        if match.exclusions and _ends_with_one(module, match.exclusions):
             return True
         return match.saved is not None and match.saved.first_group(module) is not None
 
@@ -605,11 +603,9 @@ class AdapterConfig:
         reason = f"matching its patterns against `{shown(module, 60)}` takes too long"
         return MalformedConfig("adapter_config.json", reason, code="E_REGEX", hint="list the module names instead")
 
+    @cached_property
     def _matchers(self) -> _Matchers:
-        if self._match is None:
-            object.__setattr__(self, "_match", _Matchers(self))
-        assert self._match is not None
-        return self._match
+        return _Matchers(self)
 
 
 class _Matchers:
@@ -617,8 +613,8 @@ class _Matchers:
 
     def __init__(self, config: AdapterConfig) -> None:
         budget = Budget()
-        self.rank = KeyPatterns(config.rank_pattern, budget)
-        self.alpha = KeyPatterns(config.alpha_pattern, budget)
+        self.rank = KeyPatterns(config.rank_pattern, budget) if config.rank_pattern else None
+        self.alpha = KeyPatterns(config.alpha_pattern, budget) if config.alpha_pattern else None
         target, excluded = config.target_modules, config.exclude_modules
         is_pattern = isinstance(target, str) and not config.targets_all
         self.target = FullPattern(str(target), budget) if is_pattern else None
@@ -626,7 +622,8 @@ class _Matchers:
         self.targets = frozenset(target) if isinstance(target, tuple) else frozenset()
         self.exclusions = frozenset(excluded) if isinstance(excluded, tuple) else frozenset()
         self.chosen_layers = frozenset(config.layers_to_transform or ())
-        self.marks = tuple(mark for variant in config.variants.values() for mark in variant.marks)
+        self.marks = tuple(chain.from_iterable(map(attrgetter("marks"), config.variants.values())))
+        self.parameters = frozenset(config.target_parameters)
         self.owners: dict[str, list[str]] = {}
         for parameter in config.target_parameters:
             holder, _, name = parameter.rpartition(".")
@@ -642,22 +639,22 @@ class _Matchers:
 
 
 def _ends_with_one(module: str, names: frozenset[str]) -> bool:
-    """Whether `module` is one of `names` or ends with one after a dot; the time does not grow with the names."""
+    """Return whether `module` is one of `names` or ends with one after a dot; the time does not grow with the names."""
     return module.rpartition(".")[2] in names or (bool(names) and not names.isdisjoint(endings(module)))
 
 
 def owner(module: str) -> str:
-    """The module of the base that a pair belongs to.
+    """Return the module of the base that a pair belongs to.
 
     PEFT wraps a module once for each target parameter, so the pairs are on `experts`, `experts.base_layer` and so on.
-    Where a layer consists of layers, PEFT puts pairs inside the wrapped one (`attn.base_layer.out_proj` belongs to
+    For a layer that consists of layers, PEFT puts pairs inside the wrapped one (`attn.base_layer.out_proj` belongs to
     `attn`).
     """
     return module.partition(".base_layer")[0]
 
 
 def endings(module: str) -> list[str]:
-    """A module's name and its endings after each dot."""
+    """Return a module's name and its endings after each dot."""
     return [module, *(module[at + 1 :] for at, character in enumerate(module) if character == ".")]
 
 
@@ -671,7 +668,8 @@ def ensure_attachable(config: AdapterConfig, label: str) -> None:
     if not config.method.factors:
         raise UnsupportedAdapter(
             f"`{shown(label)}` {obstacles[0]}, which cannot be attached here",
-            hint=f"types that can be attached: {', '.join(name for name, method in METHODS.items() if method.factors)}",
+            hint="`adapt resize NAME --to lora` makes a LoRA of it if it is linear; types that can be attached: "
+            + ", ".join(name for name, method in METHODS.items() if method.factors),
         )
     if obstacles:
         raise UnsupportedAdapter(f"`{shown(label)}` cannot be attached here", [f"it {one}" for one in obstacles])

@@ -30,12 +30,12 @@ class Fields:
         self.notes: list[Note] = []
 
     def take(self, key: str) -> Json:
-        """The raw value, None when the key is missing. The key then counts as known."""
+        """Return the raw value, None when the key is missing. The key then counts as known."""
         self.taken.add(key)
         return self.value.get(key)
 
     def has(self, key: str) -> bool:
-        """Whether the key has a value other than null."""
+        """Return whether the key has a value other than null."""
         return self.value.get(key) is not None
 
     def wrong(self, key: str, expected: str) -> None:
@@ -43,7 +43,7 @@ class Fields:
         self.problems.append(f"`{key}` is {shown(as_json(self.value.get(key)))}, expected {expected}")
 
     def flag(self, key: str, *, default: bool = False) -> bool:
-        """A boolean. Some writers use 0 or 1."""
+        """Return a boolean. Some writers use 0 or 1."""
         value = self.take(key)
         if value is None:
             return default
@@ -66,7 +66,7 @@ class Fields:
         return value
 
     def rank(self, key: str) -> int | None:
-        """A rank from 1 to the limit, or None."""
+        """Return a rank from 1 to the limit, or None."""
         value = self.take(key)
         if value is None:
             return None
@@ -77,7 +77,7 @@ class Fields:
         return value
 
     def number(self, key: str) -> int | float | None:
-        """A finite number, or None."""
+        """Return a finite number, or None."""
         value = self.take(key)
         if value is None:
             return None
@@ -88,7 +88,7 @@ class Fields:
         return value
 
     def names(self, key: str, most: int = MAX_LIST_ITEMS) -> tuple[str, ...]:
-        """A list of at most `most` names in its order, each once; empty for null."""
+        """Return a list of at most `most` names in its order, each once; empty for null."""
         value = self.take(key)
         if value is None:
             return ()
@@ -101,23 +101,17 @@ class Fields:
         return tuple(dict.fromkeys(value))
 
     def names_or_pattern(self, key: str) -> tuple[str, ...] | str | None:
-        """A list of names, or one pattern, or None."""
-        value = self.value.get(key)
-        if isinstance(value, str):
-            self.taken.add(key)
-            if not value or not value.isprintable():
-                self.wrong(key, "a list of names or one pattern")
-                return None
+        """Return a list of names, or one pattern, or None."""
+        value = self.take(key)
+        if isinstance(value, list):
+            return self.names(key)
+        if value is None or (isinstance(value, str) and value and value.isprintable()):
             return value
-        if value is not None and not isinstance(value, list):
-            self.taken.add(key)
-            self.wrong(key, "a list of names or one pattern")
-            return None
-        names = self.names(key)
-        return None if value is None else names
+        self.wrong(key, "a list of names or one pattern")
+        return None
 
     def integers(self, key: str) -> tuple[int, ...] | None:
-        """A list of natural numbers (a single number counts as a list), or None."""
+        """Return a list of natural numbers (a single number counts as a list), or None."""
         value = self.take(key)
         if value is None:
             return None
@@ -128,7 +122,7 @@ class Fields:
         return tuple(items)
 
     def numbers_by_pattern(self, key: str, check: Callable[[object], bool], expected: str) -> dict[str, Any]:
-        """An object from patterns to numbers that `check` accepts; empty for null."""
+        """Return an object from patterns to numbers that `check` accepts; empty for null."""
         value = self.take(key)
         if value is None:
             return {}
@@ -143,12 +137,12 @@ class Fields:
 
 
 def is_rank(value: object) -> bool:
-    """Whether `value` is a usable rank; a boolean is not a number here."""
+    """Return whether `value` is a usable rank; a boolean is not a number here."""
     return type(value) is int and 1 <= value <= limits().rank
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite number of sane size; a boolean is not a number here."""
+    """Return whether `value` is a finite number of sane size; a boolean is not a number here."""
     return type(value) in (int, float) and abs(value) <= _MAX_ALPHA  # type: ignore[arg-type]  # false for NaN too
 
 
@@ -157,7 +151,7 @@ def _is_list(value: object) -> bool:
 
 
 def as_json(value: object) -> str:
-    """A value as the file has it: `true` and not `True`, and the text "8" with its quotes."""
+    """Return a value as the file has it: `true` and not `True`, and the text "8" with its quotes."""
     import json
 
     return json.dumps(value, ensure_ascii=False)
@@ -180,12 +174,12 @@ _SYSTEM_FOLDERS: Final = (
 
 
 def base_is_path(text: str) -> bool:
-    """Whether `text` is a path on the author's machine rather than a hub id (`org/model` or `model`)."""
+    """Return whether `text` is a path on the author's machine rather than a hub id (`org/model` or `model`)."""
     return not is_hub_id(text)
 
 
 def base_problem(text: str) -> str:
-    """Why `text` must not name a base, as the end of a sentence; empty when it may."""
+    """Return why `text` must not name a base, as the end of a sentence; empty when it may."""
     parts = re.split(r"[\\/]", text)
     rules = (
         (text.startswith("-"), "which begins with a dash, as an option does"),
@@ -222,7 +216,9 @@ _CODE_KEYS: Final = ("auto_map", "_attn_implementation_internal", "custom_pipeli
 
 
 def code_problem(value: Mapping[str, Any]) -> str:
-    """The field of a config that would make a loader import or run code, as a sentence; empty when there is none.
+    """Return the field of a config that would make a loader import or run code, as a sentence.
+
+    Empty when there is none.
 
     This package never imports what a file names. But an adapter's files reach other loaders unchanged, and some of them
     do import: PEFT before 0.20 took any module from `auto_mapping`.
@@ -241,7 +237,7 @@ def code_problem(value: Mapping[str, Any]) -> str:
 def _auto_mapping_problem(mapping: object) -> str:
     """PEFT writes the class of the author's model here whenever no task type was given.
 
-    Any package may hold that class, the author's own script, too. Python's own modules hold no model.
+    Any package may define that class, even the author's own script. Python's own modules hold no model.
     """
     if mapping is None:
         return ""
@@ -259,7 +255,7 @@ def _auto_mapping_problem(mapping: object) -> str:
 
 
 def auto_mapping_note(value: Mapping[str, Any]) -> str:
-    """A sentence about a model class that is not from a model library; empty when there is none."""
+    """Return a sentence about a model class that is not from a model library; empty when there is none."""
     mapping = value.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if not isinstance(library, str) or library.split(".")[0] in _MODEL_LIBRARIES:
@@ -278,7 +274,7 @@ _TASKS_IN_FULL: Final = {
 
 
 def nearest(text: str, known: Sequence[str]) -> str:
-    """The known word nearest to a mistyped one, as ` (did you mean X?)`; empty when none is near."""
+    """Return the known word nearest to a mistyped one, as ` (did you mean X?)`; empty when none is near."""
     import difflib  # only a wrong config needs it
 
     word = text[:64].upper().replace("-", "_")

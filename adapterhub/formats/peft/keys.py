@@ -36,7 +36,7 @@ _TOKENS: Final = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.trainable_tok
 
 
 class KeyPair(NamedTuple):
-    """The tensors of one module's update. `kind` `embedding`: `lora_embedding_A`/`_B`; else `lora_A`/`lora_B`.
+    """The tensors of one module's update. `kind` `embedding`: `lora_embedding_A`/`_B`; otherwise `lora_A`/`lora_B`.
 
     Linear: A [r, in], B [out, r]. Convolution: A [r, in, *kernel], B [out, r, 1, …]. Embedding: A [r, entries],
     B [width, r]. `magnitude` (DoRA) and `bias` (of B) have `out` numbers. `whole`: A and B when both are there and
@@ -55,6 +55,14 @@ class KeyPair(NamedTuple):
     def rank(self) -> int:
         """First dimension of A; 0 when there is no usable A."""
         return self.a.shape[0] if self.a and self.a.shape else 0
+
+    @property
+    def update(self) -> tuple[int, ...] | None:
+        """The shape of B @ A, as the weight of a linear layer or an embedding has it; None for anything else."""
+        if not self.whole or len(self.whole[0].shape) > 2:
+            return None
+        a, b = self.whole[0].shape, self.whole[1].shape
+        return (a[1], b[0]) if self.kind == "embedding" else (b[0], a[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +92,7 @@ def sort_keys(weights: TensorFile, config: AdapterConfig) -> AdapterKeys:
     marked = () if config.is_lora else tuple(spec for spec in rest if _is_marked(spec.name, marks))
     ours = frozenset(marked)
     groups: dict[str, list[tuple[str, TensorSpec]]] = {"saved": [], "biases": [], "tokens": [], "copies": []}
-    targets = modules | {_module_of(spec.name, marks) for spec in marked}
+    targets = modules.union(_module_of(spec.name, marks) for spec in marked) if marked else modules
     others = tuple(
         spec
         for spec in rest
@@ -120,7 +128,7 @@ def _is_marked(name: str, marks: tuple[str, ...]) -> bool:
 
 
 def _module_of(name: str, marks: tuple[str, ...]) -> str:
-    """The module that a method's own tensor is for: the name before the first part with a mark."""
+    """Return the module that a method's own tensor is for: the name before the first part with a mark."""
     parts = name.removeprefix(PREFIX).split(".")
     return ".".join(itertools.takewhile(lambda part: not (marks and part.startswith(marks)), parts))
 
@@ -173,12 +181,12 @@ def _take_other(
     if plain != name or _is_saved(owner, config):
         groups["saved"].append((plain, spec))
         return True
-    inner = owner.removesuffix(".base_layer")
+    inner = owner.removesuffix(".base_layer").removesuffix(".token_adapter")
     if tail == "bias" and _keeps_bias(config, inner, targets):
         groups["biases"].append((f"{inner}.bias", spec))
         return True
     is_copy = owner != inner and inner in targets
-    if is_copy or (tail == "weight" and is_embedding(owner)):
+    if is_copy or (tail in ("weight", "bias") and is_embedding(inner)):
         groups["copies"].append((f"{inner}.{tail}", spec))
         return True
     return False
@@ -195,7 +203,7 @@ def _is_saved(module: str, config: AdapterConfig) -> bool:
 
 
 def _paths(module: str) -> Iterator[str]:
-    """The module and all modules that contain it."""
+    """Yield the module and all modules that contain it."""
     while module:
         yield module
         module = module.rpartition(".")[0]

@@ -18,7 +18,8 @@ class PeftMethod:
 
     `marks`: a part of each tensor's name begins with one of them, or has one after `_`; empty when that is not known.
     `factors`: PEFT's names for the tensors of one module; empty for a method that cannot be attached here.
-    `shared`: tensors that all modules share and that stand beside the model in the file (`base_model.vera_A`).
+    `shared`: tensors that modules share and that stand beside the model in the file (`base_model.vera_A`), or the first
+    part of the names of several (`base_model.tinylora_v.0`).
     `adds`: the update is added to the module's output, so several can be added up with weights.
     `merges`: files of this method can be merged. `released`: some release of PEFT can load it.
     """
@@ -29,6 +30,11 @@ class PeftMethod:
     adds: bool = False
     merges: bool = False
     released: bool = True
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """The factors that are whole numbers: which entries of a weight are trained."""
+        return tuple(name for name in self.factors if name.endswith("_indices"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +61,14 @@ _PROMPTS: Final = PeftMethod(marks=("prompt_embeddings", "prefix_task_cols", "pr
 
 
 def _named(peft_type: str) -> tuple[str, PeftMethod]:
-    """A method whose tensors carry its own name."""
+    """Return a method whose tensors carry its own name."""
     return peft_type, PeftMethod(marks=(f"{peft_type.lower()}_",))
+
+
+def _layered(*factors: str, shared: tuple[str, ...] = ()) -> PeftMethod:
+    """Return a method whose factors are in PEFT's layers, which are built from the settings of its file."""
+    mark = factors[0].partition("_")[0] + "_"
+    return PeftMethod(marks=("ln_tuning_",) if mark == "ln_" else (mark,), factors=factors, shared=shared)
 
 
 _METHODS: Final[dict[str, PeftMethod]] = {
@@ -81,10 +93,32 @@ _METHODS: Final[dict[str, PeftMethod]] = {
         merges=True,
     ),
     "VERA": PeftMethod(marks=("vera_",), factors=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B")),
-    **dict(map(_named, ("ADAMSS", "BEFT", "BOFT", "BONE", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA"))),
-    **dict(map(_named, ("GRALORA", "HIRA", "HRA", "LILY", "LN_TUNING", "MISS", "OFT", "OSF", "PEANUT", "POLY"))),
-    **dict(map(_named, ("PSOFT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA"))),
-    **dict(map(_named, ("UNILORA", "VBLORA", "WAVEFT"))),
+    "BEFT": _layered("beft_bias"),
+    "BOFT": _layered("boft_R", "boft_s"),
+    "C3A": _layered("c3a_kernel"),
+    "DEFT": _layered("deft_P", "deft_R"),
+    "DELORA": _layered("delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
+    "FOURIERFT": _layered("fourierft_spectrum"),
+    "GLORA": _layered("glora_A", "glora_B", "glora_C", "glora_D", "glora_E"),
+    "GRALORA": _layered("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general"),
+    "HIRA": _layered("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
+    "HRA": _layered("hra_u"),
+    "LILY": _layered("lily_A", "lily_B", "lily_router"),
+    "LN_TUNING": _layered("ln_tuning_layers"),
+    "MISS": _layered("miss_block"),
+    "OFT": _layered("oft_R", "oft_embedding_R"),
+    "PEANUT": _layered("peanut_A", "peanut_B", "peanut_encoders", "peanut_decoders"),
+    "PVERA": _layered("pvera_lambda_b", "pvera_lambda_d", shared=("pvera_A", "pvera_B")),
+    "RANDLORA": _layered(
+        "randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B", shared=("randlora_A", "randlora_B")
+    ),
+    "ROAD": _layered("road_theta", "road_alpha"),
+    "SHIRA": _layered("shira_weight", "shira_indices"),
+    "SUPERTUNING": _layered("supertuning_values", "supertuning_indices", "supertuning_lora_A", "supertuning_lora_B"),
+    "TINYLORA": _layered("tinylora_A", "tinylora_B", "tinylora_P", shared=("tinylora_v",)),
+    "VBLORA": _layered("vblora_logits_A", "vblora_logits_B", shared=("vblora_vector_bank",)),
+    "WAVEFT": _layered("waveft_spectrum"),
+    **dict(map(_named, ("ADAMSS", "BONE", "FROD", "OSF", "POLY", "PSOFT", "UNILORA"))),
     "ADAPTION_PROMPT": PeftMethod(marks=("adaption_",)),
     "CARTRIDGE": _PROMPTS,
     "CPT": _PROMPTS,
@@ -136,7 +170,9 @@ VARIANTS: Final[Mapping[str, Variant]] = MappingProxyType(
         "use_dora": Variant(
             what="uses DoRA, whose magnitudes do not add up", attaches=True, fuses=True, changes_update=True
         ),
-        "alora_invocation_tokens": Variant(what="is switched on by tokens in the prompt (aLoRA)", merging="alike"),
+        "alora_invocation_tokens": Variant(
+            what="is switched on by tokens in the prompt (aLoRA)", attaches=True, merging="alike"
+        ),
         "layer_replication": Variant(what="repeats layers of the base (layer_replication)", merging="alike"),
         "trainable_token_indices": Variant(
             what="replaces rows of the embedding (trainable_token_indices)",

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from adapterhub.core.errors import RefusedAdapter, shown
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig, owner
-from adapterhub.formats.safetensors.header import FACTOR_DTYPES, TensorSpec
+from adapterhub.formats.safetensors.header import READ_DTYPES, TensorSpec
 
 PEFT_PREFIX = "base_model.model."
 """PEFT's prefix before the name of a module in the base."""
@@ -91,15 +91,15 @@ class FactorLayout:
         return (rank * self.parts, *self.a_shape), (self.out, columns, *(1 for _ in self.a_shape[1:]))
 
     def config_rank(self, rank: int) -> int:
-        """The rank in a config of a module whose parts have that rank."""
+        """Return the rank in a config of a module whose parts have that rank."""
         return rank * self.parts if self.kind == "conv" else rank
 
     def part_rank(self, rank: int) -> int:
-        """The rank of each part for a rank in a config: the inverse of `config_rank`, at least 1."""
+        """Return the rank of each part for a rank in a config: the inverse of `config_rank`, at least 1."""
         return max(1, rank // self.parts) if self.kind == "conv" else rank
 
     def split(self, a: Any, b: Any) -> tuple[tuple[Any, Any], ...]:
-        """The factors of each part, [r, width] and [part_out, r], from A and B as in the file; views of them."""
+        """Return the factors of each part, [r, width] and [part_out, r], from A and B as in the file; views of them."""
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
         if self.parts == 1:
             return ((a, b),)
@@ -115,7 +115,7 @@ class FactorLayout:
 
 
 def plain_name(name: str) -> str:
-    """The name of a module or tensor in the base, from its name inside PEFT's wrappers."""
+    """Return the name of a module or tensor in the base, from its name inside PEFT's wrappers."""
     return ".".join(part for part in name.split(".") if part != NESTED)
 
 
@@ -160,7 +160,7 @@ class Pairs(NamedTuple):
 
 
 def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) -> Pairs:
-    """The pairs among the tensors `specs` of the adapter in `folder`.
+    """Return the pairs among the tensors `specs` of the adapter in `folder`.
 
     Raises:
         RefusedAdapter: factors have no partner, or do not fit each other or the config; lists all.
@@ -198,15 +198,15 @@ def pair_up(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) ->
 
 
 def _problem(sides: Mapping[str, TensorSpec], *, expects_bias: bool) -> tuple[str, str] | None:
-    """The problem of one module's tensors, if any: a finding code and a reason."""
+    """Return the problem of one module's tensors, if any: a finding code and a reason."""
     for present, absent in (("A", "B"), ("B", "A"), ("bias", "A")):
         if present in sides and absent not in sides:
             return "E_PAIR", f"has factor {present} but no factor {absent}"
     a, b, bias = sides["A"], sides["B"], sides.get("bias")
     shapes = f"A is {list(a.shape)} and B is {list(b.shape)}"
-    odd = next((spec.dtype for spec in sides.values() if spec.dtype not in FACTOR_DTYPES), None)
+    odd = next((spec.dtype for spec in sides.values() if spec.dtype not in READ_DTYPES), None)
     if odd is not None:
-        return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(FACTOR_DTYPES)}"
+        return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(READ_DTYPES)}"
     if len(a.shape) < MATRIX_NDIM or len(a.shape) != len(b.shape) or any(size != 1 for size in b.shape[2:]):
         return "E_SHAPE", f"{shapes}, expected [r, in] and [out, r]"
     if 0 in a.shape or 0 in b.shape:
@@ -232,7 +232,7 @@ class _Settings:
     def factors(
         self, module: str, sides: Mapping[str, TensorSpec], *, is_embedding: bool
     ) -> Factors | str | tuple[str, str]:
-        """The pair on `module`; the reason why its meaning is unclear; or a finding code and a reason."""
+        """Return the pair on `module`; the reason why its meaning is unclear; or a finding code and a reason."""
         a, b = sides["A"], sides["B"]
         shapes = f"A is {list(a.shape)} and B is {list(b.shape)}"
         holder = owner(module)
@@ -240,9 +240,10 @@ class _Settings:
         if parameters:
             setting = self._of_parameter(module, parameters)
             if setting is None:
+                names = ", ".join(parameter.rpartition(".")[2] for parameter in parameters)
                 return (
-                    f"is on one of the parameters {', '.join(p.rpartition('.')[2] for p in parameters)}, which have "
-                    "different ranks or alphas, and the file does not say on which one"
+                    f"is on one of the parameters {names}, which may have different ranks or alphas, and the file does "
+                    "not say on which one"
                 )
             rank, scale = setting
             kind: Kind = "experts"
@@ -271,15 +272,17 @@ class _Settings:
         return self._config.rank_of(name), self._config.scaling_of(name)
 
     def _of_parameter(self, module: str, parameters: tuple[str, ...]) -> tuple[int, float] | None:
-        """The rank and scale of a pair on one of `parameters`; None if it is unclear on which.
+        """Return the rank and scale of a pair on one of `parameters`; None if it is unclear on which.
 
         PEFT names such pairs by their depth, and the order of the parameters depends on the base. If their settings
         differ, the shapes may decide: all parameters of a module have one number of experts.
         """
         settings = [self._setting(name) for name in parameters]
+        rows = self._rows[owner(module)]
+        if len(rows) > len(settings) and self._config.has_bare_parameters:
+            return None  # one of them is on a parameter that its target names without this module
         if len(set(settings)) == 1:
             return settings[0]
-        rows = self._rows[owner(module)]
         if len(rows) != len(settings) or len(rows) > _MOST_NESTED:
             return None
         orders = {order for order in permutations(settings) if _has_one_number_of_experts(rows.values(), order)}
@@ -320,7 +323,7 @@ _KRONECKER_NDIMS: Final = (MATRIX_NDIM, _KERNEL_NDIM)
 
 
 def pair_up_products(specs: Iterable[TensorSpec], config: AdapterConfig, folder: Path) -> Pairs:
-    """The updates among the tensors `specs` of an AdaLoRA, LoHa or LoKr adapter; raises as `pairs.pair_up`."""
+    """Return the updates among the tensors `specs` of an AdaLoRA, LoHa or LoKr adapter; raises as `pairs.pair_up`."""
     pattern = re.compile(rf"{re.escape(PEFT_PREFIX)}(.+)\.({'|'.join(config.method.factors)})")
     tensors: dict[str, dict[str, TensorSpec]] = {}
     others = []
@@ -344,7 +347,7 @@ def pair_up_products(specs: Iterable[TensorSpec], config: AdapterConfig, folder:
 
 
 def multiplied(xp: Any, tensors: Arrays) -> tuple[Array, Array]:
-    """A [r, width] and B [out, r] of one module, by PEFT's names of its tensors, which are float64.
+    """Return a [r, width] and B [out, r] of one module, by PEFT's names of its tensors, which are float64.
 
     Their product is the update without its scale. The rank is the smallest that the shapes tell, or lower where a merge
     left directions of zeros.
@@ -374,9 +377,9 @@ def multiplied(xp: Any, tensors: Arrays) -> tuple[Array, Array]:
 
 
 def kronecker_sides(xp: Any, tensors: Arrays) -> tuple[tuple[Array, Array], tuple[Array, Array]] | None:
-    """A and B of each of the two matrices whose Kronecker product is the update of a LoKr module, as in `multiplied`.
+    """Return A and B of both matrices whose Kronecker product is the update of a LoKr module, as in `multiplied`.
 
-    None where it is not that of two matrices: PEFT orders the kernel of a one-dimensional convolution otherwise.
+    None if it is not that of two matrices: PEFT orders the kernel of a one-dimensional convolution otherwise.
     """
     parts: list[Array] = [tensors.get(f"lokr_{name}") for name in ("w1", "w2", "t2")]
     first, second, core = parts
@@ -405,14 +408,14 @@ def _with_core(xp: Any, core: Array, right: Array) -> Array:
 
 
 def _split(xp: Any, matrix: Array) -> tuple[Array, Array]:
-    """A matrix as a pair of its own smaller size, one of them the identity."""
+    """Return a matrix as a pair of its own smaller size, one of them the identity."""
     rows, columns = matrix.shape
     one = xp.eye(min(rows, columns), dtype=matrix.dtype)
     return (matrix, one) if rows <= columns else (one, matrix)
 
 
 def _kept(a: Array, b: Array) -> tuple[Array, Array]:
-    """The pair without directions of zeros, which a merge leaves."""
+    """Return the pair without directions of zeros, which a merge leaves."""
     kept = a.any(1) & b.any(0)
     kept[0] |= not kept.any()  # a file needs a rank
     return a[kept], b[:, kept]
@@ -420,9 +423,9 @@ def _kept(a: Array, b: Array) -> tuple[Array, Array]:
 
 # ---------------------------------------------------------------- shapes, before any number is read
 def _product_problem(own: Mapping[str, TensorSpec], config: AdapterConfig) -> tuple[str, str] | None:
-    odd = next((spec.dtype for spec in own.values() if spec.dtype not in FACTOR_DTYPES), None)
+    odd = next((spec.dtype for spec in own.values() if spec.dtype not in READ_DTYPES), None)
     if odd is not None:
-        return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(FACTOR_DTYPES)}"
+        return "E_DTYPE", f"is stored as {shown(odd)}, expected one of {', '.join(READ_DTYPES)}"
     if frozenset(own) not in {frozenset(names) for names in _SETS[config.peft_type]}:
         return "E_PAIR", f"has the tensors {', '.join(sorted(own))}, which are no set that PEFT writes"
     try:
@@ -445,7 +448,7 @@ def _factors(module: str, own: Mapping[str, TensorSpec], config: AdapterConfig) 
 
 
 def _size(shapes: Sizes) -> tuple[int, int, int]:
-    """Outputs, width and rank of what `multiplied` makes of tensors of these shapes.
+    """Return outputs, width and rank of the result of `multiplied` for tensors of these shapes.
 
     Raises:
         ValueError: they do not fit together.
@@ -468,7 +471,7 @@ def _size(shapes: Sizes) -> tuple[int, int, int]:
 
 
 def kronecker_sizes(shapes: Sizes) -> tuple[tuple[int, int, int], ...]:
-    """Outputs, width and rank of each of `kronecker_sides`; empty where there are none.
+    """Return outputs, width and rank of each of `kronecker_sides`; empty if there are none.
 
     Raises:
         ValueError: the tensors do not fit together.
@@ -489,7 +492,7 @@ def _lokr_size(shapes: Sizes, side: str) -> tuple[int, int, int]:
 
 
 def _pair_size(left: tuple[int, ...], right: tuple[int, ...], core: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """Outputs, width and rank of a pair; with a core, `left` is turned around."""
+    """Return outputs, width and rank of a pair; with a core, `left` is turned around."""
     (out, rank), (rows, width) = left[::-1] if core is not None else left, right
     if core is None:
         _ensure(rank == rows)

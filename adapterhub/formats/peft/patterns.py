@@ -61,7 +61,7 @@ class _Shape:
 
 
 def _alike(beginnings: Iterable[str]) -> int:
-    """The most branches of a choice that one text can match, judged by the fixed characters at their beginnings."""
+    """Count the most branches of a choice that one text can match, judged by their first fixed characters."""
     holding: list[str] = []  # each a beginning of the next
     most = 1
     for beginning in sorted(text.casefold() for text in beginnings):  # whatever the flags
@@ -131,7 +131,9 @@ class _Structure:
     @staticmethod
     def judge(item: _Shape, high: int) -> None:
         if high > 1 and item.quantified:
-            raise RefusedPattern("repeats what itself repeats, which can take forever to match")
+            raise RefusedPattern(
+                "nested repetition such as `(a+)+` is not allowed, because matching it can take exponential time"
+            )
         if high > _MANY and item.branches > 1:
             raise RefusedPattern("repeats a choice without bound, which can take forever to match")
         if high > _MANY and not item.consumes:
@@ -206,7 +208,7 @@ class _Structure:
         self.at += 1
 
     def quantifier(self) -> tuple[int, int]:
-        """The least and greatest number of repeats at this point; (1, 1) without a quantifier."""
+        """Return the least and greatest number of repeats at this point; (1, 1) without a quantifier."""
         endless = 1 << 30
         found = self.peek()
         low, high = 1, 1
@@ -263,22 +265,22 @@ class Budget:
 
 
 def is_literal(pattern: str) -> bool:
-    """Whether `pattern` holds names and dots only. A dot still matches any character, as it does in PEFT."""
+    """Return whether `pattern` holds names and dots only. A dot still matches any character, as it does in PEFT."""
     return _LITERAL.fullmatch(pattern) is not None
 
 
 def whole_name(pattern: str) -> str | None:
-    r"""The one module that `pattern` matches, if it is a name after a `^` with each dot escaped, as in `^a\.to_q`."""
+    r"""Return the one module that `pattern` matches, if it is a name after `^` with each dot escaped: `^a\.to_q`."""
     return pattern[1:].replace("\\", "") if _WHOLE.fullmatch(pattern) else None
 
 
 def is_name(pattern: str) -> bool:
-    """Whether `pattern` is a name, plain or anchored, which needs no engine of regular expressions."""
+    """Return whether `pattern` is a name, plain or anchored, which needs no engine of regular expressions."""
     return is_literal(pattern) or whole_name(pattern) is not None
 
 
 def pattern_problem(pattern: str) -> str:
-    """Why `pattern` must not be run, as the end of a sentence; empty when it is safe and compiles."""
+    """Return why `pattern` must not be run, as the end of a sentence; empty when it is safe and compiles."""
     if is_name(pattern):
         return ""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
@@ -362,7 +364,7 @@ class KeyPatterns(_Matcher):
                 self._others.append((order, key, _guarded(rf"(.*\.)?({key})$")))
 
     def first(self, name: str) -> str | None:
-        """The key that applies to module `name`, None when none does.
+        """Return the key that applies to module `name`, None when none does.
 
         Raises:
             PatternTooSlow: the config's budget is used up.

@@ -1,4 +1,4 @@
-"""The child process of `chat.py`: renders chat templates and answers with JSON. Run by its path; imports Jinja alone.
+"""The child process of `chat.py`: renders chat templates and answers with JSON. Run by its path; imports only Jinja.
 
 Its limits hold before the template is parsed, because Jinja computes constants such as `'a' * 10**9` while it compiles.
 """
@@ -37,7 +37,7 @@ class _Generation(Extension):
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
     def parse(self, parser: _Value) -> nodes.Node:
-        """A block that is its body."""
+        """Return a block that is its body."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)

@@ -1,7 +1,7 @@
 """`PromptForm`: how an adapter wants to be asked. A manifest holds it as `behaviour.prompt`.
 
 It is data. A `template` is plain text that is never evaluated; a `chat_template` is Jinja of a stranger, which
-`formats.prompts.chat` renders in a sandbox. The reference page is `docs/reference/manifest.md`.
+`formats.prompts.chat` renders in a sandbox. The reference page is `docs/reference/files.md`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ Asked = str | Sequence[Turn] | tuple[str, str]
 class PromptForm:
     """How an adapter wants to be asked.
 
-    `form` says what a question becomes: `raw` is the question itself; `template` replaces `{input}` with it,
-    where `{{` and `}}` stand for braces; `chat` makes it the user's turn of a conversation; `text` is the question
-    itself, for an encoder. `chat_template` is set only where the adapter was trained on another template than its
-    base's. `add_special_tokens` None means the form's default: false for `chat`, true for the others. `stop` lists
-    the texts that end an answer besides the end token.
+    `form` defines what a prompt becomes: `raw` is the prompt itself; `template` replaces `{input}` with it, where `{{`
+    and `}}` stand for braces; `chat` makes it the user's turn of a conversation; `text` is the prompt itself, for an
+    encoder. `chat_template` is set only where the adapter was trained on another template than its base's.
+    `add_special_tokens` None means the form's default: false for `chat`, true for the others. `stop` lists the texts
+    that end an answer besides the end token.
     """
 
     form: Form
@@ -108,14 +108,14 @@ class PromptForm:
         return f"{before}{text}{after}"
 
     def turns(self, asked: str | Sequence[Turn]) -> list[Turn]:
-        """The conversation that `asked` becomes: the form's system text goes first unless `asked` brings its own."""
+        """Return the conversation for `asked`: the form's system text goes first unless `asked` brings its own."""
         said: list[Turn] = [Turn(role="user", content=asked)] if isinstance(asked, str) else list(asked)
         if self.system is None or (said and said[0]["role"] == "system"):
             return said
         return [Turn(role="system", content=self.system), *said]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value, without what is left at its default."""
+        """Return the JSON value, without what is left at its default."""
         value: dict[str, Any] = {}
         for item in fields(self):
             held = getattr(self, item.name)
@@ -149,7 +149,7 @@ class PromptForm:
         system: str | None = None,
         chat_template: str | None = None,
     ) -> PromptForm | None:
-        """The form that options ask for, None without any: a template implies `template`, a system text `chat`.
+        """Return the form that options ask for, None without any: a template implies `template`, a system text `chat`.
 
         Raises:
             UsageProblem: the options contradict each other, or one is too long or of the wrong form.
@@ -173,12 +173,12 @@ RAW: Final = PromptForm(form="raw")
 
 
 def template_digest(text: str) -> Digest:
-    """The digest of a chat template's text, as a base's hints hold it."""
+    """Return the digest of a chat template's text, as a base's hints hold it."""
     return digest_of(text.encode("utf-8", "surrogatepass"))
 
 
 def digest_problem(form: PromptForm) -> tuple[Digest, Digest] | None:
-    """The stated and the real digest of the form's chat template, where they differ."""
+    """Return the stated and the real digest of the form's chat template, where they differ."""
     if form.chat_template is None or form.chat_template_sha256 is None:
         return None
     real = template_digest(form.chat_template)
@@ -186,7 +186,7 @@ def digest_problem(form: PromptForm) -> tuple[Digest, Digest] | None:
 
 
 def read_form(reader: DocumentReader, value: Json, path: str) -> PromptForm | None:
-    """The form in a larger document; its problems join those of `reader`. Unknown keys are passed over.
+    """Return the form in a larger document; its problems join those of `reader`. Unknown keys are passed over.
 
     `path` is the prefix of the keys' paths, such as `behaviour.prompt.`. None after a problem.
     """
@@ -201,7 +201,7 @@ def read_form(reader: DocumentReader, value: Json, path: str) -> PromptForm | No
 
 
 def unknown_keys(value: Mapping[str, Any]) -> list[str]:
-    """The keys of a form's JSON value that this version does not know."""
+    """Return the keys of a form's JSON value that this version does not know."""
     return sorted(set(value) - set(_KEYS))
 
 
@@ -224,7 +224,7 @@ class _Reader(DocumentReader):
     null_is_absent = False
 
     def form(self, value: Json, path: str, *, knows_all: bool) -> PromptForm | None:
-        """The form; None when the value is no object or names no form."""
+        """Return the form; None if the value is not an object or names no form."""
         if not isinstance(value, dict):
             self.wrong(path.rstrip(".") or "(top)", "object", value)
             return None
@@ -302,7 +302,7 @@ class _Reader(DocumentReader):
 
 
 def _split(template: str) -> tuple[str, str]:
-    """The text before and after the one `{input}`, with its braces undoubled.
+    """Return the text before and after the one `{input}`, with its braces undoubled.
 
     Raises:
         ValueError: there is not exactly one, or a brace stands alone.
@@ -325,7 +325,7 @@ def _split(template: str) -> tuple[str, str]:
 
 
 def template_of(before: str, after: str = "") -> str:
-    """The template with `before` and `after` around the question, their braces doubled."""
+    """Return the template with `before` and `after` around the question, their braces doubled."""
     return INPUT.join(part.replace("{", "{{").replace("}", "}}") for part in (before, after))
 
 
@@ -334,7 +334,7 @@ Tokenizer = Any
 
 
 def base_template(tokenizer: Tokenizer) -> str | None:
-    """The base's chat template; None if it has none."""
+    """Return the base's chat template; None if it has none."""
     held = getattr(tokenizer, "chat_template", None)
     if isinstance(held, dict):
         held = held.get("default")
@@ -342,7 +342,7 @@ def base_template(tokenizer: Tokenizer) -> str | None:
 
 
 def base_template_digest(tokenizer: Tokenizer) -> Digest | None:
-    """The digest of the base's chat template, to compare with a form's `chat_template_sha256`."""
+    """Return the digest of the base's chat template, to compare with a form's `chat_template_sha256`."""
     held = base_template(tokenizer)
     return None if held is None else template_digest(held)
 
@@ -364,7 +364,9 @@ def has_other_template(form: PromptForm, tokenizer: Tokenizer) -> bool:
 
 
 def prompt_texts(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokenizer = None) -> list[str]:
-    """The text of each prompt. Only the form `chat` needs the base's `tokenizer`: its template and special tokens.
+    """Return the text of each prompt.
+
+    Only the form `chat` needs the base's `tokenizer`: its template and special tokens.
 
     All prompts of a call share one child process where the adapter brings a chat template.
 
@@ -383,7 +385,7 @@ def prompt_texts(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokeni
 
 
 def prompt_tokens(form: PromptForm, questions: Sequence[Asked], tokenizer: Tokenizer) -> list[list[int]]:
-    """The token ids of each prompt.
+    """Return the token ids of each prompt.
 
     Raises:
         UsageProblem, ChatTemplateRefused: as `prompt_texts`.
@@ -400,11 +402,13 @@ def _text(form: PromptForm, asked: Asked) -> str:
         return asked
     if form.pair:
         return "\t".join(_pair(asked))
-    raise UsageProblem(f"the prompt form `{form.form}` takes one text, not a conversation")
+    raise UsageProblem(
+        f"the prompt form `{form.form}` takes one text, not a conversation", hint="pass one prompt, or use `--chat`"
+    )
 
 
 def _pair(asked: Asked) -> tuple[str, str]:
-    """The two texts of a pair; one text is split at its one tab."""
+    """Return the two texts of a pair; one text is split at its one tab."""
     parts = asked.split("\t") if isinstance(asked, str) else asked
     if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise UsageProblem("this adapter takes pairs of texts", hint="put one tab between the two")
@@ -413,7 +417,9 @@ def _pair(asked: Asked) -> tuple[str, str]:
 
 def _chat(form: PromptForm, asked: Asked) -> list[Turn]:
     if not isinstance(asked, str) and not all(isinstance(turn, dict) for turn in asked):
-        raise UsageProblem("the prompt form `chat` takes a text or a conversation, not a pair of texts")
+        raise UsageProblem(
+            "the prompt form `chat` takes a text or a conversation, not a pair of texts", hint="pass one text"
+        )
     return form.turns(asked)  # type: ignore[arg-type]  # no pair
 
 
@@ -425,7 +431,10 @@ def _base_chat(form: PromptForm, chat: list[Turn], tokenizer: Tokenizer) -> str:
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=form.generation_prompt))
     except TemplateError as error:  # templates refuse unknown roles
-        raise UsageProblem(f"the chat template of this base refuses the prompt: {shown(str(error), 200)}") from None
+        raise UsageProblem(
+            f"the chat template of this base refuses the prompt: {shown(str(error), 200)}",
+            hint="pass `--raw` or `--template` to use another prompt form",
+        ) from None
 
 
 LIMIT_CPU_SECONDS: Final = 1.0
@@ -446,7 +455,7 @@ def render_chats(
     generation_prompt: bool = True,
     variables: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """The prompt of each conversation; `variables` are the tokenizer's special tokens, such as `bos_token`.
+    """Return the prompt of each conversation; `variables` are the tokenizer's special tokens, such as `bos_token`.
 
     It gives what transformers' `apply_chat_template` gives, except that `strftime_now` is undefined: a prompt that
     holds today's date is not the same tomorrow. One child renders all; it costs about 0.15 CPU seconds to start.
@@ -474,12 +483,15 @@ def render_chats(
         return [str(text) for text in answer["texts"]]
     text = shown(str(answer.get("text", "")), 200)
     if problem == "refuses":
-        raise UsageProblem(f"the adapter's chat template refuses the prompt: {text}")
+        raise UsageProblem(
+            f"the adapter's chat template refuses the prompt: {text}",
+            hint="pass `--raw`, `--template` or `--chat` to use another prompt form",
+        )
     raise ChatTemplateRefused(f"the adapter's chat template cannot be used: {text}", reason=problem)
 
 
 def _child(task: bytes) -> dict[str, Any]:
-    """What the child answers. Its output goes through a file, whose size the child's own limit bounds.
+    """Return the child's answer. Its output goes through a file, whose size the child's own limit bounds.
 
     Raises:
         ChatTemplateRefused: it ended without an answer.

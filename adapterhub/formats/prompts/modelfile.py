@@ -1,4 +1,4 @@
-"""The part of an Ollama Modelfile that says how a model is asked: SYSTEM, TEMPLATE and PARAMETER, written and read.
+"""The part of an Ollama Modelfile that defines the prompt form: SYSTEM, TEMPLATE and PARAMETER, written and read.
 
 Ollama's templates are Go templates. Read here is only literal text around one `{{ .Prompt }}`; any other action is
 named, not translated.
@@ -24,7 +24,7 @@ _ACTION: Final = re.compile(r"\{\{ ?(\.Prompt|\"\{\{\") ?\}\}")
 
 
 def modelfile_lines(form: PromptForm) -> tuple[list[str], list[str]]:
-    """The lines of a form, and a note for each part that a Modelfile cannot hold."""
+    """Return the lines of a form, and a note for each part that a Modelfile cannot hold."""
     lines: list[str] = []
     notes: list[str] = []
 
@@ -51,12 +51,13 @@ def modelfile_lines(form: PromptForm) -> tuple[list[str], list[str]]:
 
 
 def form_in_modelfile(text: str) -> PromptForm | None:
-    """The form that a Modelfile states; None if it says nothing of prompts.
+    """Return the form that a Modelfile states; None if it defines none.
 
-    A TEMPLATE of one `{{ .Prompt }}` gives `template`, or `raw` without text around it; a SYSTEM alone gives `chat`.
+    A TEMPLATE of one `{{ .Prompt }}` gives `template`, or `raw` without text around it; a SYSTEM without a TEMPLATE
+    gives `chat`.
 
     Raises:
-        Malformed: its TEMPLATE does more, or the form breaks a limit; the message says which.
+        Malformed: its TEMPLATE does more, or the form breaks a limit; the message names it.
     """
     said: dict[str, str] = {}
     value: dict[str, Any] = {}
@@ -102,7 +103,7 @@ def _template(text: str) -> PromptForm:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str]]:
-    """The instructions with their arguments, which may go over several lines within quotes."""
+    """Yield the instructions with their arguments, which may go over several lines within quotes."""
     lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
         match = _LINE.fullmatch(line)
@@ -142,7 +143,7 @@ _ARRAY: Final = 9
 
 
 def prompt_prefix(head: bytes) -> str | None:
-    """The prefix that a GGUF file states, given its first `LOOKED_AT_BYTES`; None without one or for damage."""
+    """Return the prefix that a GGUF file states, given its first `LOOKED_AT_BYTES`; None without one or for damage."""
     if head[:4] != _MAGIC or len(head) < 24:
         return None
     version, _tensors, pairs = struct.unpack_from("<IQQ", head, 4)
@@ -170,7 +171,7 @@ def _text(head: bytes, at: int) -> tuple[bytes, int]:
 
 
 def _after(head: bytes, at: int, kind: int) -> int:
-    """The place after a value of `kind`; arrays of arrays, which no writer makes, are damage."""
+    """Return the place after a value of `kind`; arrays of arrays, which no writer makes, are damage."""
     if kind == _STRING:
         return _text(head, at)[1]
     if kind != _ARRAY:

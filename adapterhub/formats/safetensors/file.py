@@ -78,7 +78,9 @@ class TensorFile:
 
 
 def read_header(path: Path, *, limits: HeaderLimits | None = None) -> TensorFile:
-    """The checked header of the safetensors file at `path`; no tensor is read. By default, `adapter_limits` apply.
+    """Return the checked header of the safetensors file at `path`; no tensor is read.
+
+    By default, `adapter_limits` apply.
 
     Raises:
         MalformedTensorFile: with code E_CONTAINER, E_LIMIT or E_TENSOR_NAME. A file that cannot be opened or is not
@@ -135,7 +137,7 @@ def _read_text(text: str, limits: HeaderLimits, data_start: int, size_bytes: int
 
 
 def _header_text(stream: IO[bytes], size_bytes: int, where: str, limits: HeaderLimits) -> str:
-    """The header's text, after the checks of sizes and of the first byte."""
+    """Return the header's text, after the checks of sizes and of the first byte."""
 
     def refuse(reason: str, code: str = "E_CONTAINER", hint: str = "") -> NoReturn:
         raise MalformedTensorFile(where, reason, code=code, hint=hint)

@@ -34,6 +34,7 @@ _PLAIN_ENTRY = re.compile(
     re.ASCII,
 ).match
 _PLAIN_SHAPE = re.compile(rf"{_NUMBER}(?:, ?{_NUMBER}){{0,31}}", re.ASCII).fullmatch
+_DTYPE_NAME = re.compile(r"[A-Z][A-Z0-9_]{1,15}", re.ASCII).fullmatch
 _INT64_MAX = (1 << 63) - 1
 
 
@@ -64,7 +65,7 @@ BASE_LIMITS = HeaderLimits(
 
 
 def adapter_limits() -> HeaderLimits:
-    """The limits in force for untrusted files."""
+    """Return the limits in force for untrusted files."""
     chosen = limits()
     return HeaderLimits(**{f.name: getattr(chosen, f.name) for f in fields(HeaderLimits) if f.name != "strict_names"})
 
@@ -80,7 +81,7 @@ class TensorSpec(NamedTuple):
 
     @classmethod
     def planned(cls, name: str, dtype: str, shape: tuple[int, ...]) -> TensorSpec:
-        """A tensor that is yet to be written; its `start` is 0.
+        """Return a tensor that is yet to be written; its `start` is 0.
 
         Raises:
             ValueError: the format has no such dtype, or the tensor does not fill whole bytes.
@@ -156,7 +157,7 @@ class _HeaderText:
         raise MalformedTensorFile(self.where, reason, code=code)
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end."""
+        """Return the next character that is not white space; empty at the end."""
         at = self.at
         found = self.text[at : at + 1]
         if found and found in " \t\n\r":  # rare in what machines write; megabytes of it must cost nothing
@@ -176,7 +177,7 @@ class _HeaderText:
         self.at += 1
 
     def closes(self, *, first: bool) -> bool:
-        """Whether the object ends here; skips the brace, or the comma before the next key."""
+        """Return whether the object ends here; skips the brace, or the comma before the next key."""
         if self.peek() == "}":
             self.at += 1
             return True
@@ -241,7 +242,7 @@ class _HeaderText:
             self.at = plain.end()
 
     def plain_shape(self, dtype: str, sizes: str) -> tuple[tuple[int, ...], int] | None:
-        """A shape that is spelt as usual, and its size in bytes; None where something is odd."""
+        """Return a shape that is spelt as usual, and its size in bytes; None if something is odd."""
         if _PLAIN_SHAPE(sizes) is None:
             return None
         shape = tuple(map(int, sizes.split(",")))
@@ -252,7 +253,7 @@ class _HeaderText:
         return found
 
     def entry_value(self, name: str) -> dict[str, Any]:
-        """The object that describes one tensor; it has exactly the keys of the format."""
+        """Return the object that describes one tensor; it has exactly the keys of the format."""
         if self.peek() != "{":
             self.refuse(f"tensor `{shown(name)}` is not described by an object")
         end = self.text.find("}", self.at, self.at + _ENTRY_CHARACTERS)
@@ -281,7 +282,7 @@ class _HeaderText:
 
 
 def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
-    """What is wrong with a tensor's description; empty when nothing is."""
+    """Return the fault of a tensor's description; empty when there is none."""
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         return f"dtype is {shown(dtype, 40)}, expected one of {', '.join(DTYPE_BITS)}"
     if not _naturals(shape):
@@ -301,7 +302,7 @@ def _entry_problem(dtype: object, shape: object, offsets: object) -> str:
 
 
 def name_problem(name: str, limits: HeaderLimits = ADAPTER_LIMITS) -> str:
-    """What is wrong with a tensor's name, as the end of a sentence; empty when nothing is.
+    """Return the fault of a tensor's name, as the end of a sentence; empty when there is none.
 
     The names of an adapter are module paths: dot-separated, printable and free of path separators, so that no tool that
     writes one file per tensor is led out of its folder.
@@ -386,7 +387,7 @@ _KINDS: Final[tuple[tuple[bytes, FileKind], ...]] = (
     (b"7z\xbc\xaf\x27\x1c", FileKind(name="a 7z archive", hint=_UNPACK, is_archive=True)),
     (b"\x28\xb5\x2f\xfd", FileKind(name="a zstandard archive", hint=_UNPACK, is_archive=True)),
     (b"Rar!", FileKind(name="a rar archive", hint=_UNPACK, is_archive=True)),
-    (b"GGUF", FileKind(name="a GGUF file", hint="give the PEFT folder it was made from")),
+    (b"GGUF", FileKind(name="a GGUF file", hint="`adapt add FILE.gguf --base BASE` reads a LoRA")),
     (b"\x93NUMPY", FileKind(name="a numpy array", hint="give the PEFT folder it was made from")),
     (b"\x89HDF", FileKind(name="an HDF5 file", hint="give the PEFT folder it was made from")),
 )
@@ -405,7 +406,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def recognise(start: bytes) -> FileKind | None:
-    """The kind of a file that begins with `start` (`LOOKED_AT` bytes suffice); None when it is unknown."""
+    """Return the kind of a file that begins with `start` (`LOOKED_AT` bytes suffice); None when it is unknown."""
     for magic, kind in _KINDS:
         if start.startswith(magic):
             return kind
@@ -450,14 +451,14 @@ class FloatLayout:
         return 2.0 ** -(self.mantissa + 1)
 
     def magnitude(self, code: int) -> float:
-        """The value of a code without sign; one above `largest` it is what the next power of two would be."""
+        """Return the value of a code without sign; one above `largest` it is what the next power of two would be."""
         exponent, fraction = code >> self.mantissa, code & ((1 << self.mantissa) - 1)
         if exponent:
             return math.ldexp((1 << self.mantissa) | fraction, exponent - self.bias - self.mantissa)
         return math.ldexp(fraction, 1 - self.bias - self.mantissa)
 
     def is_nan(self, sign: int, code: int) -> bool:
-        """Whether sign and code spell a NaN."""
+        """Return whether sign and code spell a NaN."""
         if self.nan_is_minus_zero:
             return bool(sign) and code == 0
         return code > self.largest + self.infinity
@@ -465,7 +466,7 @@ class FloatLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dtype:
-    """One dtype of the format. `torch` is torch's name for it, "" where this package never makes such a tensor."""
+    """One dtype of the format. `torch` is torch's name for it, "" if this package never makes such a tensor."""
 
     bits: int
     torch: str = ""
@@ -514,11 +515,22 @@ DTYPES: Final[Mapping[str, Dtype]] = MappingProxyType(
 )
 """Every dtype of the format, by the name that headers have for it."""
 
+
+def may_be_codes(dtype: str, dimensions: int) -> bool:
+    """Whether a tensor may hold codes of a quantised weight: they have 8 bits or fewer, or are packed into integers."""
+    return dimensions > 1 and (DTYPES[dtype].bits <= _BITS_OF_CODES or DTYPES[dtype].is_integer)
+
+
+_BITS_OF_CODES: Final = 8
+
 DTYPE_BITS: Final[Mapping[str, int]] = MappingProxyType({name: dtype.bits for name, dtype in DTYPES.items()})
 """Bits of one element, for every dtype of the format."""
 
 FACTOR_DTYPES: Final = ("F64", "F32", "F16", "BF16")
-"""What a low-rank factor may be stored in."""
+"""What a low-rank factor is written in."""
+
+READ_DTYPES: Final = (*FACTOR_DTYPES, "F8_E4M3", "F8_E5M2")
+"""What a low-rank factor may be stored in; numbers of 8 bits are widened to float32, which loses nothing."""
 
 CHOICES: Final[Mapping[str, str]] = MappingProxyType({DTYPES[name].torch: name for name in ("F32", "BF16", "F16")})
 """What users may ask for with `--dtype`, and the format's name for it."""
@@ -557,8 +569,8 @@ class TensorFacts:
                 pass
             case _:
                 raise ValueError(f"{path}: expected [name, dtype, shape, sha256, samples], got {shown(value)}")
-        if dtype not in DTYPE_BITS:
-            raise ValueError(f"{path}: dtype {shown(dtype)} is not one of safetensors")
+        if not isinstance(dtype, str) or not _DTYPE_NAME(dtype):
+            raise ValueError(f"{path}: dtype {shown(dtype)} is not one of safetensors, nor of GGUF")
         if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError(f"{path}: expected the shape as a list of natural numbers, got {shown(shape)}")
         try:
@@ -570,10 +582,10 @@ class TensorFacts:
 
 
 def sample_offsets(spec: TensorSpec) -> tuple[int, ...]:
-    """Where in the tensor's bytes its `SAMPLES` numbers lie; empty for an empty tensor.
+    """Return the offsets of the `SAMPLES` numbers in the tensor's bytes; empty for an empty tensor.
 
-    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: they
-    spread evenly whatever the shape, and so do the first few alone. For dtypes below 8 bits it is the byte around it.
+    Number k is element `((k + 1) * 0x9E3779B97F4A7C15 mod 2**64) * elements >> 64` of the flattened tensor: they spread
+    evenly for every shape, and so do the first few of them. For dtypes below 8 bits it is the byte around it.
     """
     bits, elements = DTYPE_BITS[spec.dtype], spec.elements
     if not elements:

@@ -15,7 +15,9 @@ choice of adapters, so two threads, or two tasks of an event loop, can run diffe
 from __future__ import annotations
 
 from adapterhub.inference.bank.adapter_bank import AdapterBank
+from adapterhub.inference.bank.following import FollowedAlias
 from adapterhub.inference.bank.residency import Stats
 from adapterhub.inference.bank.updates import Choice, Using
+from adapterhub.inference.effect import Effect
 
-__all__ = ["AdapterBank", "Choice", "Stats", "Using"]
+__all__ = ["AdapterBank", "Choice", "Effect", "FollowedAlias", "Stats", "Using"]

@@ -2,350 +2,70 @@
 
 from __future__ import annotations
 
-import math
+import threading
 import weakref
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
 
 from adapterhub.core.arguments import Count, ModelLike, parsed
 from adapterhub.core.digests import Digest
-from adapterhub.core.disk.held_file import keep_none, large_memory
-from adapterhub.core.errors import MergeRefused, UnsupportedAdapter, UsageProblem, shown
-from adapterhub.core.specs import BaseSpec
+from adapterhub.core.disk.held_file import keep_none
+from adapterhub.core.errors import (
+    AdapterNotFound,
+    Conflict,
+    MergeRefused,
+    UnsupportedAdapter,
+    UsageProblem,
+    WithoutEffect,
+    shown,
+)
+from adapterhub.core.specs import AdapterSpec, BaseSpec
+from adapterhub.distribution.finding import FoundAdapter, folder_in
 from adapterhub.inference.bank.engines import Hooks, NativeEngine, PeftEngine, ensure_outside_use
-from adapterhub.inference.bank.residency import AdapterCache, FileCheck, Residency, Stats
-from adapterhub.inference.bank.tracing import ByRow, FrozenBase, Tracer, refusal
+from adapterhub.inference.bank.following import FollowedAlias
+from adapterhub.inference.bank.residency import (
+    FileCheck,
+    LoadedOrigin,
+    Residency,
+    Stamp,
+    Stats,
+    digests_of,
+    name_of,
+    stamp_of,
+)
+from adapterhub.inference.bank.rows import Rooms, Rows
+from adapterhub.inference.bank.tracing import FrozenBase, Tracer
 from adapterhub.inference.bank.updates import (
-    Args,
     Choice,
     Current,
-    Kwargs,
-    LinearUpdate,
-    Output,
-    Replacement,
-    Update,
+    LoadedAdapter,
+    Noting,
     UpdateTerm,
     Using,
     Whole,
     check_terms,
-    first_input,
     weights_of,
+    zero_of,
 )
-from adapterhub.inference.loader.attachment import AttachedAdapter, Preparation, attach
+from adapterhub.inference.effect import MOST_ROWS, Effect, compared, numbers_of
+from adapterhub.inference.loader.attachment import AttachedAdapter, Preparation, Prepared, attach
 from adapterhub.inference.loader.base import BaseModel, PipelineModules, as_given, as_model
+from adapterhub.inference.loader.injection import ReadyAdapter
 from adapterhub.library.default import LibraryLike, open_library
-from adapterhub.library.store.catalog import AdapterLike
+from adapterhub.library.following import Gate, followed
+from adapterhub.library.store.catalog import AdapterLike, Installed
+from adapterhub.live.stream import LiveStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_SEQUENCES: Final = 3
-_FEW_TOKENS: Final = 16
-"""Stacked factors are faster for fewer tokens per row (measured on SmolLM2-135M, one thread)."""
-
-
-class _RowGroup(NamedTuple):
-    """The numbers of rows with one choice; `rows` is a slice if they are adjacent."""
-
-    terms: tuple[UpdateTerm, ...]
-    numbers: list[int]
-    rows: Tensor | slice
-
-
-class _Work(NamedTuple):
-    """The work in one module: the updates of each group that has any, and whether they can be stacked."""
-
-    groups: tuple[tuple[tuple[tuple[Update, float], ...], _RowGroup], ...]
-    can_stack: bool
-
-
-class _Part(NamedTuple):
-    """Rows with one choice that go through its stacked factors together, and its updates of one module."""
-
-    updates: tuple[tuple[Update, float], ...]
-    numbers: list[int]
-
-
-class _Places(NamedTuple):
-    """The rows of all parts: `taken` [parts * most], where a short part repeats its last row, and `put` without those.
-
-    `kept` are the places of `put` in `taken`, None for all.
-    """
-
-    taken: Tensor
-    kept: Tensor | None
-    put: Tensor
-
-
-class _Stack(NamedTuple):
-    """Factors by part: `a` [parts, in, R], `b` [parts, R, out] times the scales, and `bias` [parts, 1, out] or None.
-
-    In memory, both have their ranks outermost: the file has A like that, so that a row of it is copied in one piece.
-    `places` is None where the parts are the rows of the batch in their order.
-    """
-
-    a: Tensor
-    b: Tensor
-    bias: Tensor | None
-    places: _Places | None
-
-    def added(self, inputs: Tensor, output: Tensor) -> Tensor:
-        """Output [rows, tokens, out] plus what the factors make of inputs [rows, tokens, in]."""
-        a, b, bias, places = self
-        if places is not None:
-            inputs = inputs.index_select(0, places.taken)
-        if len(inputs) != len(a):
-            inputs = inputs.reshape(len(a), -1, inputs.shape[-1])
-        low = torch.bmm(inputs if inputs.dtype == a.dtype else inputs.to(a.dtype), a)
-        if places is None and bias is None and output.dtype == a.dtype:  # one pass over the output instead of three
-            by_part = output if len(output) == len(a) else output.reshape(len(a), -1, output.shape[-1])
-            return torch.baddbmm(by_part, low, b).view(output.shape)
-        change = torch.bmm(low, b) if bias is None else torch.baddbmm(bias, low, b)
-        change = change.view(-1, *output.shape[1:])
-        if places is None:
-            return (output + change).to(output.dtype)
-        if places.kept is not None:
-            change = change.index_select(0, places.kept)
-        return output.to(change.dtype).index_add(0, places.put, change).to(output.dtype)
-
-
-class Rows(ByRow):
-    """A choice for each row, which keeps stacked factors as long as it lives.
-
-    In a batch with a multiple of the rows (beams, several answers to one prompt), those of one row are adjacent, as
-    `generate` arranges them.
-    """
-
-    __slots__ = ("_groups", "_room", "_rooms", "_stacks", "_work")
-
-    def __init__(self, rows: Sequence[tuple[UpdateTerm, ...]], rooms: Rooms, tracer: Tracer) -> None:
-        self._rooms = rooms
-        self._room: Room | None = None
-        self._work: dict[str, _Work | None] = {}
-        self._stacks: dict[str, _Stack] = {}
-        numbers: dict[tuple[tuple[int, float], ...], list[int]] = {}
-        for number, terms in enumerate(rows):
-            if terms:
-                numbers.setdefault(tuple((id(t.adapter), t.weight) for t in terms), []).append(number)
-        self._groups = tuple(_group(rows[found[0]], found) for found in numbers.values())
-        every = (name for group in self._groups for term in group.terms for name in term.adapter.updates)
-        is_one = bool(self._groups) and len(self._groups[0].numbers) == len(rows)  # then no row has to be found
-        super().__init__(len(rows), frozenset() if is_one else frozenset(every), tracer)
-
-    def __del__(self) -> None:
-        """Give the memory of the stacks back: no forward pass runs with this choice any more."""
-        if self._room is not None:
-            self._rooms.give(self._room)
-
-    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
-        """See `Selection`.
-
-        Raises:
-            UnsupportedAdapter: the rows have no known place in this input.
-            UsageProblem: a module that is replaced has more than one input or output.
-        """
-        stack, call = self._stacks.get(name), self.call
-        if stack is not None and call is not None and args:  # decoding, nearly always: nothing is looked at again
-            shape = args[0].shape
-            if len(shape) == _SEQUENCES and shape[0] == self.count and shape[1] < _FEW_TOKENS and name in call.leading:
-                return self._added(stack, args[0], output)
-        if name not in self._work:
-            self._work[name] = self._work_in(name)
-        work = self._work[name]
-        if work is None:
-            return output
-        updates, group = work.groups[0]
-        if len(group.numbers) == self.count:  # all rows have one choice, so the batch needs no parts
-            for update, weight in updates:
-                output = update.apply(args, kwargs, output, weight)
-            return output
-        if call is None:
-            raise refusal([f"`{shown(name)}` is called outside of the model, where no row has a known place"])
-        if any(isinstance(update, Replacement) for updates, _ in work.groups for update, _ in updates):
-            _ensure_one_tensor(name, args, kwargs, output)
-        inputs = first_input(args, kwargs)
-        axis = call.axis(name, inputs)
-        if not axis:
-            return self._by_row(name, work, inputs, output)
-        done = self._by_row(name, work, inputs.transpose(0, axis), output.transpose(0, axis))
-        return done.transpose(0, axis).contiguous()  # as the module returns it, which models rely on
-
-    def _by_row(self, name: str, work: _Work, inputs: Tensor, output: Tensor) -> Tensor:
-        """The output with the updates of each row; the rows lie on the first axis of both."""
-        if work.can_stack and inputs.shape[:-1].numel() < _FEW_TOKENS * self.count:
-            stack = self._stacks.get(name)
-            if stack is None:
-                stack = self._stacks[name] = self._stacked(name)
-            by_row = (tensor.reshape(self.count, -1, tensor.shape[-1]) for tensor in (inputs, output))
-            return self._added(stack, *by_row).view(output.shape)
-        times = len(inputs) // self.count
-        result = output.clone(memory_format=torch.contiguous_format)
-        parts = result.view(self.count, times, *result.shape[1:])
-        inputs_by_row = inputs.reshape(self.count, times, *inputs.shape[1:])
-        for updates, group in work.groups:
-            part = parts[group.rows].flatten(0, 1)
-            own = inputs_by_row[group.rows].flatten(0, 1)
-            for update, weight in updates:
-                part = update.apply((own,), {}, part, weight)
-            parts[group.rows] = part.view(-1, times, *part.shape[1:])
-        return result
-
-    def _added(self, stack: _Stack, inputs: Tensor, output: Tensor) -> Tensor:
-        if inputs.requires_grad:
-            self._room = None  # the backward pass, which may come after this choice, needs the factors
-        return stack.added(inputs, output)
-
-    def _work_in(self, name: str) -> _Work | None:
-        groups = []
-        for group in self._groups:
-            found = [(term.adapter.updates.get(name), term.weight) for term in group.terms]
-            updates = tuple((update, weight) for update, weight in found if update is not None)
-            if updates:
-                groups.append((updates, group))
-        if not groups:
-            return None
-        every = [update for updates, _ in groups for update, _ in updates]
-        is_linear = all(isinstance(update, LinearUpdate) for update in every)
-        is_one = len(groups[0][1].numbers) == self.count  # it needs no parts
-        can_stack = not is_one and is_linear and len({u.a.dtype for u in every}) == 1  # type: ignore[attr-defined] # all are linear
-        return _Work(groups=tuple(groups), can_stack=can_stack)
-
-    def _stacked(self, name: str) -> _Stack:
-        """The factors of all parts in one tensor, with zeros for ranks below the largest."""
-        work = self._work[name]
-        assert work is not None
-        parts = _parts(work)
-        ranks = [sum(update.a.shape[0] for update, _ in part.updates) for part in parts]  # type: ignore[attr-defined] # all are linear
-        one: Any = parts[0].updates[0][0]
-        room = self._room = self._room or self._rooms.take()
-        a = room.tensor((len(parts), max(ranks), one.a.shape[1]), one.a)
-        b = room.tensor((len(parts), max(ranks), one.b.shape[0]), one.b)
-        places = _places(parts, self.count, one.a.device)
-        if len({*ranks}) == 1 and all(_is_plain(part.updates) for part in parts):
-            alone: list[Any] = [part.updates[0] for part in parts]
-            torch.stack([update.a for update, _ in alone], out=a)
-            torch.stack([update.b.t() for update, _ in alone], out=b)
-            b *= b.new_tensor([update.scale * weight for update, weight in alone])[:, None, None]
-            return _Stack(a=a.transpose(1, 2), b=b, bias=None, places=places)
-        bias: Tensor | None = None
-        a.zero_()
-        b.zero_()
-        for number, part in enumerate(parts):
-            reached = 0
-            for update, weight in part.updates:
-                assert isinstance(update, LinearUpdate)
-                until = reached + update.a.shape[0]
-                a[number, reached:until] = update.a
-                b[number, reached:until] = update.b.t() * (update.scale * weight)
-                if update.bias is not None:
-                    bias = one.b.new_zeros(len(parts), 1, one.b.shape[0]) if bias is None else bias
-                    bias[number] += update.bias * (update.scale * weight)
-                reached = until
-        return _Stack(a=a.transpose(1, 2), b=b, bias=bias, places=places)
-
-
-def _parts(work: _Work) -> list[_Part]:
-    """The groups, in parts of at most the mean size, so that parts of one size have room for little else."""
-    most = -(-sum(len(group.numbers) for _, group in work.groups) // len(work.groups))
-    return [
-        _Part(updates, group.numbers[at : at + most])
-        for updates, group in work.groups
-        for at in range(0, len(group.numbers), most)
-    ]
-
-
-def _places(parts: Sequence[_Part], count: int, device: torch.device) -> _Places | None:
-    most = max(len(part.numbers) for part in parts)
-    taken = [number for part in parts for number in part.numbers + part.numbers[-1:] * (most - len(part.numbers))]
-    if taken == [*range(count)]:
-        return None
-    kept = [at * most + place for at, part in enumerate(parts) for place in range(len(part.numbers))]
-    return _Places(
-        taken=torch.tensor(taken, device=device),
-        kept=torch.tensor(kept, device=device) if len(kept) < len(taken) else None,
-        put=torch.tensor([number for part in parts for number in part.numbers], device=device),
-    )
-
-
-def _is_plain(updates: tuple[tuple[Any, float], ...]) -> bool:
-    """Whether it is one update without a bias, which `torch.stack` copies in a fraction of the time."""
-    return len(updates) == 1 and updates[0][0].bias is None
-
-
-def _group(terms: tuple[UpdateTerm, ...], numbers: list[int]) -> _RowGroup:
-    together = numbers[-1] - numbers[0] + 1 == len(numbers)
-    rows = slice(numbers[0], numbers[-1] + 1) if together else torch.tensor(numbers)
-    return _RowGroup(terms=terms, numbers=numbers, rows=rows)
-
-
-def _ensure_one_tensor(name: str, args: Args, kwargs: Kwargs, output: Output) -> None:
-    if len(args) + len(kwargs) != 1 or not isinstance(output, Tensor):
-        raise UsageProblem(
-            f"`{shown(name)}` has more than one input or output, so its replacement cannot be chosen by row",
-            hint="use the adapter for the whole batch: bank.use(…)",
-        )
-
-
-_PIECE_BYTES: Final = 16 << 20
-_ALIGNED: Final = 64
-
-
-class Room:
-    """Memory on the CPU that many tensors come from, one after another; on other devices, torch's own."""
-
-    def __init__(self) -> None:
-        self._pieces: list[Tensor] = []
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin again. The tensors that came from it must not be used any more."""
-        self._next, self._left = 0, torch.empty(0, dtype=torch.uint8)
-
-    def tensor(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A tensor with any numbers, and with the dtype and on the device of `like`."""
-        if like.device.type != "cpu":
-            return like.new_empty(shape)
-        size_bytes = math.prod(shape) * like.itemsize
-        while len(self._left) < size_bytes:
-            if self._next == len(self._pieces):
-                made = large_memory(max(size_bytes, _PIECE_BYTES))
-                self._pieces.append(torch.frombuffer(made, dtype=torch.uint8))
-            self._left = self._pieces[self._next]
-            self._next += 1
-        taken, self._left = self._left[:size_bytes], self._left[-(-size_bytes // _ALIGNED) * _ALIGNED :]
-        return taken.view(like.dtype).view(shape)
-
-
-class Rooms:
-    """The rooms of one bank. It keeps one that is not in use, the last; any thread may take and give one back."""
-
-    def __init__(self) -> None:
-        self._spare: deque[Room] = deque(maxlen=1)
-
-    def take(self) -> Room:
-        """The room that is kept, or a new one."""
-        try:
-            return self._spare.pop()
-        except IndexError:
-            return Room()
-
-    def give(self, room: Room) -> None:
-        """Keep a room whose tensors are no longer used."""
-        room.clear()
-        self._spare.append(room)
-
-    def close(self) -> None:
-        """Free what is kept."""
-        self._spare.clear()
-
 
 _PEFT: Final = PeftEngine.name
 
@@ -380,13 +100,13 @@ class AdapterBank:
         dtype: torch.dtype | str | None = None,
         allow_base_mismatch: bool = False,
     ) -> None:
-        residency = Residency(most=max_resident, most_bytes=max_resident_bytes)
+        self._residency = Residency(most=max_resident, most_bytes=max_resident_bytes)
         model = as_model(model)
         self._base = BaseModel(model)
-        native = NativeEngine(self._base, _dtype(dtype))
+        self._native = NativeEngine(self._base, _dtype(dtype))
         place = open_library(library)
         files = FileCheck(place.root)
-        preparation = Preparation(
+        self._preparation = Preparation(
             self._base,
             place,
             base=base,
@@ -394,18 +114,24 @@ class AdapterBank:
             check=files,
             reopen=files.again,
         )
-        self._frozen = FrozenBase(self._base, preparation.loaded)
+        self._frozen = FrozenBase(self._base, self._preparation.loaded)
         self._current: Current = ContextVar("adapterhub_bank", default=None)
         put_on = partial(attach, model, library=place, base=base, allow_base_mismatch=allow_base_mismatch)
         self._peft = PeftEngine(model, self._current, put_on)
         self._rooms = Rooms()
-        hooks = Hooks(self._base, self._current)
-        self._hit = residency.hit
-        self._cache = AdapterCache(preparation, hooks, residency, native=native, peft=self._peft)
-        hooks.take(self._peft.guard())
-        self._tracer = Tracer(model, self._current, hooks.names)
-        hooks.take(self._tracer.doors())
-        self._finalizer = weakref.finalize(self, hooks.remove)
+        self._hooks = Hooks(self._base, self._current)
+        self._hit = self._residency.hit
+        self._origins: dict[str, LoadedOrigin] = {}
+        self._library, self._files = place, files
+        self._followed: dict[str, FollowedAlias] = {}
+        self._is_closed = False
+        self._lock = threading.RLock()  # guards the dictionaries; held briefly
+        # Order of locks: exclusive use of the model (Turnstile), then `loading` of one thread, then `_lock`.
+        self._loading = self._peft.loading
+        self._hooks.take(self._peft.guard())
+        self._tracer = Tracer(model, self._current, self._hooks.names)
+        self._hooks.take(self._tracer.doors())
+        self._finalizer = weakref.finalize(self, self._hooks.remove)
 
     # ------------------------------------------------------------ look
     @property
@@ -416,43 +142,54 @@ class AdapterBank:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all loaded adapters, in memory or evicted, without the unloaded ones."""
-        return self._cache.names
+        with self._lock:
+            return tuple(self._origins)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """What answers in this context, such as `agent==0.0.12`; empty for the plain base."""
+        selection = self._current.get()
+        return () if selection is None else selection.labels
 
     @property
     def stats(self) -> Stats:
         """Hits, misses, loads and evictions since the bank was made, and the number and size of adapters in memory."""
-        return self._cache.stats
+        with self._lock:
+            return self._residency.stats
 
     @parsed
     def explain(self, name: str) -> str:
-        """The facts about an adapter in lines for people: its engine and why, base, scales, warnings.
+        """Return the facts about an adapter in lines for people: its engine and why, base, scales, warnings.
 
         Like `use`, it loads a name from the library that was not loaded before.
 
         Raises:
             AdapterNotFound: there is no adapter of that name. Other errors as for `load`.
         """
-        if name not in self._cache.names:
-            self._cache.get(name)
-        return self._cache.origin(name).explain()
+        if name not in self.names:
+            self._get(name)
+        return self._origin(name).explain()
 
     @parsed
     def facts(self, name: str) -> AttachedAdapter:
-        """The facts about an adapter for programs: label, method, comparison of the base, scales, warnings.
+        """Return the facts about an adapter for programs: label, method, comparison of the base, scales, warnings.
 
         Raises:
             AdapterNotFound: no adapter was loaded by that name.
         """
-        return self._cache.origin(name).facts
+        return self._origin(name).facts
 
     # ------------------------------------------------------------ load and unload
     @parsed
-    def load(self, what: AdapterLike, name: str | None = None, *, pin: bool | None = None) -> str:
+    def load(
+        self, what: AdapterLike, name: str | None = None, *, pin: bool | None = None, check_effect: bool = False
+    ) -> str:
         """Bring an adapter into memory; returns its name, which is the adapter's own unless `name` is given.
 
         An adapter in memory is not read again. `pin=True` protects it from eviction, `pin=False` ends that. Loading
         takes some 20 ms for 20 MB in the page cache, however many adapters are loaded; most of it hashes them. An
         adapter that runs on PEFT's layers is attached once for a test, while nothing else can use the model.
+        `check_effect=True` refuses an adapter that is found to change nothing, see `effect`.
 
         Raises:
             BaseMismatch, UnsupportedAdapter, RefusedAdapter, Malformed, DigestMismatch: as for `attach`.
@@ -460,13 +197,64 @@ class AdapterBank:
                 one.
             Conflict: another adapter has that name, or its files changed since it was loaded.
             UsageProblem: the pinned adapters leave no room, or the bank was closed.
+            WithoutEffect: with `check_effect`, the model says the same with the adapter and without it.
 
         After any of these errors the bank and the model are unchanged.
         """
-        chosen, _ = self._cache.load(what, name)
+        before = self.names
+        chosen, _ = self._load(what, name)
+        if check_effect:
+            effect = self.effect(chosen)
+            if effect.changes is False:
+                label = self._origin(chosen).found.label
+                if chosen not in before:
+                    self.unload(chosen)
+                raise _without_effect(label, effect)
         if pin is not None:
-            self._cache.pin(chosen, is_pinned=pin)
+            with self._lock:
+                self._residency.pin(chosen, is_pinned=pin)
         return chosen
+
+    @parsed
+    def effect(self, name: str) -> Effect:
+        """Find out whether an adapter changes what the model says: one prompt of 16 token ids, with it and without it.
+
+        `changes` is None if that cannot be found out: for a pipeline or another model that needs more than ids, or a
+        prompt that goes through none of the adapter's modules, such as those of an image part.
+
+        Raises:
+            AdapterNotFound, UsageProblem: as for `use`.
+        """
+        adapter = self._get(name).adapter
+        return self._effect(adapter, self._origin(name).tokens, lambda: self.use(name))
+
+    def _effect(self, adapter: LoadedAdapter, tokens: tuple[int, ...], use: Callable[[], Using]) -> Effect:
+        if reason := zero_of(adapter.updates):
+            return Effect(changes=False, reason=reason)
+        if isinstance(self._base.model, PipelineModules):
+            return Effect(changes=None, reason="a pipeline takes no ids")
+        reached = set[str]()
+
+        def plain() -> list[Tensor]:
+            with self.use(None):
+                return numbers_of(self._base.model, tokens)
+
+        def adapted() -> list[Tensor]:
+            with use():
+                chosen = self._current.get()
+                if type(chosen) is not Whole:
+                    return numbers_of(self._base.model, tokens)
+                noting = Noting(chosen, adapter.updates)
+                self._current.set(noting)
+                told = numbers_of(self._base.model, tokens)
+                reached.update(noting.reached)
+                return told
+
+        effect = compared(plain, adapted, reached=None if adapter.engine == _PEFT else reached)
+        if effect.changes is False and reached:
+            bound = f"went through {len(reached)} of the {len(adapter.updates)} modules with an update"
+            return replace(effect, reason=f"{effect.reason}; the prompt {bound}, such as `{shown(min(reached))}`")
+        return effect
 
     @parsed
     def unload(self, name: str) -> None:
@@ -477,7 +265,106 @@ class AdapterBank:
         Raises:
             AdapterNotFound: no adapter was loaded by that name.
         """
-        self._cache.unload(name)
+        followed = self._followed.pop(name, None)
+        if followed is not None:
+            followed.stop()
+        with self._loading, self._lock:
+            self._origin(name)
+            del self._origins[name]
+            self._residency.drop(name)
+            self._residency.pin(name, is_pinned=False)
+        if followed is not None:
+            followed.end()
+
+    # ------------------------------------------------------------ follow
+    @parsed
+    def follow(
+        self, alias: AdapterSpec | LiveStream | str, *, gate: Gate | None = None, check_effect: bool = False
+    ) -> FollowedAlias:
+        """Follow an alias, such as `agent@live`: a use of that name gets the version that it means then.
+
+        A spec means an alias of the library; what `Library.live` returns, that of the stream, also in a registry.
+
+        A thread loads each version to which the alias moves, also back, within some 50 ms and the time of a load, and
+        then swaps it in: a choice that began before keeps its version, and the old one leaves memory with the last of
+        them. A version that cannot be loaded, that does not pass `gate`, or has no effect with `check_effect`, is not
+        swapped in; `refused` of the returned value holds the reason. Of moves that come faster than loads, the last
+        counts.
+
+        Returns after the version of now was loaded or refused, or at once where there is none yet.
+
+        Raises:
+            SpecError: it names no alias.
+            Conflict: the bank follows it already.
+            UsageProblem: the bank was closed.
+            AmbiguousSpec, Malformed, NotAllowed: what it means cannot be read, or its build not leased.
+        """
+        stream = alias if isinstance(alias, LiveStream) else None
+        spec = stream.followed if stream else AdapterSpec.parse(str(alias))
+        name, builds = str(spec), stream.builds if stream else partial(followed, self._library, spec)
+        before = self._followed.get(name)
+        if before is not None and before.is_running:
+            raise Conflict(
+                f"the bank follows `{shown(name)}` already", hint=f"bank.following[{name!r}].stop() ends that"
+            )
+        self._ensure_open()
+        lease = self._library.lease
+        made = FollowedAlias(name, builds, self._bring, lease, gate=gate, check_effect=check_effect)
+        if before is not None:
+            made.continues(before)
+        self._followed[name] = made
+        try:
+            made.start()
+        except BaseException:
+            del self._followed[name]
+            if before is not None:
+                before.continues(made)
+                self._followed[name] = before
+            raise
+        weakref.finalize(self, made.end)
+        return made
+
+    @property
+    def following(self) -> Mapping[str, FollowedAlias]:
+        """By their names, the aliases that the bank follows: the version that each has now, and why one was refused."""
+        with self._lock:
+            return MappingProxyType(dict(self._followed))
+
+    def _bring(self, name: str, build: Installed, *, ask: Callable[[], None] | None, check_effect: bool) -> None:
+        """Put a build in place of what `name` is, once it may be; see `Bring`."""
+        with self._loading:
+            self._ensure_open()
+            found = self._preparation.find(build)
+            stamp = stamp_of(found.folder)
+            [prepared] = self._preparation.prepare([found])
+            reasons = self._native.reasons_against(prepared.ready)
+            adapter = self._peft.load(prepared.ready) if reasons else self._native.load(prepared.ready)
+        if reasons:
+            with self._peft.alone(), self._loading:
+                self._peft.try_on(found)
+        with self._lock:
+            self._hooks.reach(adapter.updates)
+        light, alone = replace(found, subject=None), Whole((UpdateTerm(adapter, 1.0),))
+
+        def use() -> Using:
+            return self._peft.use(light) if reasons else Using(self._current, alone, self._current.get())
+
+        if check_effect:
+            effect = self._effect(adapter, _waking(prepared.ready), use)
+            if effect.changes is False:
+                raise _without_effect(found.label, effect)
+        if ask is not None:
+            with use():
+                ask()
+        with self._loading:
+            origin = self._recorded(prepared, stamp, reasons)
+            with self._lock:
+                self._ensure_open()
+                self._residency.put(name, adapter)
+                before = self._origins.get(name)
+                self._origins[name] = origin
+        if before is not None and before.found.folder != found.folder:
+            self._files.forget(before.found.folder)
 
     # ------------------------------------------------------------ choose
     def use(self, choice: Choice) -> Using:
@@ -498,7 +385,7 @@ class AdapterBank:
         if before is not None and type(before) is not Whole:
             ensure_outside_use(before)
         if isinstance(choice, str):  # nearly always: one adapter in memory, whose choice is ready
-            alone = self._hit(choice) or self._cache.get(choice)
+            alone = self._hit(choice) or self._get(choice)
             if alone.adapter.engine == _PEFT:
                 return self._use_peft(choice, alone.terms)
             return Using(current, alone, before)
@@ -526,7 +413,7 @@ class AdapterBank:
         if isinstance(self._base.model, PipelineModules):
             raise UsageProblem(
                 "a pipeline has no rows: guidance doubles the batch inside it, so a row has no fixed meaning",
-                hint="bank.use(…) takes one choice for the whole call; a bank of its UNet alone has rows",
+                hint="bank.use(…) takes one choice for the whole call; a bank of only its UNet has rows",
             )
         before = self._current.get()
         ensure_outside_use(before)
@@ -559,11 +446,19 @@ class AdapterBank:
             Conflict: the folder exists, or the adapter's files changed.
             DigestMismatch: a file of the store is damaged.
         """
-        return self._cache.origin(name).export(Path(folder))
+        return self._origin(name).export(Path(folder))
 
     def close(self) -> None:
         """Remove all hooks from the model and all adapters from the bank; running calls finish without them."""
-        self._cache.close()
+        for alias in self.following.values():
+            alias.stop()
+        with self._loading, self._lock:
+            self._is_closed = True
+            for name in list(self._origins):
+                self.unload(name)
+        for alias in self._followed.values():
+            alias.end()
+        self._followed.clear()
         self._peft.close()
         self._finalizer()
         self._current.set(None)
@@ -579,11 +474,117 @@ class AdapterBank:
         self.close()
 
     # ------------------------------------------------------------ inside
+    def _origin(self, name: str) -> LoadedOrigin:
+        """Return the origin of a loaded adapter.
+
+        Raises:
+            AdapterNotFound: no adapter was loaded by that name.
+        """
+        with self._lock:
+            origin = self._origins.get(name)
+        if origin is None:
+            raise AdapterNotFound(f"no adapter `{shown(name)}` was loaded here", hint=f"bank.load({name!r})")
+        return origin
+
+    def _get(self, name: str, *, keep: Sequence[str] = ()) -> Whole:
+        """Return the choice of one adapter, loaded if it is not in memory; does not evict those in `keep` for it.
+
+        Looks up a name that was never loaded in the library. Never waits for a load of another one that is in memory.
+        """
+        with self._lock:
+            chosen = self._residency.get(name)
+        if chosen is not None:
+            return chosen
+        self._ensure_open()
+        with self._loading:
+            origin = self._origins.get(name)
+            if origin is not None:
+                return self._again(name, origin, keep)
+        if (alias := self._followed.get(name)) is not None:
+            refused = alias.refused.refused if alias.refused else ""
+            raise AdapterNotFound(f"`{shown(name)}` has no version yet", hint=refused or "publish one")
+        if folder_in(name) is not None:
+            self._origin(name)  # raises: only `load` gives a folder a name
+        return self._load(name, name, keep=keep)[1]
+
+    def _load(self, what: AdapterLike, name: str | None, *, keep: Sequence[str] = ()) -> tuple[str, Whole]:
+        """Bring an adapter into memory; its name in the bank, and the choice of it."""
+        with self._loading:
+            self._ensure_open()
+            found = self._preparation.find(what)
+            chosen = name_of(found, name)
+            known = self._known(chosen, found)
+            if known is not None:
+                return chosen, self._again(chosen, known, keep)
+            stamp = stamp_of(found.folder)
+            [prepared] = self._preparation.prepare([found])
+            reasons = self._native.reasons_against(prepared.ready)
+            if not reasons:
+                return chosen, self._take_new(chosen, prepared, stamp, (), keep)
+        # Never wait for the model with the lock held: the thread that has the model may need the lock.
+        with self._peft.alone(), self._loading:
+            self._peft.try_on(found)
+            return chosen, self._take_new(chosen, prepared, stamp, reasons, keep)
+
+    def _ensure_open(self) -> None:
+        if self._is_closed:
+            raise UsageProblem("the bank was closed", hint="make another one: AdapterBank(model)")
+
+    def _known(self, name: str, found: FoundAdapter) -> LoadedOrigin | None:
+        known = self._origins.get(name)
+        if known is not None and known.found.folder != found.folder:
+            raise Conflict(
+                f"the bank has `{shown(known.found.label, 200)}` under the name `{shown(name)}`",
+                hint=f"choose another name, bank.load(…, name=…), or call bank.unload({name!r}) first",
+            )
+        return known
+
+    def _again(self, name: str, origin: LoadedOrigin, keep: Sequence[str]) -> Whole:
+        with self._lock:
+            chosen = self._residency.get(name, count=False)
+        if chosen is not None:
+            return chosen
+        origin.ensure_unchanged()
+        [ready] = self._preparation.ready([origin.found], [origin.reopened()])
+        return self._take(name, ready, origin.reasons, keep)
+
+    def _take_new(
+        self, name: str, prepared: Prepared, stamp: Stamp, reasons: tuple[str, ...], keep: Sequence[str]
+    ) -> Whole:
+        found = prepared.found
+        known = self._known(name, found)  # another thread may have loaded it meanwhile
+        if known is not None:
+            return self._again(name, known, keep)
+        chosen = self._take(name, prepared.ready, reasons, keep)
+        self._origins[name] = self._recorded(prepared, stamp, reasons)
+        return chosen
+
+    def _recorded(self, prepared: Prepared, stamp: Stamp, reasons: tuple[str, ...]) -> LoadedOrigin:
+        """Return the origin of an adapter that was loaded; may record its base in the library."""
+        found = prepared.found
+        return LoadedOrigin(
+            found=replace(found, subject=None),
+            digests=digests_of(prepared.files, found.build.manifest if found.build else None),
+            facts=self._preparation.record(prepared),
+            reasons=reasons,
+            stamp=stamp,
+            tokens=_waking(prepared.ready),
+        )
+
+    def _take(self, name: str, ready: ReadyAdapter, reasons: tuple[str, ...], keep: Sequence[str]) -> Whole:
+        """Load an adapter natively, unless there are reasons against that."""
+        adapter = self._peft.load(ready) if reasons else self._native.load(ready)
+        with self._lock:
+            self._ensure_open()
+            chosen = self._residency.put(name, adapter, keep=keep)
+            self._hooks.reach(adapter.updates)
+        return chosen
+
     def _terms(self, choices: Iterable[Choice]) -> list[tuple[UpdateTerm, ...]]:
-        """The adapters of each choice, all of them in memory at once."""
+        """Return the adapters of each choice, all of them in memory at once."""
         weights = [weights_of(choice) for choice in choices]
         names = list(dict.fromkeys(name for each in weights for name in each))
-        adapters = {name: self._cache.get(name, keep=names).adapter for name in names}
+        adapters = {name: self._get(name, keep=names).adapter for name in names}
         return [tuple(UpdateTerm(adapters[name], weight) for name, weight in each.items()) for each in weights]
 
     def _use_peft(self, choice: Choice, terms: Sequence[UpdateTerm]) -> Using:
@@ -597,9 +598,20 @@ class AdapterBank:
                 ],
             )
         [name] = weights_of(choice)
-        origin = self._cache.origin(name)
+        origin = self._origin(name)
         origin.ensure_unchanged()
         return self._peft.use(origin.found)
+
+
+def _without_effect(label: str, effect: Effect) -> WithoutEffect:
+    return WithoutEffect(f"`{shown(label, 200)}` has no effect on this model: {effect.reason}")
+
+
+def _waking(ready: ReadyAdapter) -> tuple[int, ...]:
+    """Return the ids without which a prompt hides an adapter's effect: of its rows, and of its invocation (aLoRA)."""
+    contents = ready.contents
+    rows = [token for module in contents.rows for token in contents.trained_rows(module)]
+    return (*rows[:MOST_ROWS], *(contents.config.alora_invocation_tokens or ()))
 
 
 def _check_by_row(terms: Iterable[UpdateTerm]) -> None:

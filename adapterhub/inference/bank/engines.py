@@ -82,7 +82,7 @@ class FileMemory:
         self._copies = sum([spec.end - spec.start for spec in used]) < (1 - _MUCH_UNUSED) * len(memory)
 
     def later(self, a: TensorSpec, b: TensorSpec, dtype: torch.dtype) -> View | None:
-        """Makes either tensor as `take` does on the CPU, where both are views of the file; None where one is not.
+        """Make either tensor as `take` does on the CPU, where both are views of the file; None if one is not.
 
         Raises:
             RefusedAdapter: as `take`; what this returns does not raise.
@@ -111,7 +111,7 @@ class FileMemory:
         return read
 
     def _whole(self, spec: TensorSpec) -> tuple[View, torch.dtype, int]:
-        """Gives tensors in the dtype of this one out of all bytes; that dtype, and its size in bytes."""
+        """Give tensors in the dtype of this one out of all bytes; that dtype, and its size in bytes."""
         dtype = TENSOR_DTYPES.get(spec.dtype)
         if dtype is None:
             found = ("E_DTYPE", f"`{shown(spec.name)}` is stored as {shown(spec.dtype)}")
@@ -144,7 +144,7 @@ class Hooks:
                 self._handles.append(_hook(self._modules[name], name, self._current))
 
     def names(self) -> frozenset[str]:
-        """The modules that have hooks."""
+        """Return the modules that have hooks."""
         return frozenset(self._hooked)
 
     def take(self, handles: Iterable[RemovableHandle]) -> None:
@@ -190,7 +190,7 @@ class NativeEngine:
         self._unreachable = tuple(f"{name}." for name, m in base.modules.items() if isinstance(m, _READ_WITHOUT_A_CALL))
 
     def reasons_against(self, ready: ReadyAdapter) -> tuple[str, ...]:
-        """Why the adapter needs PEFT's layers.
+        """Return why the adapter needs PEFT's layers.
 
         Raises:
             UnsupportedAdapter: torch reads the weights of a layer without calling it, so no engine can add to it.
@@ -198,6 +198,8 @@ class NativeEngine:
         config = ready.contents.config
         if not config.is_lora:
             return (f"{config.peft_type} is not LoRA",)
+        if config.alora_invocation_tokens is not None:
+            return ("it acts from its invocation tokens on (aLoRA)",)
         if ready.contents.parameters:
             single = sorted(ready.contents.parameters.values())
             return tuple(f"`{shown(name)}` is a parameter, not a module" for name in single[:LISTED])
@@ -222,7 +224,7 @@ class NativeEngine:
         return tuple(reasons[:LISTED])
 
     def load(self, ready: ReadyAdapter) -> LoadedAdapter:
-        """The adapter's factors in memory.
+        """Return the adapter's factors in memory.
 
         Raises:
             BaseMismatch: tensors do not have the shapes of the base's modules.
@@ -316,7 +318,7 @@ class NativeEngine:
 
 
 def _shapes(module: nn.Module, rank: int, config: AdapterConfig) -> Mapping[str, tuple[int, ...]]:
-    """The shapes that the module's factors must have, by PEFT's names for them."""
+    """Return the shapes that the module's factors must have, by PEFT's names for them."""
     if isinstance(module, nn.Embedding):
         return {
             "lora_embedding_A": (rank, module.num_embeddings),
@@ -344,13 +346,13 @@ def _pair_and_vectors(
 
 @cache
 def _kept(stored: str, layer: torch.dtype) -> torch.dtype:
-    """The dtype of factors in memory, from their own in the file and that of the layer."""
+    """Return the dtype of factors in memory, from their own in the file and that of the layer."""
     own = TENSOR_DTYPES.get(stored, layer)
     return torch.promote_types(own, layer) if own.is_floating_point and own.itemsize > 1 else layer
 
 
 def _layer(module: nn.Module) -> tuple[torch.dtype, torch.device | None]:
-    """The dtype of a layer's numbers, or the one in which it unpacks them, and its device; None is the CPU."""
+    """Return the dtype of a layer's numbers, or the one in which it unpacks them, and its device; None is the CPU."""
     weight = _weight(module)
     if weight.is_floating_point():
         return weight.dtype, _device(weight)
@@ -370,7 +372,7 @@ def _weight(module: nn.Module) -> Tensor:
 
 
 def _features(module: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, with a transposed or a quantised weight, too."""
+    """Return inputs and outputs of a linear layer, which may have a transposed or a quantised weight."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     into, out = _weight(module).shape
@@ -381,11 +383,11 @@ class Alone:
     """The choice of an adapter that PEFT puts on the model, whose layers change the outputs themselves."""
 
     def __init__(self, label: str) -> None:
-        self.label = label
+        self.labels = (label,)
         self.is_on = False
 
     def apply(self, _name: str, _args: Args, _kwargs: Kwargs, output: Output, /) -> Output:
-        """The output, unchanged."""
+        """Return the output, unchanged."""
         return output
 
 
@@ -406,7 +408,7 @@ class Turnstile:
         """
         if isinstance(selection, Alone) and not selection.is_on:
             raise UsageProblem(
-                f"`{shown(selection.label)}` runs on PEFT's layers, which are not on the model outside its block",
+                f"`{shown(selection.labels[0])}` runs on PEFT's layers, which are not on the model outside its block",
                 hint="with bank.use(…): model(…)",
             )
         with self._changed:
@@ -476,7 +478,7 @@ class PeftEngine:
         self._running: UsingPeft | None = None
 
     def load(self, ready: ReadyAdapter) -> LoadedAdapter:
-        """An adapter without tensors, which marks that it was loaded."""
+        """Return an adapter without tensors, which marks that it was loaded."""
         return LoadedAdapter(
             label=ready.contents.label,
             engine=self.name,
@@ -500,7 +502,7 @@ class PeftEngine:
         self._attach(found).detach()
 
     def use(self, found: FoundAdapter) -> UsingPeft:
-        """The adapter for the whole model, for the duration of a `with` block."""
+        """Return the adapter for the whole model, for the duration of a `with` block."""
         return UsingPeft(self, found)
 
     def begin(self, using: UsingPeft, selection: Alone, found: FoundAdapter) -> Attached:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import new_folder
 from adapterhub.core.disk.held_file import REPAIR_HINT, keep
 from adapterhub.core.errors import AdapterNotFound, Conflict, DigestMismatch, UsageProblem, shown
-from adapterhub.distribution.finding import FoundAdapter, Identify, check_folder, folder_in
+from adapterhub.distribution.finding import FoundAdapter, Identify, check_folder
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE, Manifest
-from adapterhub.inference.bank.engines import Hooks, NativeEngine, PeftEngine
-from adapterhub.inference.bank.updates import LoadedAdapter, UpdateEngine, UpdateTerm, Whole
-from adapterhub.inference.loader.attachment import AttachedAdapter, Preparation, Prepared, lines
-from adapterhub.library.store.catalog import AdapterLike
+from adapterhub.inference.bank.engines import NativeEngine, PeftEngine
+from adapterhub.inference.bank.updates import LoadedAdapter, UpdateTerm, Whole
+from adapterhub.inference.loader.attachment import AttachedAdapter, lines
 from adapterhub.trust.verify import Subject, open_files
 
 
@@ -36,7 +33,7 @@ class FileCheck:
     def __call__(
         self, folder: Path, label: str, manifest: Manifest | None, identify: Identify | None = None
     ) -> tuple[Subject | None, tuple[str, ...]]:
-        """The files and the warnings; see `check_folder` for the errors.
+        """Return the files and the warnings; see `check_folder` for the errors.
 
         Returns None for files that have not changed since they were checked: the caller may not need them, and `again`
         opens them.
@@ -56,7 +53,7 @@ class FileCheck:
         return subject, warnings
 
     def again(self, folder: Path) -> Subject:
-        """The files of an adapter that was checked before, read again.
+        """Return the files of an adapter that was checked before, read again.
 
         Raises:
             Conflict, DigestMismatch: they have changed since.
@@ -65,6 +62,11 @@ class FileCheck:
         if done is None:
             raise changed(folder)
         return open_files(folder, done[0], in_memory=True)
+
+    def forget(self, folder: Path) -> None:
+        """Drop what is known of a folder that may never be used again; a later use checks it again."""
+        for key in [key for key in list(self._done) if key[0] == folder]:
+            self._done.pop(key, None)
 
 
 Stamp = tuple[tuple[str, int, int, int], ...]
@@ -75,30 +77,15 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 class LoadedOrigin:
     """An adapter that was loaded once. `reasons`: why it is not loaded natively; empty if it is.
 
-    `digests`: those of the checked files, by name.
+    `digests`: those of the checked files, by name. `tokens`: ids that a prompt needs for the adapter to act.
     """
 
     found: FoundAdapter
     digests: Mapping[str, Digest]
     facts: AttachedAdapter
-    engine: str
     reasons: tuple[str, ...]
     stamp: Stamp
-
-    @classmethod
-    def of(
-        cls, prepared: Prepared, facts: AttachedAdapter, *, engine: str, reasons: tuple[str, ...], stamp: Stamp
-    ) -> LoadedOrigin:
-        """The origin of an adapter that was just loaded, without its files."""
-        found = prepared.found
-        return cls(
-            found=replace(found, subject=None),
-            digests=digests_of(prepared.files, found.build.manifest if found.build else None),
-            facts=facts,
-            engine=engine,
-            reasons=reasons,
-            stamp=stamp,
-        )
+    tokens: tuple[int, ...] = ()
 
     def reopened(self) -> Subject:
         """Its files, read into memory again.
@@ -112,7 +99,8 @@ class LoadedOrigin:
         """Engine, base, scales and warnings, in lines for people."""
         first, *rest = lines(self.facts)
         why = [f"  not native: {reason}" for reason in self.reasons]
-        return "\n".join([first, f"  engine: {self.engine}", *why, *rest])
+        engine = PeftEngine.name if self.reasons else NativeEngine.name
+        return "\n".join([first, f"  engine: {engine}", *why, *rest])
 
     def ensure_unchanged(self) -> None:
         """Raise unless the files are still those that were checked.
@@ -144,19 +132,19 @@ class LoadedOrigin:
 
 
 def digests_of(files: Subject, manifest: Manifest | None) -> dict[str, Digest]:
-    """The digests of an adapter's files, by name."""
+    """Return the digests of an adapter's files, by name."""
     held = {name: files.listing.taken[name].held.digest for name in (CONFIG_FILE, WEIGHTS_FILE)}
     return (manifest.digests if manifest else {}) | held
 
 
 def changed(folder: Path) -> Conflict:
-    """The error for files that changed after they were loaded."""
+    """Return the error for files that changed after they were loaded."""
     what = f"`{shown(str(folder), 200)}` changed after it was loaded"
     return Conflict(what, hint="unload the adapter and load it again")
 
 
 def stamp_of(folder: Path) -> Stamp:
-    """The stamp of an adapter's two files.
+    """Return the stamp of an adapter's two files.
 
     Raises:
         AdapterNotFound: one of them is missing.
@@ -172,7 +160,7 @@ def stamp_of(folder: Path) -> Stamp:
 
 
 def name_of(found: FoundAdapter, name: str | None) -> str:
-    """The adapter's name in the bank: `name` if given, else its own, else that of its folder.
+    """Return the adapter's name in the bank: `name` if given, or its own, or that of its folder.
 
     Raises:
         UsageProblem: the name is empty.
@@ -202,7 +190,7 @@ class Stats:
 class Residency:
     """Adapters in memory by name, each as the choice of it alone, within limits (None: no limit).
 
-    Not thread-safe, except `hit`: the cache holds the lock.
+    Not thread-safe, except `hit`: the bank holds the lock.
     """
 
     def __init__(self, *, most: int | None, most_bytes: int | None) -> None:
@@ -229,7 +217,7 @@ class Residency:
         )
 
     def hit(self, name: str) -> Whole | None:
-        """The adapter, which becomes the most recently used; None if it is not in memory.
+        """Return the adapter, which becomes the most recently used; None if it is not in memory.
 
         For any thread at any time: each step of it is whole, and a choice that was evicted since stays usable.
         """
@@ -248,7 +236,7 @@ class Residency:
         return alone
 
     def _next_use(self) -> int:
-        """The number of a use that is no hit."""
+        """Return the number of a use that is not a hit."""
         self._no_hits += 1
         return next(self._uses)
 
@@ -306,156 +294,3 @@ class Residency:
         return (self._most is None or count <= self._most) and (
             self._most_bytes is None or size_bytes <= self._most_bytes
         )
-
-
-class _Pending(NamedTuple):
-    """An adapter that is being loaded: its name in the bank, the stamp of its files, and the checked adapter."""
-
-    name: str
-    stamp: Stamp
-    prepared: Prepared
-
-
-class AdapterCache:
-    """Adapters by name. Thread-safe: one thread loads at a time; getting an adapter in memory never waits for it."""
-
-    def __init__(
-        self, preparation: Preparation, hooks: Hooks, residency: Residency, *, native: NativeEngine, peft: PeftEngine
-    ) -> None:
-        self._preparation = preparation
-        self._hooks = hooks
-        self._residency = residency
-        self._native = native
-        self._peft = peft
-        self._origins: dict[str, LoadedOrigin] = {}
-        self._is_closed = False
-        self._lock = threading.RLock()  # guards the dictionaries; held briefly
-        # Order of locks: exclusive use of the model (Turnstile), then `loading`, then `_lock`.
-        self.loading = peft.loading
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of all loaded adapters, evicted ones included."""
-        with self._lock:
-            return tuple(self._origins)
-
-    @property
-    def stats(self) -> Stats:
-        """Hits, misses, loads and evictions since the bank was made."""
-        with self._lock:
-            return self._residency.stats
-
-    def origin(self, name: str) -> LoadedOrigin:
-        """The origin of a loaded adapter.
-
-        Raises:
-            AdapterNotFound: no adapter was loaded by that name.
-        """
-        with self._lock:
-            origin = self._origins.get(name)
-        if origin is None:
-            raise AdapterNotFound(f"no adapter `{shown(name)}` was loaded here", hint=f"bank.load({name!r})")
-        return origin
-
-    def get(self, name: str, *, keep: Sequence[str] = ()) -> Whole:
-        """The choice of one adapter, loaded if it is not in memory; does not evict those in `keep` for it.
-
-        Looks up a name that was never loaded in the library. Raises as `load`.
-        """
-        with self._lock:
-            chosen = self._residency.get(name)
-        if chosen is not None:
-            return chosen
-        self._ensure_open()
-        with self.loading:
-            origin = self._origins.get(name)
-            if origin is not None:
-                return self._again(name, origin, keep)
-        if folder_in(name) is not None:
-            self.origin(name)  # raises: only `load` gives a folder a name
-        return self.load(name, name, keep=keep)[1]
-
-    def load(self, what: AdapterLike, name: str | None, *, keep: Sequence[str] = ()) -> tuple[str, Whole]:
-        """Bring an adapter into memory; its name in the bank, and the choice of it."""
-        with self.loading:
-            self._ensure_open()
-            found = self._preparation.find(what)
-            chosen = name_of(found, name)
-            known = self._known(chosen, found)
-            if known is not None:
-                return chosen, self._again(chosen, known, keep)
-            pending = _Pending(chosen, stamp_of(found.folder), *self._preparation.prepare([found]))
-            reasons = self._native.reasons_against(pending.prepared.ready)
-            if not reasons:
-                return chosen, self._take_new(pending, self._native, (), keep)
-        # Never wait for the model with the lock held: the thread that has the model may need the lock.
-        with self._peft.alone(), self.loading:
-            self._peft.try_on(found)
-            return chosen, self._take_new(pending, self._peft, reasons, keep)
-
-    def pin(self, name: str, *, is_pinned: bool) -> None:
-        """Protect an adapter from eviction, or end that."""
-        with self._lock:
-            self._residency.pin(name, is_pinned=is_pinned)
-
-    def unload(self, name: str) -> None:
-        """Remove an adapter.
-
-        Raises:
-            AdapterNotFound: no adapter was loaded by that name.
-        """
-        with self.loading, self._lock:
-            self.origin(name)
-            del self._origins[name]
-            self._residency.drop(name)
-            self._residency.pin(name, is_pinned=False)
-
-    def close(self) -> None:
-        """Remove all adapters; later loads are refused."""
-        with self.loading, self._lock:
-            self._is_closed = True
-            for name in list(self._origins):
-                self.unload(name)
-
-    def _ensure_open(self) -> None:
-        if self._is_closed:
-            raise UsageProblem("the bank was closed", hint="make another one: AdapterBank(model)")
-
-    def _known(self, name: str, found: FoundAdapter) -> LoadedOrigin | None:
-        known = self._origins.get(name)
-        if known is not None and known.found.folder != found.folder:
-            raise Conflict(
-                f"the bank has `{shown(known.found.label, 200)}` under the name `{shown(name)}`",
-                hint=f"choose another name, bank.load(…, name=…), or call bank.unload({name!r}) first",
-            )
-        return known
-
-    def _again(self, name: str, origin: LoadedOrigin, keep: Sequence[str]) -> Whole:
-        with self._lock:
-            chosen = self._residency.get(name, count=False)
-        if chosen is not None:
-            return chosen
-        origin.ensure_unchanged()
-        [ready] = self._preparation.ready([origin.found], [origin.reopened()])
-        engine: UpdateEngine = self._peft if origin.reasons else self._native
-        return self._take(name, engine.load(ready), keep)
-
-    def _take_new(
-        self, pending: _Pending, engine: UpdateEngine, reasons: tuple[str, ...], keep: Sequence[str]
-    ) -> Whole:
-        name, stamp, prepared = pending
-        known = self._known(name, prepared.found)  # another thread may have loaded it meanwhile
-        if known is not None:
-            return self._again(name, known, keep)
-        chosen = self._take(name, engine.load(prepared.ready), keep)
-        # Last, because this may record the adapter's base in the library.
-        facts = self._preparation.record(prepared)
-        self._origins[name] = LoadedOrigin.of(prepared, facts, engine=engine.name, reasons=reasons, stamp=stamp)
-        return chosen
-
-    def _take(self, name: str, adapter: LoadedAdapter, keep: Sequence[str]) -> Whole:
-        with self._lock:
-            self._ensure_open()
-            chosen = self._residency.put(name, adapter, keep=keep)
-            self._hooks.reach(adapter.updates)
-        return chosen

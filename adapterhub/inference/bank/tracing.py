@@ -1,7 +1,7 @@
-"""Where the rows of a batch lie in the inputs of each module, found by watching and never guessed.
+"""Finds the rows of a batch in the inputs of each module, by watching and never by guessing.
 
 The first call of its kind runs the model a few more times, each time with other contents in some of its rows. What
-changes in a module's input when one row changes belongs to that row. Sizes alone would not tell: two rows of two tokens
+changes in a module's input when one row changes belongs to that row. Sizes would not be enough: two rows of two tokens
 look alike with time first, and two images may belong to one row.
 """
 
@@ -42,7 +42,7 @@ class FrozenBase:
         self._lock = threading.Lock()
 
     def check(self) -> Digest:
-        """The digest of the base.
+        """Return the digest of the base.
 
         Raises:
             DigestMismatch: a tensor has changed.
@@ -78,7 +78,10 @@ _PLACEHOLDERS: Final = ("image", "video", "vision", "audio", "speech", "modal")
 def changed_arguments(
     model: nn.Module, given: Mapping[str, Any], inputs: Mapping[str, Tensor], versions: Sequence[int]
 ) -> dict[str, Any]:
-    """The arguments with the rows in these versions; 0 is the row itself. Caches are copied, which calls write to."""
+    """Return the arguments with the rows in these versions; 0 is the row itself.
+
+    Caches are copied, which calls write to.
+    """
     changed: dict[str, Any] = {}
     short = [row for row, version in enumerate(versions) if version == SHORT]
     for name, value in given.items():
@@ -144,7 +147,7 @@ def _numbers(model: nn.Module, tensor: Tensor, versions: Sequence[int]) -> Tenso
 
 
 def _special(config: object) -> tuple[set[int], set[int]]:
-    """The ids of special tokens in a model's config, and those among them that hold the place of something else."""
+    """Return the ids of special tokens in a model's config, and those among them that stand for something else."""
     special, held = set[int](), set[int]()
     written = getattr(config, "to_dict", dict)
     left: list[dict[str, Any]] = [written()]
@@ -186,7 +189,7 @@ class Layout(NamedTuple):
 
 
 class KnownClass(NamedTuple):
-    """What one kind of call has told: the layouts of the modules `watched`, or why a module has none.
+    """The findings about one kind of call: the layouts of the modules `watched`, or why a module has none.
 
     `leading` names those whose first axis has one entry per row.
     """
@@ -205,7 +208,7 @@ class Call(NamedTuple):
     leading: frozenset[str]
 
     def axis(self, name: str, inputs: Tensor) -> int:
-        """The axis of these inputs of the module `name` on which the rows lie, in their order and adjacent.
+        """Return the axis of these inputs of the module `name` on which the rows lie, in their order and adjacent.
 
         Raises:
             UnsupportedAdapter: they were never seen to lie there.
@@ -224,7 +227,7 @@ class Call(NamedTuple):
 
 
 def refusal(reasons: Sequence[str]) -> UnsupportedAdapter:
-    """The error for modules whose rows have no known place."""
+    """Return the error for modules whose rows have no known place."""
     more = [f"and {len(reasons) - LISTED} more modules"] if len(reasons) > LISTED else []
     return UnsupportedAdapter(
         "these adapters cannot be chosen by row in this call",
@@ -247,10 +250,10 @@ class Tracer:
         self._known: dict[object, KnownClass] = {}
 
     def call(self, module: nn.Module, args: Args, kwargs: Kwargs, rows: int, names: frozenset[str]) -> Call:
-        """What is known of a call of `module`, which is traced if it is the first of its kind.
+        """Return the facts about a call of `module`, which is traced if it is the first of its kind.
 
         Raises:
-            UsageProblem: the batch is no multiple of the rows.
+            UsageProblem: the batch is not a multiple of the rows.
             UnsupportedAdapter: the rows have no known place in one of the modules `names`.
         """
         given = _by_name(module, args, kwargs)
@@ -352,11 +355,13 @@ class Tracer:
 class Watch:
     """A choice that changes nothing and keeps a digest of what each module gets and returns."""
 
+    labels = ()
+
     def __init__(self) -> None:
         self.seen: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {}
 
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
-        """The output, unchanged."""
+        """Return the output, unchanged."""
         self.seen.setdefault(name, []).append((_digest(first_input(args, kwargs)), _digest(output)))
         return output
 
@@ -382,7 +387,7 @@ class ByRow:
         """Begin a call of the model, or of a model inside of it, which keeps the rows of the outer call.
 
         Raises:
-            UsageProblem: the batch is no multiple of the rows.
+            UsageProblem: the batch is not a multiple of the rows.
             UnsupportedAdapter: the rows have no known place in one of the modules.
         """
         me = threading.get_ident()
@@ -402,7 +407,7 @@ class ByRow:
 
 
 def doors(model: nn.Module) -> list[nn.Module]:
-    """The model, and its parts that others call directly."""
+    """Return the model, and its parts that others call directly."""
     if isinstance(model, PipelineModules):
         return list(model.children())
     doors = {id(model): model}
@@ -431,7 +436,7 @@ def _row_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def _tensor(value: object) -> Tensor | None:
-    """The tensor of an argument with rows; the outputs of an encoder begin with theirs."""
+    """Return the tensor of an argument with rows; the outputs of an encoder begin with theirs."""
     first = value[0] if isinstance(value, Mapping | tuple) and value else value
     return first if isinstance(first, Tensor) and first.ndim else None
 
@@ -446,7 +451,7 @@ def _has_cache(given: Mapping[str, Any]) -> bool:
 
 
 def _kind(module: nn.Module, given: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> object:
-    """What decides the way through the model: which arguments there are, one token or more, and a cache in use."""
+    """Return the key of the way through the model: the arguments there are, one token or more, and a cache in use."""
     kinds = [(name, v.ndim if isinstance(v, Tensor) else type(v)) for name, v in given.items() if v is not None]
     single = tuple(tensor.ndim > 1 and tensor.shape[1] == 1 for tensor in inputs.values())
     return module, _has_cache(given), single, frozenset(kinds)
@@ -454,7 +459,10 @@ def _kind(module: nn.Module, given: Mapping[str, Any], inputs: Mapping[str, Tens
 
 # ------------------------------------------------------------ what the passes tell
 def _digest(value: object) -> Tensor | None:
-    """A few numbers for each vector of the last axis, which differ where the vectors do; whole numbers themselves."""
+    """Return a few numbers for each vector of the last axis, which differ where the vectors do.
+
+    Whole numbers themselves.
+    """
     if not isinstance(value, Tensor) or not value.ndim:
         return None
     if not value.is_floating_point() or value.ndim == 1:
@@ -469,7 +477,10 @@ def _layout(
     inputs: Mapping[str, Tensor],
     shapes: tuple[tuple[int, ...], ...],
 ) -> Layout | str:
-    """The layout that every call of one module had in all passes, or why there is none; the first ones are `marked`."""
+    """Return the layout that every call of one module had in all passes, or why there is none.
+
+    The first ones are `marked`.
+    """
     if len({len(calls) for calls in seen}) > 1:
         return "is called only for some contents of a batch"
     found = set()
@@ -492,7 +503,7 @@ def _layout(
 
 
 def _axes(digests: Sequence[Tensor], passes: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """The axes, with entries per row, on which exactly the rows that differ between two passes differ."""
+    """Return the axes, with entries per row, on which exactly the rows that differ between two passes differ."""
     batch, found = len(passes[0]), []
     for axis in range(digests[0].ndim - 1):
         times, rest = divmod(digests[0].shape[axis], batch)

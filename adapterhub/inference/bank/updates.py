@@ -6,7 +6,7 @@ The arithmetic is PEFT's: the input in the dtype of the factors, the sum in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +19,6 @@ from torch.nn import functional
 from adapterhub.core.errors import MergeRefused, UsageProblem, shown
 from adapterhub.distribution.finding import MAX_WEIGHT
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.loader.injection import ReadyAdapter
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -39,12 +38,12 @@ class Update(Protocol):
     """One adapter's change to one module."""
 
     def apply(self, args: Args, kwargs: Kwargs, output: Output, weight: float, /) -> Output:
-        """The module's output plus the change times `weight`; does not write to `output`."""
+        """Return the module's output plus the change times `weight`; does not write to `output`."""
         ...
 
 
 def first_input(args: Args, kwargs: Kwargs) -> Tensor:
-    """The first argument of a module's call."""
+    """Return the first argument of a module's call."""
     first: Tensor = args[0] if args else next(iter(kwargs.values()))
     return first
 
@@ -62,13 +61,16 @@ class LinearUpdate:
 
     @classmethod
     def later(cls, view: View, a: TensorSpec, b: TensorSpec, scale: float) -> LinearUpdate:
-        """The same, but `view` makes `a` and `b` when they are first used; it must be cheap and never fail."""
+        """Return the same, but `view` makes `a` and `b` when they are first used; it must be cheap and never fail."""
         update = cls.__new__(cls)
         update.scale, update.bias, update._later = scale, None, (view, a, b)  # noqa: SLF001 - its own
         return update
 
     def __getattr__(self, name: str) -> Tensor:
-        """The slots `a` and `b` while they are empty; two threads may fill them at once, with the same numbers."""
+        """Return the slots `a` and `b` while they are empty.
+
+        Two threads may fill them at once, with the same numbers.
+        """
         if name not in ("a", "b"):
             raise AttributeError(name)
         assert self._later is not None  # only `later` leaves slots empty
@@ -155,12 +157,12 @@ class Replacement:
     module: nn.Module
 
     def apply(self, args: Args, kwargs: Kwargs, _output: Output, _weight: float, /) -> Output:
-        """The output of the adapter's own module."""
+        """Return the output of the adapter's own module."""
         return self.module(*args, **kwargs)
 
 
 def copy_with(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `module` with `tensors`, by their names inside it; it shares all other tensors with `module`.
+    """Return a copy of `module` with `tensors`, by their names inside it; it shares all other tensors with `module`.
 
     The copy has no hooks. Unlike `deepcopy` and `functional_call`, this writes nothing to `module`.
     """
@@ -187,7 +189,7 @@ def _inside(tensors: Mapping[str, Tensor], child: str) -> dict[str, Tensor]:
 
 
 def no_memory() -> None:
-    """The reference of an adapter that does not use the memory of its file."""
+    """Drop the reference of an adapter that does not use the memory of its file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -212,14 +214,35 @@ class LoadedAdapter:
         return frozenset(name for name, update in self.updates.items() if isinstance(update, Replacement))
 
 
-class UpdateEngine(Protocol):
-    """Loads adapters for use on the model."""
+def zero_of(updates: Mapping[str, Update]) -> str:
+    """Name the half of every pair that holds only zeros, as before training; "" for other updates."""
+    pairs: list[Any] = [one for one in updates.values() if not isinstance(one, Replacement)]
+    biased = any(getattr(one, "bias", None) is not None and one.bias.any() for one in pairs)
+    if not pairs or len(pairs) < len(updates) or biased:
+        return ""
+    for half in "ba":
+        if not any(getattr(one, half).any() for one in pairs):
+            return f"its update is zero: {half.upper()} of all {len(pairs)} pairs holds zeros"
+    return ""
 
-    name: str
 
-    def load(self, ready: ReadyAdapter) -> LoadedAdapter:
-        """The adapter in memory; does not change the model."""
-        ...
+class Noting:
+    """The choice `inner`, which notes the modules of the adapters that a call goes through."""
+
+    def __init__(self, inner: Selection, names: Collection[str]) -> None:
+        self._inner, self._names = inner, names
+        self.reached: set[str] = set()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See `Selection`."""
+        return self._inner.labels
+
+    def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
+        """See `Selection`."""
+        if name in self._names:
+            self.reached.add(name)
+        return self._inner.apply(name, args, kwargs, output)
 
 
 Choice = str | Mapping[str, float] | None
@@ -236,8 +259,13 @@ class UpdateTerm(NamedTuple):
 class Selection(Protocol):
     """The adapters of one context. It keeps them in memory, even if the bank unloads them meanwhile."""
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Their labels, such as `agent==0.0.12`."""
+        ...
+
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
-        """The output of the module `name` with the updates of the adapters."""
+        """Return the output of the module `name` with the updates of the adapters."""
         ...
 
 
@@ -256,6 +284,11 @@ class Whole:
         self.terms = terms
         self.adapter = terms[0].adapter
         self.used = 0
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """See `Selection`."""
+        return tuple(term.adapter.label for term in self.terms)
 
     def apply(self, name: str, args: Args, kwargs: Kwargs, output: Output, /) -> Output:
         """See `Selection`."""

@@ -16,6 +16,7 @@ from adapterhub.formats.contract.contract import (
     ENCODERS,
     IMAGE,
     MAX_VECTOR,
+    WRITERS,
     Asked,
     Contract,
     Expect,
@@ -26,9 +27,11 @@ from adapterhub.formats.contract.contract import (
     unpacked_latent,
 )
 from adapterhub.formats.contract.reader import MAX_PROMPT_TOKENS, Plan, Wanted
-from adapterhub.formats.contract.results import REASONS, TestedCase, Verdict
-from adapterhub.formats.contract.standards import Bounds
+from adapterhub.formats.contract.results import REASONS, Tested, TestedCase, Verdict
+from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, Bounds
 from adapterhub.formats.prompts.form import PromptForm, Turn, prompt_tokens
+from adapterhub.inference.contracts.drift import ROUNDING, Drift
+from adapterhub.inference.contracts.drift import drift as drift_of
 from adapterhub.inference.generation import NEW_TOKENS, Writing, continued, padded
 from adapterhub.inference.tuning import Encoded, read_examples
 
@@ -51,15 +54,17 @@ class Unknown(Exception):
         self.detail = detail or REASONS[reason]
 
 
-def ticking(budget_s: float | None, progress: Callable[[int], None]) -> Tick:
-    """A tick that reports to `progress` and ends the check after `budget_s` CPU seconds of this process."""
-    start = time.process_time()
+def ticking(budget_s: float | None, progress: Callable[[int, int], None], total: int) -> Tick:
+    """Return a tick that reports prompts done and in all to `progress`, and ends a check after `budget_s` CPU s."""
+    start, done = time.process_time(), 0
 
-    def tick(done: int) -> None:
-        progress(done)
+    def tick(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(min(done, total), total)
         if budget_s is not None and time.process_time() - start > budget_s:
             if budget_s == 0:
-                raise Unknown("budget", "others spent the CPU seconds of this test")
+                raise Unknown("budget", "the CPU budget ran out before this test; raise `--budget`")
             raise Unknown("budget", f"it took more than {budget_s:g} CPU seconds; `--budget` allows more")
 
     return tick
@@ -79,7 +84,7 @@ def memory_as_unknown() -> Iterator[None]:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether torch could not get memory; it has a class of its own for that only on GPUs."""
+    """Return whether torch could not get memory; it has a class of its own for that only on GPUs."""
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
@@ -107,10 +112,12 @@ class Score:
 
     `loss` is its mean cross entropy in nats per token, not finite if the model's numbers are not. `margin` is the
     least lead of a recorded token over the next best, in nats; the greedy answer is the recorded one if it is positive.
+    `odds` has the log-odds of each token, log p - log(1 - p), in nats; it is empty if the numbers are not finite.
     """
 
     loss: float
     margin: float
+    odds: tuple[float, ...] = ()
 
     @property
     def same(self) -> bool:
@@ -121,7 +128,7 @@ class Score:
 def prompts_in_tokens(
     form: PromptForm, asked: Sequence[Asked], model: Model, tokenizer: PreTrainedTokenizerBase, *, new: int = 0
 ) -> list[list[int]]:
-    """The tokens of each prompt; `new` more must have room behind them.
+    """Return the tokens of each prompt; `new` more must have room behind them.
 
     Raises:
         Unknown: a prompt has too many tokens.
@@ -145,7 +152,7 @@ def prompts_in_tokens(
 def greedy(
     model: Model, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], form: PromptForm, tick: Tick
 ) -> list[list[int]]:
-    """The greedy answer to each prompt, up to and including its end token or one of the form's stop texts."""
+    """Return the greedy answer to each prompt, up to and including its end token or one of the form's stop texts."""
     found: list[list[int]] = []
     for at in range(0, len(prompts), ROWS):
         rows = prompts[at : at + ROWS]
@@ -156,13 +163,13 @@ def greedy(
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of an answer, without special tokens."""
+    """Return the text of an answer, without special tokens."""
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 # ---------------------------------------------------------------- scores
 def scores(model: Model, rows: Sequence[AnswerRow], tick: Tick) -> list[Score]:
-    """The score of each row's answer, taken teacher-forced. Memory is bounded, whatever the vocabulary.
+    """Return the score of each row's answer, taken teacher-forced. Memory is bounded, whatever the vocabulary.
 
     Rows of similar length share a pass, padded on the right; a row's score does not depend on the others beyond the
     rounding of sums.
@@ -182,7 +189,7 @@ def scores(model: Model, rows: Sequence[AnswerRow], tick: Tick) -> list[Score]:
 
 
 def _batches(rows: Sequence[AnswerRow], vocabulary: int) -> Iterator[list[int]]:
-    """The places of rows that run together, the longest first."""
+    """Yield the places of rows that run together, the longest first."""
     sizes = [(len(row.prompt) + len(row.answer), len(row.prompt)) for row in rows]
     batch: list[int] = []
     for at in sorted(range(len(rows)), key=lambda at: sizes[at], reverse=True):
@@ -234,12 +241,12 @@ def _score(logits: Tensor, answer: Sequence[int]) -> Score:
         return Score(loss=math.inf, margin=-math.inf)
     wanted = torch.tensor(answer, device=logits.device)[:, None]
     own = logits.gather(1, wanted)[:, 0]
-    loss = float((logits.logsumexp(-1) - own).double().mean())
     logits.scatter_(1, wanted, -math.inf)
     margin = float((own - logits.max(-1).values).min())
-    if not math.isfinite(loss) or math.isnan(margin):
+    odds = (own - logits.logsumexp(-1)).double()  # against all others: a likely token keeps its digits
+    if not bool(odds.isfinite().all()):
         return Score(loss=math.inf, margin=-math.inf)
-    return Score(loss=max(loss, 0.0), margin=margin)
+    return Score(loss=float(torch.nn.functional.softplus(-odds).mean()), margin=margin, odds=tuple(odds.tolist()))
 
 
 _ROWS: Final = 32
@@ -259,7 +266,7 @@ class Encoding:
 
 
 def encode(model: Model, rows: Sequence[Sequence[int]], tick: Tick, *, vectors: bool) -> list[Encoding]:
-    """What the model says of each row of tokens. Rows of one length share a pass, so that none is padded."""
+    """Return the model's output for each row of tokens. Rows of one length share a pass, so that none is padded."""
     import torch
 
     found: dict[int, Encoding] = {}
@@ -280,13 +287,13 @@ def encode(model: Model, rows: Sequence[Sequence[int]], tick: Tick, *, vectors: 
 
 
 def _pooled(states: Tensor) -> list[list[float]]:
-    """The means over the tokens of [rows, tokens, numbers]."""
+    """Return the means over the tokens of [rows, tokens, numbers]."""
     means: list[list[float]] = states.float().mean(1)[:, :MAX_VECTOR].tolist()
     return means
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:
-    """The cosine of two vectors; 0 where their lengths differ or one is zero."""
+    """Return the cosine of two vectors; 0 where their lengths differ or one is zero."""
     if len(one) != len(other):
         return 0.0
     dot = math.fsum(a * b for a, b in zip(one, other, strict=True))
@@ -302,7 +309,9 @@ def divergence(recorded: Sequence[float], now: Sequence[float]) -> float:
 
 
 def plan_of_examples(path: Path) -> Plan:
-    """The prompts of a file of examples as inputs; their completions, where they have any, are what the author wants.
+    """Return the prompts of a file of examples as inputs.
+
+    Their completions, where they have any, are what the author wants.
 
     Raises:
         NotFound, Malformed: as `read_examples`, and where an example has no prompt.
@@ -325,13 +334,30 @@ def plan_of_examples(path: Path) -> Plan:
 
 
 def examples_of(name: str, contract: Contract, model: Model, tokenizer: PreTrainedTokenizerBase) -> tuple[Encoded, ...]:
-    """The goldens of a contract as examples in tokens: the prompt in its form, and the recorded answer.
+    """Return the goldens of a contract as examples in tokens: the prompt in its form, and the recorded answer.
 
     Raises:
-        CouldNotTell: it holds digests alone, is of another kind, or the tokenizer makes other tokens of its prompts.
+        CouldNotTell: as `asked_again`, or the model has an encoder.
     """
-    goldens = [golden for golden in contract.distinct if golden.asked is not None and golden.tokens]
-    if contract.kind != "causal" or not goldens:
+    rows = asked_again(name, contract, contract.distinct, model, tokenizer)
+    if contract.kind != "causal":
+        raise CouldNotTell(
+            f"the contract of `{shown(name, 200)}` has no log-odds; weights cannot be tuned on it",
+            hint="tune on a file of examples: `adapt merge --tune FILE`",
+        )
+    return tuple(Encoded(tokens=(*row.prompt, *row.answer), first=len(row.prompt)) for row in rows)
+
+
+def asked_again(
+    name: str, contract: Contract, goldens: Sequence[Golden], model: Model, tokenizer: PreTrainedTokenizerBase
+) -> list[AnswerRow]:
+    """Return the prompts of goldens of a contract in tokens, with the recorded answers.
+
+    Raises:
+        CouldNotTell: it holds only digests, no answers in tokens, or the tokenizer makes other tokens of its prompts.
+    """
+    goldens = [golden for golden in goldens if golden.asked is not None and golden.tokens]
+    if contract.kind not in WRITERS or not goldens:
         what = "digests alone" if contract.visibility == "digests" else f"no answers in tokens, as {contract.kind} has"
         raise CouldNotTell(f"the contract of `{shown(name, 200)}` holds {what}; weights cannot be tuned on it")
     longest = max(len(golden.tokens) for golden in goldens)
@@ -340,15 +366,13 @@ def examples_of(name: str, contract: Contract, model: Model, tokenizer: PreTrain
         prompts = prompts_in_tokens(contract.prompt, asked, model, tokenizer, new=longest)
     except Unknown as unknown:
         raise CouldNotTell(f"the contract of `{shown(name, 200)}` cannot be asked here: {unknown.detail}") from None
-    found = []
     for golden, prompt in zip(goldens, prompts, strict=True):
         if ids_digest(prompt) != golden.prompt_sha256:
             raise CouldNotTell(
                 f"the tokenizer of the base makes other tokens of `{golden.id}` in the contract of"
                 f" `{shown(name, 200)}` than at the recording"
             )
-        found.append(Encoded(tokens=(*prompt, *golden.tokens), first=len(prompt)))
-    return tuple(found)
+    return [AnswerRow(prompt=p, answer=g.tokens) for p, g in zip(prompts, goldens, strict=True)]
 
 
 TOLERANCE: Final = 1e-3
@@ -361,8 +385,9 @@ BASE_MOVED: Final = 0.05
 """Nats per token by which a base's loss may differ from the recorded one before it is called another base."""
 
 GAP_MOVED: Final = 0.35
-"""The same for images: the share of its gap by which a base's latent may be nearer or farther."""
+"""The same for images: the share of its gap by which a base's latent may be nearer or farther. For log-odds, too."""
 
+_HALVES: Final = ("bfloat16", "float16")
 GOLDENS_AN_OUTLIER: Final = 20
 """Of so many goldens of a classifier, the one that moved most does not count towards the mean."""
 
@@ -371,13 +396,14 @@ GOLDENS_AN_OUTLIER: Final = 20
 class Measured:
     """What a model gave for the lines of a contract, by their ids.
 
-    `base` holds the scores of the base alone on the goldens, where they were measured. `labels` are the names that a
-    classifier gave; `decoded` are the recorded tokens as text. `latents` are what a pipeline drew, `base_latents`
-    what it drew without the adapter, where that was asked.
+    `base` holds the scores of the plain base on all goldens, if those were requested, `alone` those on some. `labels`
+    are the names that a classifier gave; `decoded` are the recorded tokens as text. `latents` are what a pipeline drew,
+    `base_latents` what it drew without the adapter, where that was asked.
     """
 
     scores: Mapping[str, Score] = field(default_factory=dict)
     base: Mapping[str, Score] = field(default_factory=dict)
+    alone: Mapping[str, Score] = field(default_factory=dict)
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -386,52 +412,40 @@ class Measured:
     base_latents: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """The verdict with its numbers; `reason` is why no verdict is possible, `broken` is what broke which bound."""
-
-    verdict: Verdict
-    reason: str = ""
-    same: float | None = None
-    retention: float | None = None
-    retention_worst: float | None = None
-    kl: float | None = None
-    cosine: float | None = None
-    effect: float | None = None
-    goldens: int = 0
-    cases: tuple[TestedCase, ...] = ()
-    broken: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def judge(contract: Contract, measured: Measured, bounds: Bounds) -> Judgement:
-    """The verdict on what was measured."""
-    goldens = contract.distinct
+def judge(made: Tested, contract: Contract, measured: Measured) -> Tested:
+    """Return the facts about a build with the verdict on the measurement, within the bounds of `made`."""
+    goldens, bounds = contract.distinct, Bounds(**made.bounds)
     if contract.kind in ENCODERS:
-        judgement = _judge_encoder(contract, goldens, measured, bounds)
+        made = _judge_encoder(made, contract, goldens, measured, bounds)
     elif contract.kind == IMAGE:
-        judgement = _judge_images(goldens, measured, bounds)
+        made = _judge_images(made, goldens, measured, bounds)
     else:
-        judgement = _judge_writer(goldens, measured, bounds)
-    cases = [*judgement.cases, *(_expectation(one, measured) for one in contract.expects)]
+        made = _judge_writer(made, contract, goldens, measured, bounds)
+    texts, labels = measured.texts, measured.labels
+    cases = [*made.cases, *(expectation(one, texts[one.id], labels.get(one.id)) for one in contract.expects)]
     cases += [_left_alone(one, measured.scores[one.id]) for one in contract.leave_alone]
-    broken = list(judgement.broken)
+    broken = list(made.broken)
     for kind in ("expect", "never", "leave_alone"):
         of_kind = [case for case in cases if case.kind == kind]
         if failed := [case for case in of_kind if case.verdict == "CHANGED"]:
             text = f"{len(failed)} of {len(of_kind)} `{kind}` lines are broken"
             broken.append(f"{text}; `{failed[0].id}`: {failed[0].problem}")
-    warnings = list(judgement.warnings)
+    warnings = list(made.warnings)
     if loose := contract.bounds.loose:
         warnings.append(f"the contract's bounds are so loose that they prove little: {loose}")
     if 0 < len(goldens) < FEWEST:
         lost = bounds.may_lose(len(goldens))
         warnings.append(f"it has {len(goldens)} different goldens, of which {lost} may change: a PASS proves little")
-    verdict: Verdict = "CHANGED" if broken else "UNKNOWN" if judgement.reason else "PASS"
+    reason = "" if broken else made.reason
+    if made.has_drifted and not broken and not reason:
+        of_base = "the base itself moved by" if made.is_of_other_base else "the noise here is"
+        told = f"its drift is {made.drift:.3f} of what it does, and {of_base} {made.noise:.3f}"
+        warnings.append(f"the adapter has changed, though its answers have not: {told}")
     return replace(
-        judgement,
-        verdict=verdict,
-        reason="" if broken else judgement.reason,
+        made,
+        verdict="CHANGED" if broken else "UNKNOWN" if reason else "PASS",
+        reason=reason,
+        detail=REASONS.get(reason, ""),
         goldens=len(goldens),
         cases=tuple(cases),
         broken=tuple(broken),
@@ -440,9 +454,11 @@ def judge(contract: Contract, measured: Measured, bounds: Bounds) -> Judgement:
 
 
 # ---------------------------------------------------------------- models that write
-def _judge_writer(goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> Judgement:
+def _judge_writer(
+    made: Tested, contract: Contract, goldens: Sequence[Golden], measured: Measured, bounds: Bounds
+) -> Tested:
     if not goldens:
-        return Judgement(verdict="PASS")
+        return made
     cases = [_golden_case(golden, measured, bounds) for golden in goldens]
     broken = _forged(goldens, measured)
     lost = [case for case in cases if not case.same]
@@ -465,16 +481,56 @@ def _judge_writer(goldens: Sequence[Golden], measured: Measured, bounds: Bounds)
             broken.append(f"retention is {retention:.3f}, at least {bounds.retention:g} is required")
     if measured.base:
         broken += _base_problems(goldens, measured, bounds)
+    found = drift_of(goldens, _odds(measured.scores), _odds(measured.alone), _sensitivity(made, contract))
+    if found is not None:
+        made, cases = _with_drift(made, found, contract), [replace(case, drift=found.of.get(case.id)) for case in cases]
+    everywhere = drift_of(goldens, _odds(measured.scores), _odds(measured.base)) if measured.base else None
+    if everywhere is not None and (off := everywhere.noise or 0.0) > GAP_MOVED:
+        text = f"on the recorded answers, the base is {off:.2g} of the effect off"
+        broken.append(f"base-odds-are-not-so: {text}; this is not the base of the recording")
+    said, unclear = _drift_problem(made, bounds)
+    broken, reason = [*broken, *said], reason or unclear
     worst_retention = min((case.retention for case in cases if case.retention is not None), default=None)
-    return Judgement(
-        verdict="PASS",
-        reason=reason,
-        same=same,
-        retention=retention,
-        retention_worst=worst_retention,
-        cases=tuple(cases),
-        broken=tuple(broken),
-    )
+    made = replace(made, reason=reason, same=same, retention=retention, retention_worst=worst_retention)
+    return replace(made, cases=tuple(cases), broken=tuple(broken))
+
+
+def _sensitivity(made: Tested, contract: Contract) -> float:
+    """How many times as far as its base the adapter moves here: what rounding did at the recording, where it rounds.
+
+    Packed weights move it differently, so there it moves at least as far as its base; on another base that itself
+    moves.
+    """
+    if made.is_of_other_base:
+        return 1.0
+    return contract.sensitivity if _is_only_rounded(made) else max(1.0, contract.sensitivity)
+
+
+def _is_only_rounded(made: Tested) -> bool:
+    """Return whether the base runs in a half precision, and its weights are not packed."""
+    return made.dtype in _HALVES and not made.load_in and "QUANTISED" not in made.base_verdict
+
+
+def _odds(scores: Mapping[str, Score]) -> dict[str, Sequence[float]]:
+    return {name: score.odds for name, score in scores.items()}
+
+
+def _with_drift(made: Tested, found: Drift, contract: Contract) -> Tested:
+    low, high = found.interval or (None, None)
+    rounding = contract.rounding if made.dtype == "bfloat16" and _is_only_rounded(made) else None
+    told = found.value > ROUNDING if made.is_of_other_base else found.is_more_than_noise(rounding)
+    return replace(made, drift=found.value, drift_low=low, drift_high=high, noise=found.noise, has_drifted=told)
+
+
+def _drift_problem(made: Tested, bounds: Bounds) -> tuple[list[str], str]:
+    """Return how the adapter breaks a bound on the drift, or the reason for which it is UNKNOWN."""
+    if bounds.drift == DEFAULT_BOUNDS.drift or (made.drift is not None and made.drift <= bounds.drift):
+        return [], ""
+    if made.drift is None:
+        return [], "no-odds"
+    if made.has_drifted is False:
+        return [], "noise"
+    return [f"the drift is {made.drift:.3g} of the adapter's effect, at most {bounds.drift:g} is allowed"], ""
 
 
 def _golden_case(golden: Golden, measured: Measured, bounds: Bounds) -> TestedCase:
@@ -505,7 +561,7 @@ def _forged(goldens: Sequence[Golden], measured: Measured) -> list[str]:
 
 
 def _base_problems(goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> list[str]:
-    """What the base's own scores say about the contract: its losses must be so, and the base must answer otherwise."""
+    """Check the base's own scores against the contract: its losses must be so, and its answers must differ."""
     moved = {g.id: abs(measured.base[g.id].loss - (g.base_loss or 0.0)) for g in goldens}
     worst = max(moved, key=lambda name: moved[name])
     broken = []
@@ -520,9 +576,11 @@ def _base_problems(goldens: Sequence[Golden], measured: Measured, bounds: Bounds
 
 
 # ---------------------------------------------------------------- encoders
-def _judge_encoder(contract: Contract, goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> Judgement:
+def _judge_encoder(
+    made: Tested, contract: Contract, goldens: Sequence[Golden], measured: Measured, bounds: Bounds
+) -> Tested:
     if not goldens:
-        return Judgement(verdict="PASS")
+        return made
     cases, divergences, cosines, broken = [], [], [], []
     for golden in goldens:
         now = measured.encodings[golden.id]
@@ -555,14 +613,14 @@ def _judge_encoder(contract: Contract, goldens: Sequence[Golden], measured: Meas
         if least < bounds.cosine - TOLERANCE:
             worst = [g.id for g in goldens if g.vector is not None][cosines.index(least)]
             broken.append(f"the least cosine is {least:.3f}, at least {bounds.cosine:g} is required; `{worst}`")
-    return Judgement(verdict="PASS", same=same_share, kl=kl, cosine=least, cases=tuple(cases), broken=tuple(broken))
+    return replace(made, same=same_share, kl=kl, cosine=least, cases=tuple(cases), broken=tuple(broken))
 
 
 def mean_divergence(divergences: Sequence[float]) -> float:
-    """The mean KL divergence of goldens, in nats, without the largest of every twenty.
+    """Return the mean KL divergence of goldens, in nats, without the largest of every twenty.
 
-    One golden on the edge between two labels moves by several nats at any change, and alone would outweigh nineteen
-    that stay.
+    One golden on the edge between two labels moves by several nats at any change, and would outweigh nineteen that
+    stay.
     """
     kept = sorted(divergences)[: len(divergences) - len(divergences) // GOLDENS_AN_OUTLIER]
     return math.fsum(kept) / len(kept)
@@ -578,7 +636,7 @@ def _label(contract: Contract, logits: Sequence[float]) -> str | None:
 
 
 # ---------------------------------------------------------------- pipelines
-def _judge_images(goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> Judgement:
+def _judge_images(made: Tested, goldens: Sequence[Golden], measured: Measured, bounds: Bounds) -> Tested:
     """By how much of the adapter's effect is kept: 1 as recorded, 0 as far off as the base, below 0 further."""
     recorded = {golden.id: unpacked_latent(golden.latent or "") for golden in goldens}
     gaps = {golden.id: golden.gap or 0.0 for golden in goldens}
@@ -606,7 +664,9 @@ def _judge_images(goldens: Sequence[Golden], measured: Measured, bounds: Bounds)
             )
             break
     same = 1 - len(lost) / len(goldens)
-    return Judgement(verdict="PASS", reason=reason, same=same, effect=effect, cases=cases, broken=tuple(broken))
+    made = replace(made, effect=effect, drift=None if effect is None else 1 - effect)
+    said, unclear = _drift_problem(made, bounds) if effect is not None else ([], "")
+    return replace(made, reason=reason or unclear, same=same, cases=cases, broken=(*broken, *said))
 
 
 def distance(recorded: Sequence[float], now: Sequence[float]) -> float:
@@ -625,13 +685,38 @@ def _image_case(name: str, effect: float, bounds: Bounds) -> TestedCase:
     return TestedCase(id=name, kind="golden", verdict=verdict, same=same, effect=known, problem=problem)
 
 
+# ---------------------------------------------------------------- answers without losses
+def judge_texts(
+    made: Tested, contract: Contract, answers: Mapping[str, tuple[str, bool]], expects: Sequence[TestedCase] = ()
+) -> Tested:
+    """Return the verdict on plain answers, each a text and whether it is the recorded one, by the id of its golden.
+
+    At most so many goldens may be lost, and no demand broken; `expects` are the cases of those.
+    """
+    goldens = contract.distinct
+    cases = []
+    for golden in goldens:
+        text, same = answers[golden.id]
+        problem = "" if same else "the answer is not the recorded one"
+        verdict: Verdict = "PASS" if same else "CHANGED"
+        cases.append(TestedCase(id=golden.id, kind="golden", verdict=verdict, same=same, text=text,
+                                recorded_text=golden.answer, problem=problem))  # fmt: skip
+    lost = [case for case in cases if not case.same]
+    broken, allowed = [], Bounds(**made.bounds).may_lose(len(goldens))
+    if len(lost) > allowed:
+        broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
+    broken += [f"`{case.kind}` line `{case.id}`: {case.problem}" for case in expects if case.problem]
+    same_share = 1 - len(lost) / len(goldens) if goldens else None
+    made = replace(made, verdict="CHANGED" if broken else "PASS", same=same_share, goldens=len(goldens))
+    return replace(made, cases=(*cases, *expects), broken=tuple(broken))
+
+
 # ---------------------------------------------------------------- demands
-def _expectation(expect: Expect, measured: Measured) -> TestedCase:
-    text = measured.texts[expect.id]
-    problem = expect.demand.problem(text, measured.labels.get(expect.id))
+def expectation(expect: Expect, text: str, label: str | None = None) -> TestedCase:
+    """Return how an answer meets a demand; `label` is the one that a classifier gave."""
+    problem = expect.demand.problem(text, label)
     said = f"the answer {problem}" if problem else ""
-    verdict: Verdict = "CHANGED" if problem else "PASS"
-    return TestedCase(id=expect.id, kind=expect.kind, verdict=verdict, text=text, problem=said)
+    return TestedCase(id=expect.id, kind=expect.kind, verdict="CHANGED" if problem else "PASS", text=text, problem=said)
 
 
 def _left_alone(line: LeaveAlone, score: Score) -> TestedCase:

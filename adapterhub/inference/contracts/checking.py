@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from adapterhub.core.errors import ChatTemplateRefused
 from adapterhub.formats.contract.contract import ENCODERS, IMAGE, Contract, Expect, Golden, LeaveAlone, ids_digest
-from adapterhub.formats.contract.standards import Bounds
+from adapterhub.formats.contract.results import NO_EFFECT, Tested
 from adapterhub.formats.prompts.form import base_template, has_other_template
 from adapterhub.inference.contracts.answers import (
     AnswerRow,
-    Judgement,
     Measured,
     Score,
     Tick,
@@ -27,9 +27,12 @@ from adapterhub.inference.contracts.answers import (
     text_of,
     ticking,
 )
+from adapterhub.inference.contracts.drift import asked_alone
+from adapterhub.inference.effect import MOST_ROWS, Effect, compared, numbers_of
 from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from adapterhub.inference.generation import Model
@@ -39,53 +42,61 @@ _SHOWN: Final = 3
 """Changed answers whose new text is generated, to show it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedContract:
-    """A judgement and what it took."""
-
-    judgement: Judgement
-    detail: str = ""
-    cpu_seconds: float = 0.0
-
-
 def check(
     model: Model,
     tokenizer: PreTrainedTokenizerBase,
     contract: Contract,
+    made: Tested | None = None,
     *,
-    bounds: Bounds | None = None,
     base_alone: bool = False,
     budget_s: float | None = DEFAULT_BUDGET_S,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> CheckedContract:
-    """The verdict on `model`, a base with the adapter attached, or without one.
+) -> Tested:
+    """Return the verdict on `model`, a base with the adapter attached, or without one.
+
+    `made` is what is known of the adapter, with the bounds that hold; without it, they are the contract's.
 
     Template, tokenizer and prompts are compared before any loss is taken. The recorded answers cost one pass; text is
-    generated for `expect` and `never` lines, and for a few changed answers, to show them. With `base_alone` the base's
-    own losses are measured, too; this doubles the time. `progress` gets prompts done and in all.
+    generated for `expect` and `never` lines, and for a few changed answers, to show them. An adapter that changes
+    nothing that the base says is CHANGED, and `broken` says `no-effect`. With `base_alone` the base's own losses are
+    measured as well; this doubles the time. `progress` gets prompts done and in all.
 
     Raises:
         UsageProblem: the base's chat template refuses a prompt.
     """
-    start = time.process_time()
+    start, made = time.process_time(), made or Tested(name="", verdict="NONE", bounds=asdict(contract.bounds))
+    made = replace(made, dtype=str(model.dtype).removeprefix("torch."))
     total = len(contract.distinct) * (1 + base_alone) + len(contract.expects) + len(contract.leave_alone)
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(min(done, total), total)
-
-    detail = ""
     try:
         with memory_as_unknown():
-            measured = _measure(model, tokenizer, contract, ticking(budget_s, advance), base_alone=base_alone)
-        judgement = judge(contract, measured, bounds or contract.bounds)
+            measured = _measure(model, tokenizer, contract, ticking(budget_s, progress, total), base_alone=base_alone)
+            effect = _effect(model, contract)
+        made = judge(made, contract, measured)
+        if effect.changes is False:
+            made = replace(
+                made, verdict="CHANGED", reason="", detail="", broken=(*made.broken, f"{NO_EFFECT}: {effect.reason}")
+            )
     except Unknown as unknown:
-        judgement, detail = Judgement(verdict="UNKNOWN", reason=unknown.reason), unknown.detail
+        made = made.unknown(unknown.reason, unknown.detail)
     except ChatTemplateRefused as error:
-        judgement, detail = Judgement(verdict="UNKNOWN", reason="limits"), error.message
-    return CheckedContract(judgement=judgement, detail=detail, cpu_seconds=time.process_time() - start)
+        made = made.unknown("limits", error.message)
+    return replace(made, cpu_seconds=round(time.process_time() - start, 3))
+
+
+def _effect(model: Model, contract: Contract) -> Effect:
+    """Find out whether the adapter on `model` changes answers; unknown without one, or for biases of the base."""
+    config = getattr(model, "active_peft_config", None)
+    if contract.kind == IMAGE or config is None or getattr(config, "bias", "none") != "none":
+        return Effect(changes=None)
+    rows = getattr(config, "trainable_token_indices", None) or ()
+    each = rows.values() if isinstance(rows, Mapping) else [rows]
+    tokens = (*list(chain.from_iterable(each))[:MOST_ROWS], *(getattr(config, "alora_invocation_tokens", None) or ()))
+
+    def plain() -> list[Tensor]:
+        with model.disable_adapter():
+            return numbers_of(model, tokens)
+
+    return compared(plain, lambda: numbers_of(model, tokens))
 
 
 def _measure(
@@ -112,17 +123,21 @@ def _measure(
     pairs = [AnswerRow(prompt=by_id[line.id], answer=line.tokens) for line in scored]
     found = dict(zip((line.id for line in scored), scores(model, pairs, tick), strict=True))
     base: dict[str, Score] = {}
-    if base_alone and hasattr(model, "disable_adapter"):
-        goldens = contract.distinct
+    alone: dict[str, Score] = {}
+    if hasattr(model, "disable_adapter"):
+        few = asked_alone(contract.distinct, {g.id: len(by_id[g.id]) + len(g.tokens) for g in contract.distinct})
+        goldens: Sequence[Golden] = contract.distinct if base_alone else few
         with model.disable_adapter():
-            alone = scores(model, [AnswerRow(prompt=by_id[g.id], answer=g.tokens) for g in goldens], tick)
-        base = dict(zip((g.id for g in goldens), alone, strict=True))
+            of_base = scores(model, [AnswerRow(prompt=by_id[g.id], answer=g.tokens) for g in goldens], tick)
+        base = dict(zip((g.id for g in goldens), of_base, strict=True))
+        alone = {golden.id: base[golden.id] for golden in few}
     changed = [g.id for g in contract.distinct if not found[g.id].same][:_SHOWN]
     told = [*(one.id for one in contract.expects), *changed]
     texts = [text_of(tokenizer, tokens) for tokens in greedy(model, tokenizer, [by_id[i] for i in told], form, tick)]
     return Measured(
         scores=found,
-        base=base,
+        base=base if base_alone else {},
+        alone=alone,
         texts=dict(zip(told, texts, strict=True)),
         decoded={golden.id: text_of(tokenizer, golden.tokens) for golden in contract.distinct},
     )
@@ -159,7 +174,7 @@ def ensure_same_tokens(contract: Contract, by_id: Mapping[str, Sequence[int]], m
     """Refuse a tokenizer that makes other tokens of the recorded prompts: their losses would mean nothing.
 
     Raises:
-        Unknown: it does, or a recorded token is none of the base's.
+        Unknown: it does, or a recorded token is not one of the base's.
     """
     ensure_same_prompts(contract, by_id)
     vocabulary = model.get_input_embeddings().weight.shape[0]

@@ -1,7 +1,8 @@
-"""Contracts of pipelines: the latents that an adapter draws, and how far the base alone is from them.
+"""Contracts of pipelines: the latents that an adapter draws, and how far the plain base is from them.
 
-A latent is what a pipeline draws before its VAE, which is no part of a base. Its noise comes from a seed on the CPU, so
-every machine starts from the same. Distances are shares of the recorded latent's length: 0.02 is what bfloat16 moves.
+A latent is what a pipeline draws before its VAE, which is not part of a base. Its noise comes from a seed on the CPU,
+so every machine starts from the same. Distances are shares of the recorded latent's length: 0.02 is what bfloat16
+moves.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.contract import (
     DEFAULT_GOLDENS,
-    FEWEST_GOLDENS,
     IMAGE,
     MAX_LATENT,
     Asked,
@@ -43,7 +43,13 @@ from adapterhub.inference.contracts.answers import (
     memory_as_unknown,
     ticking,
 )
-from adapterhub.inference.contracts.recording import ENOUGH_GOLDENS, Recording, ensure_sound
+from adapterhub.inference.contracts.recording import (
+    ENOUGH_GOLDENS,
+    Recording,
+    ensure_enough,
+    ensure_sound,
+    ensure_tight,
+)
 from adapterhub.inference.images import Drawing, drawn_by
 
 if TYPE_CHECKING:
@@ -106,7 +112,7 @@ class AdaptedPipeline:
         return digest_of(canonical_json({"class": type(scheduler).__name__, "settings": own}))
 
     def tokens(self, prompt: str) -> list[int]:
-        """The tokens that its tokenizers make of a prompt, one after the other.
+        """Return the tokens that its tokenizers make of a prompt, one after the other.
 
         Raises:
             Unknown: they are too many.
@@ -186,18 +192,13 @@ def record_images(
         UsageProblem: the plan demands what only texts can meet, or its bounds are too loose.
     """
     if plan.expects or plan.leave_alone:
-        raise UsageProblem("`expect`, `never` and `leave_alone` are about texts, and a pipeline draws images")
-    if loose := plan.bounds.loose:
-        raise UsageProblem(f"such bounds prove nothing: {loose}", hint="change `[bounds]`, or leave it out")
+        raise UsageProblem(
+            "`expect`, `never` and `leave_alone` are about texts, and a pipeline draws images",
+            hint="leave them out of a contract of images",
+        )
+    ensure_tight(plan)
     wanted = plan.goldens[: min(count, MAX_IMAGES)]
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(done, 2 * len(wanted))
-
-    settings, tick = _settings(model, plan.image or WantedImages()), ticking(None, advance)
+    settings, tick = _settings(model, plan.image or WantedImages()), ticking(None, progress, 2 * len(wanted))
     asked = [(one, _text(one.asked), number if one.seed is None else one.seed) for number, one in enumerate(wanted)]
     try:
         with memory_as_unknown():
@@ -215,12 +216,8 @@ def record_images(
             left_out.append((one.id, f"is drawn alike without the adapter: {golden.gap:.3f} apart"))
         else:
             found.append(golden)
-    if len(found) < FEWEST_GOLDENS:
-        reasons = "; ".join(f"`{shown(name)}` {reason}" for name, reason in left_out[:3])
-        raise Incompatible(
-            f"{len(found)} images are left, expected at least {FEWEST_GOLDENS}" + (f": {reasons}" if reasons else ""),
-            hint="give more inputs, that the adapter was trained for; more `steps` in `[image]` also set both apart",
-        )
+    hint = "give more inputs, that the adapter was trained for; more `steps` in `[image]` also set both apart"
+    ensure_enough(found, left_out, "images", hint)
     contract = Contract(
         kind=IMAGE, prompt=RAW, recorded=recorded, goldens=tuple(found), bounds=plan.bounds, image=settings
     )
@@ -233,14 +230,16 @@ def record_images(
 
 def _golden(one: Wanted, seed: int, prompt: Sequence[int], latent: Sequence[float], base: Sequence[float]) -> Golden:
     if not all(map(math.isfinite, latent)) or not any(latent):
-        raise Incompatible("what the adapter draws is not finite")
+        raise Incompatible(
+            "what the adapter draws is not finite", hint="`adapt verify` finds numbers that are not finite"
+        )
     try:
         packed = packed_latent(latent)
     except OverflowError:
         raise Incompatible("what the adapter draws has numbers beyond half precision") from None
     gap = distance(unpacked_latent(packed), base)
     if not math.isfinite(gap):
-        raise Incompatible("what the base draws is not finite")
+        raise Incompatible("what the base draws is not finite", hint="load the base in float32")
     return Golden(
         id=one.id,
         asked=one.asked,
@@ -254,7 +253,9 @@ def _golden(one: Wanted, seed: int, prompt: Sequence[int], latent: Sequence[floa
 
 def _text(asked: Asked | None) -> str:
     if not isinstance(asked, str):
-        raise UsageProblem("a pipeline draws what one text says, and this is a conversation")
+        raise UsageProblem(
+            "image pipelines take one text prompt, not a conversation", hint="pass the text as one prompt"
+        )
     return asked
 
 
@@ -273,7 +274,7 @@ def _settings(model: AdaptedPipeline, wanted: WantedImages) -> ImageSettings:
 
 
 def _own_side(pipeline: Any) -> int:
-    """The pipeline's own size, halved until it is small; 256 where it does not say."""
+    """Return the pipeline's own size, halved until it is small; 256 where it does not say."""
     cells = getattr(pipeline, "default_sample_size", None)
     if cells is None:
         denoiser = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)

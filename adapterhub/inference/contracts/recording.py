@@ -1,4 +1,4 @@
-"""Records a contract: asks the adapter, and keeps what it answered.
+"""Records a contract: prompts the adapter, and keeps its answers.
 
 Recording twice on one machine gives the same bytes. Answers that hang on a coin are left out: only answers with a
 margin below 0.25 nats flipped when the precision of the base changed.
@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import Incompatible, Malformed, UsageProblem, shown
 from adapterhub.formats.contract.contract import (
@@ -24,6 +24,7 @@ from adapterhub.formats.contract.contract import (
     Recorded,
     ids_digest,
     packed,
+    packed_odds,
     rounded,
 )
 from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES, Plan, Wanted, parse_contract
@@ -42,6 +43,7 @@ from adapterhub.inference.contracts.answers import (
     text_of,
     ticking,
 )
+from adapterhub.inference.contracts.drift import Rounded, asked_alone, rounded_by
 from adapterhub.inference.generation import NEW_TOKENS
 
 if TYPE_CHECKING:
@@ -95,18 +97,10 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
         )
     if form.form == "chat" and form.chat_template_sha256 is None:
         form = replace(form, chat_template_sha256=base_template_digest(tokenizer))
-    if loose := plan.bounds.loose:
-        raise UsageProblem(f"such bounds prove nothing: {loose}", hint="change `[bounds]`, or leave it out")
+    ensure_tight(plan)
     wanted = _distinct(plan.goldens)[: max(count * _CANDIDATES, count + FEWEST_GOLDENS)]
-    total = len(wanted) + len(plan.leave_alone)
-    done = 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(min(done, total), total)
-
-    recorder = _Recorder(model, tokenizer, form, ticking(None, advance))
+    tick = ticking(None, progress, len(wanted) + len(plan.leave_alone))
+    recorder = _Recorder(model, tokenizer, form, tick)
     try:
         with memory_as_unknown():
             if kind in ENCODERS:
@@ -117,15 +111,12 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
                 leave_alone = recorder.left_alone(plan.leave_alone)
     except Unknown as unknown:
         raise Incompatible(f"cannot record: {unknown.detail}") from None
-    if len(goldens) < FEWEST_GOLDENS and (plan.goldens or not (plan.expects or leave_alone)):
-        reasons = "; ".join(f"`{shown(name)}` {reason}" for name, reason in left_out[:3])
-        raise Incompatible(
-            f"{len(goldens)} answers are left, expected at least {FEWEST_GOLDENS}"
-            + (f": {reasons}" if reasons else ""),
-            hint="give more inputs with `--examples`, or a lower `--margin`",
-        )
+    if plan.goldens or not (plan.expects or leave_alone):
+        ensure_enough(goldens, left_out, "answers", "give more inputs with `--examples`, or a lower `--margin`")
     if kind not in ENCODERS and goldens:
         _ensure_gap(goldens, plan.bounds)
+    is_full = kind not in ENCODERS and str(model.dtype) == "torch.float32"
+    rounded_so = recorder.rounded(goldens) if is_full and goldens else Rounded()
     contract = Contract(
         kind=kind,
         prompt=form,
@@ -135,16 +126,18 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
         leave_alone=tuple(leave_alone),
         bounds=plan.bounds,
         labels=_labels(model) if kind == "classify" else (),
+        sensitivity=rounded_so.sensitivity,
+        rounding=rounded_so.central,
     )
     ensure_sound(contract)
     warnings = recorder.warnings(wanted, goldens) if kind not in ENCODERS else []
-    if len(goldens) < ENOUGH_GOLDENS:
+    if goldens and len(goldens) < ENOUGH_GOLDENS:
         warnings.append(f"{len(goldens)} goldens: one changed adapter in ten is not seen; {DEFAULT_GOLDENS} see most")
     return Recording(contract=contract, left_out=tuple(left_out), warnings=tuple(warnings))
 
 
 def _distinct(goldens: Sequence[Wanted]) -> list[Wanted]:
-    """The inputs, each once."""
+    """Return the inputs, each once."""
     found: list[Wanted] = []
     for golden in goldens:
         if all(golden.asked != one.asked for one in found):
@@ -157,10 +150,32 @@ def _ensure_gap(goldens: Sequence[Golden], bounds: Bounds) -> None:
     gap = sum(((g.base_loss or 0.0) - (g.loss or 0.0)) * len(g.tokens) for g in goldens) / tokens
     if gap < bounds.min_gap:
         raise Incompatible(
-            f"adapter and base answer alike: {gap:.3f} nats a token apart, at least {bounds.min_gap:g} are needed; a "
-            "contract that the base alone passes proves nothing",
-            hint="ask what the adapter was trained for, in the form that it was trained in (`--prompt`)",
+            f"adapter and base answer alike: {gap:.3f} nats per token apart, expected at least {bounds.min_gap:g}; a "
+            "contract that the base passes proves nothing",
+            hint="choose prompts of the adapter's own task, in the form of its training (`--prompt`)",
         )
+
+
+def ensure_tight(plan: Plan) -> None:
+    """Refuse bounds that prove nothing.
+
+    Raises:
+        UsageProblem: the plan has such.
+    """
+    if loose := plan.bounds.loose:
+        raise UsageProblem(f"such bounds prove nothing: {loose}", hint="change `[bounds]`, or leave it out")
+
+
+def ensure_enough(goldens: Sequence[Golden], left_out: Sequence[tuple[str, str]], noun: str, hint: str) -> None:
+    """Refuse a contract of too few goldens.
+
+    Raises:
+        Incompatible: names some of the inputs that are left out.
+    """
+    if len(goldens) < FEWEST_GOLDENS:
+        reasons = "; ".join(f"`{shown(name)}` {reason}" for name, reason in left_out[:3])
+        what = f"{len(goldens)} {noun} are left, expected at least {FEWEST_GOLDENS}"
+        raise Incompatible(f"{what}: {reasons}" if reasons else what, hint=hint)
 
 
 def ensure_sound(contract: Contract) -> None:
@@ -194,7 +209,7 @@ class _Recorder:
     def goldens(
         self, wanted: Sequence[Wanted], count: int, margin: float
     ) -> tuple[list[Golden], list[tuple[str, str]]]:
-        """The goldens, and what is left out with the reason; asks no more than it takes to have `count`."""
+        """Return the goldens, and what is left out with the reason; asks no more than it takes to have `count`."""
         found: list[Golden] = []
         left_out: list[tuple[str, str]] = []
         rest = list(wanted)
@@ -206,18 +221,20 @@ class _Recorder:
         return found, left_out
 
     def asked(self, wanted: Sequence[Wanted], margin: float) -> tuple[list[Golden], list[tuple[str, str]]]:
-        """The goldens among some inputs, and those that cannot be goldens."""
+        """Return the goldens among some inputs, and those that cannot be goldens."""
         prompts = self.rows([one.asked for one in wanted])
         answers = greedy(self.model, self.tokenizer, prompts, self.form, self.tick)
         pairs = [AnswerRow(prompt=p, answer=a[:MAX_ANSWER_TOKENS]) for p, a in zip(prompts, answers, strict=True)]
-        own, base = scores(self.model, pairs, _silent), self.base_scores(pairs)
+        own = scores(self.model, pairs, _silent)
+        with self.without_adapter():
+            base = scores(self.model, pairs, _silent)
         found: list[Golden] = []
         left_out: list[tuple[str, str]] = []
         for one, pair, score, alone in zip(wanted, pairs, own, base, strict=True):
             text = text_of(self.tokenizer, pair.answer)
             golden = _golden(one.id, one.asked, pair, text, score, alone)
             if not math.isfinite(alone.loss):
-                raise Incompatible("the base's own numbers are not finite")
+                raise Incompatible("the base's own numbers are not finite", hint="load the base in float32")
             if not text.strip():
                 left_out.append((one.id, "has an empty answer"))
             elif score.margin < max(margin, 0.0) or not score.same:
@@ -226,17 +243,29 @@ class _Recorder:
                 found.append(golden)
         return found, left_out
 
-    def base_scores(self, pairs: Sequence[AnswerRow]) -> list[Score]:
-        with self.without_adapter():
-            return scores(self.model, pairs, _silent)
+    def rounded(self, goldens: Sequence[Golden]) -> Rounded:
+        """Measure the effect of rounding to bfloat16; not known where the memory for both does not suffice."""
+        prompts = self.rows([golden.asked for golden in goldens if golden.asked is not None])
+        pairs = {g.id: AnswerRow(prompt=p, answer=g.tokens) for p, g in zip(prompts, goldens, strict=True)}
+        few = [one.id for one in asked_alone(goldens, {n: len(r.prompt) + len(r.answer) for n, r in pairs.items()})]
+        try:
+            with memory_as_unknown(), _in_bfloat16(self.model):
+                own = scores(self.model, list(pairs.values()), _silent)
+                with self.without_adapter():
+                    base = scores(self.model, [pairs[name] for name in few], _silent)
+        except Unknown:
+            return Rounded()
+        return rounded_by(
+            goldens,
+            {name: one.odds for name, one in zip(pairs, own, strict=True)},
+            {name: one.odds for name, one in zip(few, base, strict=True)},
+        )
 
-    @contextlib.contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        with self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else contextlib.nullcontext():
-            yield
+    def without_adapter(self) -> contextlib.AbstractContextManager[Any]:
+        return self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else contextlib.nullcontext()
 
     def left_alone(self, wanted: Sequence[LeaveAlone]) -> list[LeaveAlone]:
-        """The base's own answers, with its losses."""
+        """Return the base's own answers, with its losses."""
         if not wanted:
             return []
         prompts = self.rows([one.asked for one in wanted])
@@ -252,14 +281,16 @@ class _Recorder:
     def encodings(
         self, wanted: Sequence[Wanted], count: int, kind: str, *, vectors: bool
     ) -> tuple[list[Golden], list[tuple[str, str]]]:
-        """The goldens of an encoder; none is left out."""
+        """Return the goldens of an encoder; none is left out."""
         wanted = wanted[:count]
         prompts = prompts_in_tokens(self.form, [one.asked for one in wanted], self.model, self.tokenizer)
         found = encode(self.model, prompts, self.tick, vectors=vectors)
         if kind == "classify" and found and len(found[0].logits) < 2:
             raise Incompatible("an adapter that gives one number has no labels, and a contract compares labels")
         if not all(one.is_finite for one in found):
-            raise Incompatible("the adapter's numbers are not finite")
+            raise Incompatible(
+                "the adapter's numbers are not finite", hint="`adapt verify` finds numbers that are not finite"
+            )
         return [
             Golden(
                 id=one.id,
@@ -273,7 +304,7 @@ class _Recorder:
         ], []
 
     def warnings(self, wanted: Sequence[Wanted], goldens: Sequence[Golden]) -> list[str]:
-        """What makes one doubt that the right thing was recorded: other answers than wanted, a better form."""
+        """Return the doubts about the recording: answers other than wanted, a better form."""
         kept = {golden.id: golden for golden in goldens}
         known = [one for one in wanted if one.completion is not None and one.id in kept]
         if not known:
@@ -294,22 +325,37 @@ class _Recorder:
         return found
 
     def other_forms(self) -> list[PromptForm]:
-        """The forms that need no text of their own."""
+        """Return the forms that need no text of their own."""
         forms = [PromptForm(form="raw"), *([PromptForm(form="chat")] if base_template(self.tokenizer) else [])]
         return [form for form in forms if form.form != self.form.form]
 
     def wanted_loss(self, known: Sequence[Wanted], form: PromptForm) -> float | None:
-        """The adapter's mean loss on the wanted answers in a form."""
+        """Return the adapter's mean loss on the wanted answers in a form."""
         prompts = self.rows([one.asked for one in known], form)
         answers = [self.tokenizer(one.completion, add_special_tokens=False)["input_ids"] for one in known]
         pairs = [AnswerRow(prompt=p, answer=a) for p, a in zip(prompts, answers, strict=True) if a]
         if not pairs:
             return None
-        total = sum(score.loss * len(row.answer) for row, score in zip(pairs, self.own(pairs), strict=True))
+        own = scores(self.model, pairs, _silent)
+        total = sum(score.loss * len(row.answer) for row, score in zip(pairs, own, strict=True))
         return total / sum(len(row.answer) for row in pairs)
 
-    def own(self, pairs: Sequence[AnswerRow]) -> list[Score]:
-        return scores(self.model, pairs, _silent)
+
+@contextlib.contextmanager
+def _in_bfloat16(model: Model) -> Iterator[None]:
+    """Round the parameters of the base, as a test in bfloat16 loads them; the adapter's stay."""
+    import torch
+
+    kept = [
+        (one, one.data) for name, one in model.named_parameters() if ".lora_" not in name and one.is_floating_point()
+    ]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.to(torch.bfloat16)
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def _golden(name: str, asked: Asked, pair: AnswerRow, text: str, own: Score, base: Score) -> Golden:
@@ -323,6 +369,8 @@ def _golden(name: str, asked: Asked, pair: AnswerRow, text: str, own: Score, bas
         loss=_six(own.loss),
         base_loss=_six(base.loss),
         margin=_six(own.margin),
+        odds=packed_odds(own.odds) if own.odds and base.odds else None,
+        base_odds=packed_odds(base.odds) if own.odds and base.odds else None,
     )
 
 
@@ -331,4 +379,4 @@ def _six(number: float) -> float:
 
 
 def _silent(_done: int) -> None:
-    """A tick that says nothing."""
+    """Return a tick that reports nothing."""

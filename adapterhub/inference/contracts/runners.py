@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,12 +59,12 @@ class Ran:
     is_over: bool
 
     def failed(self, tool: str) -> EngineFailed:
-        """The error for a tool that ended without a result."""
+        """Return the error for a tool that ended without a result."""
         return EngineFailed(f"`{tool}` ended with code {self.code} and without a result:\n{self.tail}".rstrip(": \n"))
 
 
 def find_tool(names: Sequence[str], install: str, path: str) -> str:
-    """The place of a tool: beside this Python first, then in the folders of `path`, as in PATH.
+    """Return the place of a tool: beside this Python first, then in the folders of `path`, as in PATH.
 
     Raises:
         UsageProblem: it is not installed; the hint is the command that installs it.
@@ -151,7 +151,7 @@ def ensure_askable(contract: Contract) -> None:
     """Refuse a contract whose goldens lm-eval cannot ask.
 
     Raises:
-        Incompatible: it writes no text, holds digests alone, or has no golden.
+        Incompatible: it writes no text, holds only digests, or has no golden.
     """
     if contract.kind not in WRITERS:
         raise Incompatible(
@@ -160,15 +160,15 @@ def ensure_askable(contract: Contract) -> None:
         )
     if contract.visibility == "digests":
         raise Incompatible(
-            "the contract holds digests alone, and lm-eval needs its prompts and answers",
+            "the contract holds only digests, and lm-eval needs its prompts and answers",
             hint="name the full contract with `--tests FILE`",
         )
     if not contract.goldens:
-        raise Incompatible("the contract has no golden, and lm-eval asks goldens alone")
+        raise Incompatible("the contract has no golden, and lm-eval asks only goldens")
 
 
 def lm_eval_task(contract: Contract, prompts: Sequence[str], name: str) -> LmEvalTask:
-    """The task of an adapter `name`; `prompts` are the texts of the contract's distinct goldens, in their frame.
+    """Return the task of an adapter `name`; `prompts` are the texts of the contract's distinct goldens, in their frame.
 
     Raises:
         Incompatible: as `ensure_askable`.
@@ -209,7 +209,7 @@ def lm_eval_task(contract: Contract, prompts: Sequence[str], name: str) -> LmEva
 
 
 def _yaml(value: object) -> str:
-    """The value as YAML: JSON is YAML once what YAML folds or forbids is escaped."""
+    """Return the value as YAML: JSON is YAML once what YAML folds or forbids is escaped."""
     return "".join(one if one.isprintable() else _escaped(one) for one in json.dumps(value, ensure_ascii=False))
 
 
@@ -223,17 +223,6 @@ _BATCH: Final = "8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerLoading:
-    """What the tool loads, and how: folders of base and adapter, precision, device, and its own further arguments."""
-
-    base: Path
-    adapter: Path
-    dtype: str
-    device: str
-    model_args: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """What the tool measured: its metrics by `task/metric`, a sample for each prompt, and the versions of its parts."""
 
@@ -244,7 +233,7 @@ class Scored:
 
 
 def lm_eval_tool(path: str) -> str:
-    """The place of the tool, beside this Python or in the folders of `path`.
+    """Return the place of the tool, beside this Python or in the folders of `path`.
 
     Raises:
         UsageProblem: it is not installed.
@@ -253,7 +242,7 @@ def lm_eval_tool(path: str) -> str:
 
 
 def task_place(task: Path) -> tuple[Path, str]:
-    """The folder in which the tool runs a user's task, and the task's name there: a YAML file, or `.` for all of them.
+    """Provide the folder in which the tool runs a user's task, and the task's name: a YAML file, or `.` for all.
 
     Raises:
         UsageProblem: there is no such task, or the tool would take its name for several.
@@ -262,28 +251,37 @@ def task_place(task: Path) -> tuple[Path, str]:
     where = shown(str(task), 200)
     if named.is_dir():
         if not any(named.glob("*.yaml")):
-            raise UsageProblem(f"`--task {where}`: the folder has no `.yaml` file")
+            raise UsageProblem(
+                f"`--task {where}`: the folder has no `.yaml` file",
+                hint="name a folder with a task of lm-eval, which is a `.yaml` file",
+            )
         return named, "."
     if not named.is_file() or named.suffix != ".yaml":
         raise UsageProblem(f"`--task {where}`: expected the `.yaml` file of a task, or a folder of such files")
     if "," in named.name:
-        raise UsageProblem(f"`--task {where}`: lm-eval takes a comma in the name for two tasks")
+        raise UsageProblem(
+            f"`--task {where}`: lm-eval takes a comma in the name for two tasks",
+            hint="rename the file without the comma",
+        )
     return named.parent, named.name
 
 
 def score(
     tool: str,
     place: tuple[Path, str],
-    loading: RunnerLoading,
+    folders: tuple[Path, Path],
     work: Path,
     environ: Mapping[str, str],
     *,
+    device: str,
+    model_args: Mapping[str, str],
     budget_s: float,
 ) -> Scored | Ran:
-    """The tool's measurement of a task at its `place`; how the tool ended, where its budget did not suffice.
+    """Return the tool's measurement of a task at its `place`; how the tool ended, where its budget did not suffice.
 
-    `work` is an empty folder: links to the model, caches and results go there, so that no path of the user meets the
-    tool's own syntax and no answer of another run is taken for one of this. `budget_s` are CPU seconds.
+    `folders` are those of the base and of the adapter. `work` is an empty folder: links to the model, caches and
+    results go there, so that no path of the user meets the tool's own syntax and no answer of another run is taken for
+    one of this. `model_args` are further arguments of its model, such as `dtype`. `budget_s` are CPU seconds.
 
     Raises:
         EngineFailed: the tool ended without a result.
@@ -295,17 +293,11 @@ def score(
             hint="set TMPDIR to a folder without `,`, `=` or spaces",
         )
     folder, task = place
-    (work / "base").symlink_to(loading.base.absolute(), target_is_directory=True)
-    (work / "adapter").symlink_to(loading.adapter.absolute(), target_is_directory=True)
-    given = {"pretrained": work / "base", "peft": work / "adapter", "dtype": loading.dtype, "trust_remote_code": False}
-    words = [
-        tool,
-        "--model",
-        "hf",
-        "--model_args",
-        ",".join(f"{k}={v}" for k, v in {**given, **loading.model_args}.items()),
-    ]
-    words += ["--tasks", task, "--device", loading.device, "--batch_size", _BATCH]
+    (work / "base").symlink_to(folders[0].absolute(), target_is_directory=True)
+    (work / "adapter").symlink_to(folders[1].absolute(), target_is_directory=True)
+    given = {"pretrained": work / "base", "peft": work / "adapter", "trust_remote_code": False, **model_args}
+    words = [tool, "--model", "hf", "--model_args", ",".join(f"{k}={v}" for k, v in given.items())]
+    words += ["--tasks", task, "--device", device, "--batch_size", _BATCH]
     words += ["--output_path", str(work / "out"), "--log_samples"]
     caches = {"HF_HOME": str(work / "cache"), "HF_DATASETS_CACHE": str(work / "cache" / "datasets")}
     ran = run_tool(words, folder=folder, environ={**environ, **caches}, budget_s=budget_s)
@@ -364,7 +356,7 @@ class LlamaServer:
         self._port = port
 
     def answer(self, prompt: Sequence[int], *, new: int, stop: Sequence[str] = ()) -> Written:
-        """The greedy answer to the tokens of a prompt, of at most `new` tokens.
+        """Return the greedy answer to the tokens of a prompt, of at most `new` tokens.
 
         Raises:
             EngineFailed: the server does not answer, or in words that cannot be read.
@@ -387,7 +379,7 @@ class LlamaServer:
 
 @contextlib.contextmanager
 def serving(program: str, base: Path, adapter: Path, environ: Mapping[str, str]) -> Iterator[LlamaServer]:
-    """A server with the one adapter on the base while the block runs.
+    """Provide a server with the one adapter on the base while the block runs.
 
     Raises:
         EngineFailed: it does not start; with its last lines.
@@ -435,7 +427,7 @@ def ensure_pytest() -> None:
 
 
 def plugin_name() -> str:
-    """What `-p` takes: the entry point's name, or the module where the installed package does not announce it yet."""
+    """Return the value of `-p`: the entry point's name, or the module if the package does not announce it yet."""
     return next((entry.name for entry in entry_points(group="pytest11") if entry.value == PLUGIN), PLUGIN)
 
 
@@ -448,7 +440,10 @@ def run_pytest(task: Path, work: Path, environ: Mapping[str, str], *, budget_s: 
     """
     named = path_of(task).absolute()
     if not named.exists():
-        raise UsageProblem(f"`--task {shown(str(task), 200)}`: there is no such file or folder")
+        raise UsageProblem(
+            f"`--task {shown(str(task), 200)}`: there is no such file or folder",
+            hint="check the path; `--task` takes a task of lm-eval, or tests of pytest",
+        )
     report = work / "report.xml"
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     words += ["-p", plugin_name(), f"--junitxml={report}", str(named)]

@@ -7,8 +7,9 @@ An exported adapter gives the answers that it gives in PEFT; a format that canno
 names that part. The adapter is checked against its base first and written one module at a time. The output appears
 complete under its name, or not at all.
 
-A new format is a new file here with `export(job, out) -> Exported`; users type its name. Files that begin with an
-underscore are not formats.
+A new format is a new file here, or in `dialects` if its files are PEFT's with experts laid out in another way, with
+`export(job, out) -> Exported`; users type its name, `peft@0.18` for `peft_at_0_18`. Files that begin with an underscore
+are not formats.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -39,12 +42,28 @@ TESTABLE = ("gguf", "merged", "peft", "vllm")
 
 
 def forms() -> tuple[str, ...]:
-    """The names of all formats; imports none."""
-    return tuple(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """Return the names of all formats; imports none."""
+    return tuple(sorted(_modules()))
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """Return the modules of all formats by their names: `peft@0.18` is `peft_at_0_18`."""
+    here = dict.fromkeys(_files(__path__), __name__)
+    there = dict.fromkeys(_files([f"{path}/dialects" for path in __path__]), f"{__name__}.dialects")
+    found = {}
+    for module, place in (here | there).items():
+        name, at, version = module.partition("_at_")
+        found[name + ("@" + version.replace("_", ".") if at else "")] = f"{place}.{module}"
+    return found
+
+
+def _files(path: Iterable[str]) -> list[str]:
+    return [found.name for found in pkgutil.iter_modules(path) if not (found.name.startswith("_") or found.ispkg)]
 
 
 def load(form: str) -> ModuleType:
-    """The module of a format.
+    """Return the module of a format.
 
     Raises:
         UsageProblem: there is no such format.
@@ -53,7 +72,7 @@ def load(form: str) -> ModuleType:
         near = difflib.get_close_matches(form, forms(), n=1)
         hint = f"did you mean `{near[0]}`?" if near else ""
         raise UsageProblem(f"unknown format `{shown(form, 40)}`, expected one of {', '.join(forms())}", hint=hint)
-    return importlib.import_module(f"adapterhub.inference.export.{form}")
+    return importlib.import_module(_modules()[form])
 
 
 def export(  # noqa: PLR0913 - one argument for each option of the command
@@ -95,7 +114,10 @@ def export(  # noqa: PLR0913 - one argument for each option of the command
     if dtype is not None and dtype not in DTYPES:
         raise UsageProblem(f"dtype `{shown(dtype)}`, expected one of {', '.join(DTYPES)}")
     if ollama_base is not None and form != "ollama":
-        raise UsageProblem(f"a name of an Ollama base goes with the format `ollama`, not with `{form}`")
+        raise UsageProblem(
+            f"a name of an Ollama base goes with the format `ollama`, not with `{form}`",
+            hint="use `--format ollama`, or drop the name",
+        )
     if test is not None and form not in TESTABLE:
         raise UsageProblem(
             f"a test loads what was written again, and `{form}` is for a program that is not here",

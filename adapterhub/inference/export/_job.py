@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,7 +20,8 @@ from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.engines import SETTINGS, BaseFacts, Verdict, judge
 from adapterhub.formats.manifest import Manifest
-from adapterhub.formats.modules import BaseNames, find_names
+from adapterhub.formats.naming.files import find_in_files
+from adapterhub.formats.naming.finding import BaseNames
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_config, base_facts
@@ -75,8 +76,17 @@ class Adapter:
     warnings: tuple[str, ...] = ()
 
     def base_name(self, module: str) -> str:
-        """The base's name for a module of the adapter."""
+        """Return the base's name for a module of the adapter."""
         return self.names.here(module) if self.names is not None else module
+
+    def exported(self, *paths: Path, notes: Iterable[str] = (), flags: tuple[str, ...] = ()) -> Exported:
+        """Return the result of an export that wrote these files.
+
+        The warnings about the adapter come before its notes.
+        """
+        size = sum(path.stat().st_size for path in paths)
+        told = (*self.warnings, *notes)
+        return Exported(paths=paths, label=self.label, size_bytes=size, notes=told, flags=flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +114,7 @@ class Job:
 
     @contextlib.contextmanager
     def opened(self, target: str, *, needs_base: bool, guesses_base: bool = True) -> Iterator[Adapter]:
-        """The adapter, open. Raises if the engine `target` would not read it, or would misread it.
+        """Provide the adapter, open. Raises if the engine `target` would not read it, or would misread it.
 
         `needs_base`: the base's `config.json` must be on this machine. `guesses_base`: an adapter that declares no base
         is for the only registered one.
@@ -118,6 +128,7 @@ class Job:
         )
         found = finder.find(self.what, 1.0)
         record = self._record(found, needed=needs_base, guesses=guesses_base)
+        record = record and self.library.bases.with_settings(record)
         subject, record, warnings = self._checked(found, record)
         config = base_config(record)
         if config is None and needs_base:
@@ -129,8 +140,9 @@ class Job:
             ensure_readable(found.label, verdict, facts, factors.unclear)
             names = None
             if record is not None:
-                modules = frozenset(fact.name.rpartition(".")[0] for fact in record.tensors)
-                names = find_names(sorted({owner(module) for module in factors.modules}), modules)
+                shapes = {fact.name: fact.shape for fact in record.weights}
+                modules = dict.fromkeys(sorted({owner(module) for module in factors.modules}))
+                names = find_in_files(modules, shapes, record.hints.model_type)
             yield Adapter(
                 label=found.label,
                 found=found,
@@ -150,7 +162,7 @@ class Job:
         return records[0] if len(records) == 1 else None
 
     def _record(self, found: FoundAdapter, *, needed: bool, guesses: bool) -> BaseRecord | None:
-        """The base that the caller named, else the one that the adapter declares, else the only registered one."""
+        """Return the base that the caller named, or the one that the adapter declares, or the only registered one."""
         if found.wanted is not None:
             if found.wanted.record is None and needed:
                 text = shown(found.wanted.text)
@@ -177,7 +189,7 @@ class Job:
         manifest = found.build.manifest if found.build else None
         subject, findings = open_subject(found.folder, manifest=manifest, base_named=True)
         if subject is not None and record is not None:
-            subject, record = beside(subject, record), part_for(subject, record)
+            subject, record = beside(subject, record, self.library.bases), part_for(subject, record)
         report = verify(subject, seen=findings) if subject is not None else Report.of(findings)
         label = shown(found.label, 200)
         other = next((f for f in report.errors if f.code == "E_BASE_MISMATCH"), None)
@@ -198,9 +210,11 @@ class Job:
 
 
 def other_way(features: Collection[str], facts: BaseFacts) -> str:
-    """The hint of a refusal: another way to use an adapter with these features."""
+    """Return the hint of a refusal: another way to use an adapter with these features."""
     if "start" in features:
         return "convert it to plain LoRA with PEFT: `save_pretrained(…, path_initial_model_for_weight_conversion=…)`"
+    if "method" in features:
+        return "`adapt resize NAME --to lora` makes a LoRA of it if it is linear"
     if not _NOT_MERGED.isdisjoint(features) or (facts.is_tied and "embedding" in features):
         return "use it with PEFT on its base; `adapt pull` writes the original files"
     return "`adapt export … --format merged` writes base and adapter as one model"

@@ -7,12 +7,12 @@ from adapterhub.formats.prompts.form import PromptForm
 
 
 def prompt_prefix(form: PromptForm | None) -> str:
-    """The text before the question, which the file holds; empty for none."""
+    """Return the text before the question, which the file holds; empty for none."""
     return "" if form is None else form.parts[0]
 
 
 def prompt_notes(form: PromptForm | None) -> list[str]:
-    """How to ask an adapter in llama.cpp, which shows the prefix and applies nothing."""
+    """Explain how to prompt an adapter in llama.cpp, which shows the prefix and applies nothing."""
     if form is None:
         return []
     before, after = form.parts

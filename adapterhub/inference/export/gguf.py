@@ -1,9 +1,10 @@
 """`gguf`: one file for llama.cpp, `--lora FILE`, exact for rsLoRA, patterns and every rank.
 
 PEFT's scale of each module is folded into B. `adapter.lora.alpha` is 0, with which llama.cpp uses B·A unscaled; it
-would divide any other alpha by each module's rank, which is wrong for rsLoRA and `alpha_pattern`. Tensors have the
-names of the base's own GGUF. For architectures such as Llama, llama.cpp stores the two parts of a rotary pair in
-adjacent rows; there the rows of B for q and k are reordered like those of the base.
+would divide any other alpha by each module's rank, which is wrong for rsLoRA and `alpha_pattern`. The tokens of an
+aLoRA stand in `adapter.alora.invocation_tokens`, and llama-server looks for them. Tensors have the names of the base's
+own GGUF. For architectures such as Llama, llama.cpp stores the two parts of a rotary pair in adjacent rows; there the
+rows of B for q and k are reordered like those of the base.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.disk.files import new_file
-from adapterhub.core.errors import Conflict, Incompatible, Malformed, NotFound, UnsupportedAdapter, shown
+from adapterhub.core.errors import Conflict, Incompatible, Malformed, UnsupportedAdapter, shown
 from adapterhub.core.extras import extra_named
+from adapterhub.formats.base.stacking import LEAVES
+from adapterhub.formats.dialects.gguf import WEIGHTS_KEY
 from adapterhub.formats.engines.llama_cpp import BASES, GgufBase
+from adapterhub.formats.gguf.names import gguf_name
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.prompts.modelfile import PROMPT_PREFIX
 from adapterhub.inference.export._job import Adapter, Exported, Job
@@ -37,15 +41,6 @@ _EMBEDDING: Final = "token_embd.weight"
 _EXPERTS: Final = re.compile(
     r"\blayers\.(?P<layer>\d+)\.(?:mlp|block_sparse_moe)\.experts(?:\.(?P<expert>\d+)\.(?P<leaf>\w+))?$"
 )
-_LEAVES: Final = {
-    "w1": "gate",
-    "w2": "down",
-    "w3": "up",
-    "gate_proj": "gate",
-    "down_proj": "down",
-    "up_proj": "up",
-}
-"""GGUF's names for the layers of an expert, by their names in Mixtral's files and in all other files."""
 
 
 def export(job: Job, out: Path) -> Exported:
@@ -63,13 +58,8 @@ def export(job: Job, out: Path) -> Exported:
         with new_file(out) as partial:
             write_gguf(adapter, partial, dtype=job.dtype or "float32", job=job)
             job.check(partial, adapter)
-        return Exported(
-            paths=(out,),
-            label=adapter.label,
-            size_bytes=out.stat().st_size,
-            notes=(*adapter.warnings, *prompt_notes(adapter.prompt)),
-            flags=("--lora", str(out)),
-        )
+        told = adapter.verdict.notes if adapter.factors.config.alora_invocation_tokens else ()
+        return adapter.exported(out, notes=[*prompt_notes(adapter.prompt), *told], flags=("--lora", str(out)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +71,14 @@ class _TensorPlace:
     heads: int = 0
 
     def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A [r, in] and B [out, r] as in the file; for the token embedding A is [entries, r]."""
+        """Return a [r, in] and B [out, r] as in the file; for the token embedding A is [entries, r]."""
         update = factors.read(self.module).folded(dtype)
         if self.tensor == _EMBEDDING:
             return update.a.T, update.b
         return update.a, turned(update.b, self.heads) if self.heads else update.b
 
     def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of what `read` returns."""
+        """Return the shapes of what `read` returns."""
         a, b = factors.modules[self.module].a.shape, factors.modules[self.module].b.shape
         return (a[::-1] if self.tensor == _EMBEDDING else a), b
 
@@ -111,7 +101,7 @@ class _Experts:
         return next(iter(self.pairs.values()))[0]
 
     def read(self, factors: AdapterFactors, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A and B as in the file."""
+        """Return a and B as in the file."""
         a, b = (torch.zeros(shape, dtype=dtype) for shape in self.shapes(factors))
         held: tuple[str, tuple[LowRank, ...]] = "", ()
         for expert, (module, part) in self.pairs.items():
@@ -123,7 +113,7 @@ class _Experts:
         return a, b
 
     def shapes(self, factors: AdapterFactors) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of what `read` returns."""
+        """Return the shapes of what `read` returns."""
         rank = max(factors.modules[module].rank for module, _ in self.pairs.values())
         pair = factors.modules[self.module]
         rows = len(range(pair.layout.out)[self.rows])
@@ -131,7 +121,7 @@ class _Experts:
 
 
 def turned(b: Tensor, heads: int) -> Tensor:
-    """The rows of B [out, r] with the two halves of each head interleaved.
+    """Return the rows of B [out, r] with the two halves of each head interleaved.
 
     transformers pairs row i of a head with row i of its second half; llama.cpp pairs each even row with the next one.
     """
@@ -156,9 +146,12 @@ def write_gguf(adapter: Adapter, path: Path, *, dtype: str, job: Job) -> None:
     stored = np.dtype({"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
     writer = gguf.GGUFWriter(path, _base(adapter).architecture)
     try:
-        for key, value in _metadata(adapter).items():
+        for key, value in _metadata(adapter, job).items():
             writer.add_string(key, value)
         writer.add_float32("adapter.lora.alpha", 0.0)
+        if tokens := adapter.factors.config.alora_invocation_tokens:
+            key, kinds = gguf.Keys.Adapter.ALORA_INVOCATION_TOKENS, gguf.GGUFValueType
+            writer.add_key_value(key, list(tokens), kinds.ARRAY, sub_type=kinds.UINT32)
         for place in places:
             for name, shape in zip(_names(place), place.shapes(adapter.factors), strict=True):
                 size = int(np.prod(shape)) * stored.itemsize
@@ -188,8 +181,11 @@ def _names(place: _TensorPlace | _Experts) -> tuple[str, str]:
     return f"{place.tensor}.lora_a", f"{place.tensor}.lora_b"
 
 
-def _metadata(adapter: Adapter) -> Mapping[str, str]:
-    """The metadata of the file. llama.cpp reads the types, llama-server task and prefix; the rest is for people."""
+def _metadata(adapter: Adapter, job: Job) -> Mapping[str, str]:
+    """Return the metadata of the file. llama.cpp reads the types, llama-server task and prefix; the rest is for people.
+
+    For a quantised copy, the base is the one that the adapter was made for: its file runs on every copy.
+    """
     found = {"general.type": "adapter", "adapter.type": "lora", "general.name": adapter.factors.folder.resolve().name}
     if prefix := prompt_prefix(adapter.prompt):
         found[PROMPT_PREFIX] = prefix
@@ -201,14 +197,19 @@ def _metadata(adapter: Adapter) -> Mapping[str, str]:
         if manifest.task:
             found["adapter.lora.task_name"] = manifest.task
     if adapter.record is not None:
-        found["adapterhub.base.weights"] = adapter.record.fingerprint.weights
+        here, declared = adapter.record.fingerprint, adapter.found.base.fingerprint
+        stands = here.copy is not None and job.library.bases.judged(declared, here).verdict.stands_for
+        found[WEIGHTS_KEY] = declared.weights if declared is not None and stands else here.weights
     return found
 
 
 def _base(adapter: Adapter) -> GgufBase:
     kind = adapter.facts.model_type
     if kind is None:
-        raise Malformed("the base's config.json has no `model_type`, which decides the names of its tensors in GGUF")
+        raise Malformed(
+            "the base's config.json has no `model_type`, which decides the names of its tensors in GGUF",
+            hint="add `model_type` to it, as the base's publisher names it",
+        )
     return BASES[kind]
 
 
@@ -226,23 +227,18 @@ def _number(adapter: Adapter, *keys: str) -> int:
 
 
 def _places(adapter: Adapter) -> list[_TensorPlace | _Experts]:
-    """The tensor of every module, sorted by module; those of experts at the end.
+    """Return the tensor of every module, sorted by module; those of experts at the end.
 
     Raises:
         UnsupportedAdapter: modules have no tensor; names each of them.
     """
-    gguf = _package()
     base = _base(adapter)
-    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(base.architecture)
-    if arch is None:
-        raise NotFound(f"the installed `gguf` does not know `{base.architecture}`", hint="`pip install --upgrade gguf`")
-    names = gguf.get_tensor_name_map(arch, _number(adapter, "num_hidden_layers", "n_layer"))
     places: list[_TensorPlace | _Experts] = []
     reasons: list[str] = []
     experts, rest = _experts(adapter)
     for module in rest:
         here = adapter.base_name(owner(module))
-        tensor = names.get_name(f"{here}.weight", try_suffixes=(".weight",))
+        tensor = gguf_name(base.architecture, f"{here}.weight")
         heads = _heads(adapter, here) if base.turned else 0
         if tensor is None:
             reasons.append(f"`{shown(module)}`: GGUF has no tensor for it in `{base.architecture}`")
@@ -264,7 +260,7 @@ def _places(adapter: Adapter) -> list[_TensorPlace | _Experts]:
 
 
 def _experts(adapter: Adapter) -> tuple[list[_Experts], list[str]]:
-    """The tensors of the experts, and the modules that are not experts.
+    """Return the tensors of the experts, and the modules that are not experts.
 
     A pair of `target_parameters` is for all experts of a layer, and its shape decides for which parameter. A pair in an
     older file is for one layer of one expert.
@@ -282,10 +278,10 @@ def _experts(adapter: Adapter) -> tuple[list[_Experts], list[str]]:
         place = _EXPERTS.search(adapter.base_name(owner(module)))
         layout = factors.layout
         by_shape = {(2 * inner, hidden): halves, (hidden, inner): whole}.get((layout.out, layout.width))
-        if place is None or (place["expert"] and place["leaf"] not in _LEAVES):
+        if place is None or (place["expert"] and place["leaf"] not in LEAVES):
             rest.append(module)
         elif place["expert"] and int(place["expert"]) < count:
-            single.setdefault((place["layer"], _LEAVES[place["leaf"]]), {})[int(place["expert"])] = (module, 0)
+            single.setdefault((place["layer"], LEAVES[place["leaf"]]), {})[int(place["expert"])] = (module, 0)
         elif by_shape is not None and layout.parts == count:
             pairs = {expert: (module, expert) for expert in range(count)}
             found += [
@@ -306,7 +302,7 @@ def _stacked(layer: str, name: str) -> str:
 
 
 def _heads(adapter: Adapter, module: str) -> int:
-    """The number of heads in the rows of a module that are reordered; 0 for other modules."""
+    """Return the number of heads in the rows of a module that are reordered; 0 for other modules."""
     if module.endswith(_QUERIES):
         return _number(adapter, "num_attention_heads")
     if module.endswith(_KEYS):

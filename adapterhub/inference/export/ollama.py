@@ -38,16 +38,10 @@ def export(job: Job, out: Path) -> Exported:
             write_gguf(adapter, folder / ADAPTER_FILE, dtype=job.dtype or "float32", job=job)
             lines, untold = ([], []) if adapter.prompt is None else modelfile_lines(adapter.prompt)
             (folder / MODELFILE).write_text(_modelfile(adapter.label, base, lines), encoding="utf-8")
-        paths = (out / MODELFILE, out / ADAPTER_FILE)
-        return Exported(
-            paths=paths,
-            label=adapter.label,
-            size_bytes=sum(path.stat().st_size for path in paths),
-            notes=(*adapter.warnings, *untold, _BEST_EFFORT),
-        )
+        return adapter.exported(out / MODELFILE, out / ADAPTER_FILE, notes=(*untold, _BEST_EFFORT))
 
 
 def _modelfile(label: str, base: str, prompt: Sequence[str]) -> str:
-    """The text of a Modelfile, with the lines of the prompt form; the path in it is relative to the file."""
+    """Return the text of a Modelfile, with the lines of the prompt form; the path in it is relative to the file."""
     lines = [f"# {shown(label, 200)}, exported by adapterhub", f"FROM {base}", f"ADAPTER ./{ADAPTER_FILE}", *prompt]
     return "".join(f"{line}\n" for line in lines)

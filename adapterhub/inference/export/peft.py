@@ -19,6 +19,7 @@ from adapterhub.core.disk.files import new_folder
 from adapterhub.core.errors import Incompatible, UnsupportedAdapter, shown
 from adapterhub.formats.engines import FEATURES, SETTINGS, BaseFacts, Traits
 from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
+from adapterhub.formats.peft.keys import sort_keys
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.inference.export._job import Adapter, Exported, Job, other_way
 from adapterhub.weights.dtypes import CHOSEN_DTYPES, FORMAT_DTYPES, TORCH_DTYPES
@@ -39,7 +40,7 @@ _MORE: Final = (
 
 
 def export(job: Job, out: Path) -> Exported:
-    """Write the folder `out`; the default dtype is the adapter's own if that loses nothing, else float32.
+    """Write the folder `out`; the default dtype is the adapter's own if that loses nothing, otherwise float32.
 
     Raises:
         UnsupportedAdapter: plain LoRA cannot express parts of the adapter; names each of them.
@@ -53,13 +54,7 @@ def export(job: Job, out: Path) -> Exported:
             _write(adapter, folder / WEIGHTS_FILE, rank=rank, dtype=dtype, job=job)
             (folder / CONFIG_FILE).write_text(json.dumps(_config(adapter, rank), indent=2) + "\n", encoding="utf-8")
             job.check(folder, adapter)
-        paths = (out / CONFIG_FILE, out / WEIGHTS_FILE)
-        return Exported(
-            paths=paths,
-            label=adapter.label,
-            size_bytes=sum(path.stat().st_size for path in paths),
-            notes=(*adapter.warnings, *_notes(adapter, rank, dtype)),
-        )
+        return adapter.exported(out / CONFIG_FILE, out / WEIGHTS_FILE, notes=_notes(adapter, rank, dtype))
 
 
 def _ensure_plain(adapter: Adapter) -> None:
@@ -69,7 +64,8 @@ def _ensure_plain(adapter: Adapter) -> None:
         UnsupportedAdapter: with every other part.
     """
     factors = adapter.factors
-    traits = Traits.of(factors.config, factors.header, BaseFacts())
+    config, weights = factors.config, factors.header
+    traits = Traits(config=config, weights=weights, base=BaseFacts(), keys=sort_keys(weights, config))
     more = {name: found for name in _MORE if (found := FEATURES[name].test(traits))}
     reasons = [f"{FEATURES[name].title}: {found}" for name, found in more.items()]
     reasons += [
@@ -89,7 +85,7 @@ def _dtype(adapter: Adapter, name: str | None) -> torch.dtype:
     if name is not None:
         return CHOSEN_DTYPES[name]
     modules = adapter.factors.modules.values()
-    own = {TORCH_DTYPES[spec.dtype] for factors in modules for spec in (factors.a, factors.b)}
+    own = {TORCH_DTYPES.get(spec.dtype, torch.float32) for factors in modules for spec in (factors.a, factors.b)}
     exact = all(math.frexp(factors.scale)[0] == 0.5 for factors in modules)
     if own == {torch.float16}:
         exact &= all(factors.scale >= 1 for factors in modules)  # a smaller scale costs numbers below 6e-5 some bits
@@ -117,7 +113,10 @@ def _write(adapter: Adapter, path: Path, *, rank: int, dtype: torch.dtype, job: 
 
 
 def _config(adapter: Adapter, rank: int) -> dict[str, object]:
-    """A config with scale 1 for all modules; it has full target names if the author chose layers or used a pattern."""
+    """Return a config with scale 1 for all modules.
+
+    It has full target names if the author chose layers or used a pattern.
+    """
     config = adapter.factors.config
     as_written = (
         isinstance(config.target_modules, tuple) and not config.layers_to_transform and not config.exclude_modules

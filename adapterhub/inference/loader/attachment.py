@@ -21,6 +21,7 @@ from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import Check, Finder, FoundAdapter, check_folder, with_weights
 from adapterhub.formats.base.fingerprint import COPY_HINT, BaseVerdict
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.loader.activation import check_activated
 from adapterhub.inference.loader.base import BaseModel, PipelineModules, as_given, as_model, ensure_unpacked
 from adapterhub.inference.loader.identity import BaseCheck, BaseCheckResult, identify, pin, sample_base
 from adapterhub.inference.loader.injection import (
@@ -60,7 +61,8 @@ class Preparation:
     """Prepares adapters for one model. Samples the model once, and reads the library's bases only when needed.
 
     `base` names the base for all adapters. `check` verifies the files of a folder; a check that returns no files for
-    those that it verified before needs `reopen`, which opens them again.
+    those that it verified before needs `reopen`, which opens them again. `to_test` permits every base that has the
+    modules of an adapter in their shapes, and pins no build.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Preparation:
         allow_base_mismatch: bool,
         check: Check | None = None,
         reopen: Callable[[Path], Subject] | None = None,
+        to_test: bool = False,
     ) -> None:
         self.loaded = sample_base(model)
         self._model = model
@@ -80,15 +83,15 @@ class Preparation:
         self._known_base = cache(lambda: identify(self.loaded, library.bases))  # reads every record of the library
         check = check or partial(check_folder, to_attach=True)
         self._finder = Finder(library, base, self._known_base, allow_base_mismatch=allow_base_mismatch, check=check)
-        self._allow_base_mismatch = allow_base_mismatch
+        self._allow_base_mismatch, self._to_test = allow_base_mismatch, to_test
         self._check_of = cache(self._make_check)
 
     def find(self, adapter: AdapterLike, weight: float = 1.0) -> FoundAdapter:
-        """The adapter, its files checked; raises as `Finder.find`."""
+        """Return the adapter, its files checked; raises as `Finder.find`."""
         return self._finder.find(adapter, weight)
 
     def prepare(self, adapters: Sequence[FoundAdapter]) -> list[Prepared]:
-        """The adapters, ready to be put on the model together.
+        """Return the adapters, ready to be put on the model together.
 
         Raises:
             BaseMismatch: the model is not the base of one of them, or lacks modules that one is for.
@@ -103,7 +106,7 @@ class Preparation:
         return [Prepared(found=found, files=subject, base=base, ready=ready) for found, subject, base, ready in rows]
 
     def ready(self, adapters: Sequence[FoundAdapter], files: Sequence[Subject]) -> list[ReadyAdapter]:
-        """The adapters, read and set up, but not compared with their bases.
+        """Return the adapters, read and set up, but not compared with their bases.
 
         Raises as `prepare`.
         """
@@ -115,6 +118,7 @@ class Preparation:
         for each in contents:
             check_copies(each, self._model)
             check_replacements(each, self._model)
+            check_activated(each, self._model)
         setups = [set_up(each, self._model) for each in contents]
         names = peft_names([found.label for found in adapters])
         ready = [
@@ -125,12 +129,12 @@ class Preparation:
         return ready
 
     def record(self, adapter: Prepared) -> AttachedAdapter:
-        """The facts about an adapter that the model has now. Pins a build that declares no base to this one."""
-        pinned = pin(self._library, adapter.found, self._known_base)
+        """Return the facts about an adapter that the model has now. Pins a build that declares no base to this one."""
+        pinned = () if self._to_test else pin(self._library, adapter.found, self._known_base)
         return facts(adapter.found, adapter.ready, adapter.base, pinned)
 
     def _component_of(self, found: FoundAdapter, files: Subject) -> str:
-        """The component of a pipeline whose own names the adapter uses; "" for the whole model."""
+        """Return the component of a pipeline whose own names the adapter uses; "" for the whole model."""
 
         def fits(component: str) -> bool:
             return self._check_of(component).allows(found)
@@ -140,8 +144,8 @@ class Preparation:
     def _make_check(self, component: str) -> BaseCheck:
         loaded = self.loaded.part(component) if component else self.loaded
         known = cache(lambda: identify(loaded, self._library.bases)) if component else self._known_base
-        allowed = self._allow_base_mismatch
-        return BaseCheck(self._library, loaded, known, allow_base_mismatch=allowed, component=component)
+        how = {"allow_base_mismatch": self._allow_base_mismatch, "to_test": self._to_test}
+        return BaseCheck(self._library, loaded, known, component=component, **how)
 
     def _files_of(self, found: FoundAdapter) -> Subject:
         if found.subject is not None:
@@ -174,7 +178,7 @@ def check_copies(contents: AdapterContents, base: BaseModel) -> None:
 
 
 def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents]:
-    """The adapters; a module that several replace with equal tensors stays with the first of them only.
+    """Return the adapters; a module that several replace with equal tensors stays with the first of them only.
 
     Raises:
         MergeRefused: two adapters replace a module, a bias or rows with different tensors, or one replaces what another
@@ -208,7 +212,7 @@ def without_repeats(adapters: Sequence[AdapterContents]) -> list[AdapterContents
 
 
 def _replaced_twice(adapters: Sequence[AdapterContents]) -> list[str]:
-    """A reason for each bias, and for each embedding with rows, that two adapters replace by different numbers."""
+    """Return a reason per bias, and per embedding with rows, that two adapters replace by different numbers."""
     reasons = []
     first: dict[str, AdapterContents] = {}
     for adapter in adapters:
@@ -246,6 +250,11 @@ def check_mixture(adapters: Sequence[ReadyAdapter]) -> None:
             else f"{adapter.contents.config.peft_type}, whose factors"
         )
         reasons.append(f"`{shown(adapter.contents.label)}` uses {method} do not add up: attach it alone, with weight 1")
+    reasons += [
+        f"`{shown(adapter.contents.label)}` acts from its invocation tokens on (aLoRA): attach it alone"
+        for adapter in adapters
+        if len(adapters) > 1 and adapter.contents.config.alora_invocation_tokens is not None
+    ]
     types = sorted({adapter.contents.config.peft_type for adapter in adapters})
     if len(types) > 1:
         reasons.append(f"they have {len(types)} different types: {', '.join(types)}")
@@ -294,7 +303,7 @@ class AttachedAdapter:
 
 
 def facts(found: FoundAdapter, ready: ReadyAdapter, base: BaseCheckResult, pinned: tuple[str, ...]) -> AttachedAdapter:
-    """The facts about one adapter, collected from its checks."""
+    """Return the facts about one adapter, collected from its checks."""
     contents = ready.contents
     tensors = [*contents.factors.values(), *contents.saved.values(), contents.shared, contents.biases, contents.rows]
     groups: Counter[Scale] = Counter(ready.setup.scales.values())
@@ -326,7 +335,7 @@ def facts(found: FoundAdapter, ready: ReadyAdapter, base: BaseCheckResult, pinne
 
 
 def lines(adapter: AttachedAdapter) -> list[str]:
-    """The facts in lines for people."""
+    """Return the facts in lines for people."""
     weight = f"  weight {adapter.weight:g}" if adapter.weight != 1 else ""
     text = [f"{shown(adapter.label, 200)}  {', '.join(adapter.method)}{weight}"]
     text.append(f"  base: {adapter.verdict.value}; {'; '.join(adapter.compared)}")
@@ -377,7 +386,7 @@ class Attached:
         return tuple(f"`{shown(a.label, 200)}` {warning}" for a in self.adapters for warning in a.warnings)
 
     def explain(self) -> str:
-        """The attached adapters in lines for people: base, scales, modules replaced whole, warnings."""
+        """Return the attached adapters in lines for people: base, scales, modules replaced whole, warnings."""
         return "\n".join(line for adapter in self.adapters for line in lines(adapter))
 
     def base_digest(self) -> Digest:
@@ -472,7 +481,25 @@ def attach(
     place = open_library(library)
     pairs = with_weights(adapter, weights)
     frozen = BaseModel(as_model(model))
-    preparation = Preparation(frozen, place, base=base, allow_base_mismatch=allow_base_mismatch)
+    return _put_on(frozen, Preparation(frozen, place, base=base, allow_base_mismatch=allow_base_mismatch), pairs)
+
+
+def attach_to_test(model: ModelLike, adapter: AdapterLike, *, library: Library, base: BaseSpec) -> Attached:
+    """Put an adapter on any base that has its modules in their shapes, to test it there; `base` names the base.
+
+    Other weights, another vocabulary and another number of layers are permitted, and a build that declares no base is
+    not pinned to this one. Only for tests: how an adapter answers on another base is not known before.
+
+    Raises:
+        As `attach`: BaseMismatch where a module is missing or has another shape.
+    """
+    frozen = BaseModel(as_model(model))
+    return _put_on(
+        frozen, Preparation(frozen, library, base=base, allow_base_mismatch=True, to_test=True), [(adapter, 1.0)]
+    )
+
+
+def _put_on(frozen: BaseModel, preparation: Preparation, pairs: Sequence[tuple[AdapterLike, float]]) -> Attached:
     prepared = preparation.prepare([preparation.find(each, weight) for each, weight in pairs])
     ready = [each.ready for each in prepared]
     try:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.hooks import RemovableHandle
 
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.errors import CouldNotTell, UnsupportedAdapter, UsageProblem, shown
-from adapterhub.formats.base.fingerprint import Interval
 from adapterhub.formats.diffusion.components import COMPONENTS
-from adapterhub.formats.safetensors.header import CHOICES, DTYPES
-from adapterhub.weights.dtypes import CHOSEN_DTYPES
 
 QuantState = Any
 """Of bitsandbytes, which has no types."""
@@ -23,15 +22,10 @@ QuantState = Any
 _REPACKING: Final = "support_avx512bf16_for_cpu"
 """The attribute of a 4-bit layer by which bitsandbytes lets the first forward repack the weight for this CPU."""
 
-_ROUNDING: Final = {
-    CHOSEN_DTYPES[choice]: layout.rounding for choice, name in CHOICES.items() if (layout := DTYPES[name].layout)
-}
-"""The largest relative error of rounding to the dtype that was quantised."""
+_WRITES_OUT: Final = "ct_decompress_hook"
+"""The attribute of a model under which compressed-tensors keeps its hook for the first forward."""
 
 _LISTED: Final = 8
-
-_SLACK: Final = 1e-4
-"""Part of a block's scale: the kernels round their thresholds, differently on different CPUs."""
 
 
 def hold_layout(modules: Iterable[nn.Module]) -> None:
@@ -77,7 +71,7 @@ def ensure_unpacked(
 
 
 def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The scales of a quantised weight, by bitsandbytes' names in a file; nothing for other modules."""
+    """Yield the scales of a quantised weight, by bitsandbytes' names in a file; nothing for other modules."""
     for key, parameter in module._parameters.items():  # `named_parameters` would look into wrappers
         state = getattr(parameter, "quant_state", None)
         if state is not None:
@@ -88,29 +82,12 @@ def scales_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def source_shape(module: nn.Module) -> tuple[int, ...] | None:
-    """The shape of the module's weight before it was quantised; None if it is not quantised."""
+    """Return the shape of the module's weight before it was quantised; None if it is not quantised."""
     weight = module._parameters.get("weight")
     state = getattr(weight, "quant_state", None)
     if state is not None and state.shape is not None:
         return tuple(state.shape)
     return tuple(weight.shape) if weight is not None and _scales_of_rows(module) is not None else None
-
-
-def source_intervals(module: nn.Module, places: Sequence[int]) -> tuple[Interval, ...] | None:
-    """The intervals in which the weights at `places` (in the flattened source) lay before they were quantised.
-
-    None if they are unknown: the weight is not quantised, or an earlier forward repacked it for one kind of CPU.
-    """
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return None
-    at = torch.tensor(places, dtype=torch.int64, device=weight.device)
-    state = getattr(weight, "quant_state", None)
-    if state is not None:
-        is_repacked = getattr(state, "packing_format_for_cpu", False)
-        return None if is_repacked or state.code is None else _four_bits(weight.detach(), state, at)
-    scales = _scales_of_rows(module)
-    return None if scales is None else _eight_bits(weight.detach(), scales, at)
 
 
 def _scales_of_blocks(key: str, state: QuantState) -> Iterator[tuple[str, Tensor]]:
@@ -125,47 +102,12 @@ def _scales_of_blocks(key: str, state: QuantState) -> Iterator[tuple[str, Tensor
 
 
 def _scales_of_rows(module: nn.Module) -> Tensor | None:
-    """The scales of an 8-bit weight, which the first forward moves from the weight to the layer's state."""
+    """Return the scales of an 8-bit weight, which the first forward moves from the weight to the layer's state."""
     weight = module._parameters.get("weight")
     if weight is None or weight.dtype != torch.int8:
         return None
     found = getattr(weight, "SCB", None)
     return found if found is not None else getattr(getattr(module, "state", None), "SCB", None)
-
-
-def _four_bits(packed: Tensor, state: QuantState, at: Tensor) -> tuple[Interval, ...]:
-    pairs = packed.view(torch.uint8).reshape(-1)[at // 2]
-    codes = torch.where(at % 2 == 0, pairs >> 4, pairs & 15).long()  # the first of two is in the upper half
-    levels = state.code.double()
-    steps = levels.unique()  # sorted
-    middles = (steps[1:] + steps[:-1]) / 2
-    ends = torch.cat([steps[:1], middles, steps[-1:]])
-    step = torch.searchsorted(steps, levels[codes])
-    scales, doubt = _block_scales(state, at // state.blocksize)
-    corners = torch.stack([ends[step + i] * (scales + d) for i in (0, 1) for d in (-doubt, doubt)])
-    return _widened(corners.amin(0), corners.amax(0), _SLACK * scales, state.dtype)
-
-
-def _block_scales(state: QuantState, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale of each block, and its possible error if the scales are quantised, too."""
-    scales, inner = state.absmax.reshape(-1)[blocks], getattr(state, "state2", None)
-    if inner is None:
-        return scales.double(), torch.zeros_like(scales, dtype=torch.float64)
-    levels, outer = inner.code.double(), inner.absmax.double()[blocks // inner.blocksize]
-    widest = levels.unique().diff().max() / 2
-    return levels[scales.long()] * outer + float(state.offset), widest * outer
-
-
-def _eight_bits(packed: Tensor, scales: Tensor, at: Tensor) -> tuple[Interval, ...]:
-    codes = packed.reshape(-1)[at].double()
-    rows = scales.double().reshape(-1)[at // packed.shape[1]] / 127
-    # quantised from float16, to which the model's own dtype was rounded first: bfloat16 is the coarsest
-    return _widened((codes - 0.5) * rows, (codes + 0.5) * rows, _SLACK * 127 * rows, torch.bfloat16)
-
-
-def _widened(low: Tensor, high: Tensor, slack: Tensor, dtype: torch.dtype) -> tuple[Interval, ...]:
-    rounding = _ROUNDING.get(dtype, 2.0**-8) * torch.maximum(low.abs(), high.abs()) + slack
-    return tuple(zip((low - rounding).tolist(), (high + rounding).tolist(), strict=True))
 
 
 _PEFT_MARKS: Final = ("peft_config",)
@@ -202,10 +144,11 @@ class BaseModel:
         _ensure_bare(model, self.modules)
         hold_layout(self.modules.values())
         self._children = {name: dict(module._modules) for name, module in self.modules.items()}
-        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}
-        self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._record_parameters()
         self._replaced: dict[tuple[int, str], tuple[nn.Module, nn.Parameter]] = {}
         self._marks = {name: name in vars(model) for name in _PEFT_MARKS}
+        self.handles: list[RemovableHandle] = []
+        """Hooks of an attachment, which `restore` removes."""
         self._tensor_parallelism = getattr(getattr(model, "config", None), "pretraining_tp", None)
         self._hooks = {id(module): set(module._forward_hooks) for module in self.modules.values()}
         absent = [parameter for parameter, _ in self._gradients if parameter.is_meta]
@@ -214,6 +157,31 @@ class BaseModel:
                 f"{len(absent)} parameters of the model are not in memory (device `meta`)",
                 hint="load the model without offloading to disk",
             )
+
+    def _record_parameters(self) -> None:
+        self._parameters = {name: tuple(module._parameters) for name, module in self.modules.items()}
+        self._gradients = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+
+    def holds_codes(self, modules: Collection[str]) -> bool:
+        """Return whether one of these modules keeps its weight as codes."""
+        held = (tensor for name in modules if name in self.modules for tensor in _held_by(self.modules[name]))
+        return any(
+            tensor.ndim > 1 and (tensor.element_size() == 1 or not tensor.is_floating_point()) for tensor in held
+        )
+
+    def write_out(self) -> bool:
+        """Let compressed-tensors turn its codes into floats now, as it does in the first forward.
+
+        PEFT has no layers for these codes, and the base would change under adapters. Returns whether there
+        were any.
+        """
+        handle = vars(self.model).get(_WRITES_OUT)
+        hook = self.model._forward_pre_hooks.get(getattr(handle, "id", -1))
+        if hook is None:
+            return False
+        hook(self.model, ())
+        self._record_parameters()
+        return True
 
     @property
     def embeddings(self) -> frozenset[str]:
@@ -252,10 +220,11 @@ class BaseModel:
         seen: dict[tuple[int, tuple[int, ...]], str] = {}
         listed = []
         for name, tensor, _ in self.tensors():
-            place = (tensor.data_ptr(), tuple(tensor.shape))
-            if place not in seen or not tensor.numel():
-                seen[place] = _sha256_of(tensor)
-            listed.append([name, str(tensor.dtype), list(tensor.shape), seen[place]])
+            for key, plain in inner_tensors(tensor, name):
+                place = (plain.data_ptr(), tuple(plain.shape))
+                if place not in seen or not plain.numel():
+                    seen[place] = _sha256_of(plain)
+                listed.append([key, str(plain.dtype), list(plain.shape), seen[place]])
         return digest_of(canonical_json(sorted(listed, key=lambda item: str(item[0]))))
 
     def replace(self, name: str, key: str, tensor: Tensor) -> None:
@@ -293,6 +262,8 @@ class BaseModel:
         from peft.utils import AuxiliaryTrainingWrapper
 
         self._restore_parameters()
+        while self.handles:
+            self.handles.pop().remove()
         for name, children in self._children.items():
             places = self.modules[name]._modules  # assignment through the module would re-register
             for key, child in children.items():
@@ -342,6 +313,28 @@ def _ensure_bare(model: nn.Module, modules: dict[str, nn.Module]) -> None:
     )
 
 
+def _held_by(module: nn.Module) -> Iterator[Tensor]:
+    return (tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None)
+
+
+def is_wrapping(tensor: Tensor) -> bool:
+    """Return whether a tensor stands for codes and scales that it holds, as those of torchao and optimum-quanto do."""
+    return bool(is_traceable_wrapper_subclass(tensor))
+
+
+def inner_tensors(tensor: Tensor, name: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that one of torchao or optimum-quanto stands for, as these name them.
+
+    Any other tensor itself.
+    """
+    if not is_wrapping(tensor):
+        yield name, tensor.detach()
+        return
+    wrapper: Any = tensor
+    for key in wrapper.__tensor_flatten__()[0]:
+        yield from inner_tensors(getattr(tensor, key), f"{name}.{key}")
+
+
 def _sha256_of(tensor: Tensor) -> str:
     import torch
 
@@ -349,10 +342,10 @@ def _sha256_of(tensor: Tensor) -> str:
     return hashlib.sha256(plain.numpy().data).hexdigest()
 
 
-def model_types(base: BaseModel) -> dict[str, str]:
-    """The model type that transformers gives each part of the model, by the name of the module that has it."""
+def model_types(model: nn.Module) -> dict[str, str]:
+    """Return the model type that transformers gives each part of the model, by the name of the module that has it."""
     found = {}
-    for name, module in base.modules.items():
+    for name, module in model.named_modules(remove_duplicate=False):
         kind = getattr(getattr(module, "config", None), "model_type", None)
         if isinstance(kind, str) and kind:
             found[name] = kind
@@ -390,13 +383,13 @@ class PipelineModules(nn.Module):
 
 
 def as_model(model: Any) -> Any:
-    """A pipeline as one model; anything else unchanged."""
+    """Return a pipeline as one model; anything else unchanged."""
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "components", None), Mapping):
         return PipelineModules(model)
     return model
 
 
 def as_given(model: nn.Module) -> nn.Module:
-    """The inverse of `as_model`: a pipeline stands for the model that it was given as."""
+    """Return the inverse of `as_model`: a pipeline stands for the model that it was given as."""
     given: nn.Module = vars(model)["pipeline"] if isinstance(model, PipelineModules) else model
     return given

@@ -7,299 +7,352 @@ than rounding, between two precisions.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapterhub.core.digests import canonical_json, digest_of
 from adapterhub.core.errors import AdapterHubError, BaseMismatch, shown
 from adapterhub.distribution.finding import FoundAdapter
+from adapterhub.formats.base.comparison import resized_text
+from adapterhub.formats.base.copies import BOTH_QUANTISED, evidence_of, unknown_format, verdict_of
 from adapterhub.formats.base.fingerprint import (
     BaseComparison,
     BaseFingerprint,
     BaseVerdict,
+    CopyRange,
     Interval,
     interval,
     is_buffer,
     is_vocabulary,
     may_be_same,
     number_text,
-    resized_text,
+    split_numbers,
     stored_bytes,
+    structure_of,
 )
-from adapterhub.formats.modules import OtherNames, other_names
-from adapterhub.formats.safetensors.header import DTYPES, TensorSpec, sample_offsets
-from adapterhub.inference.loader.base import BaseModel, model_types, source_intervals, source_shape
+from adapterhub.formats.base.pairing import lone_layers, paired
+from adapterhub.formats.safetensors.header import TensorSpec, sample_offsets
+from adapterhub.inference.loader.base import BaseModel
+from adapterhub.inference.loader.file_names import FileTensor, FileTensors
+from adapterhub.inference.loader.packed import PackedModules, packed_in
 from adapterhub.library.bases.records import BaseRecord, Bases
-from adapterhub.library.bases.requested import Families
 from adapterhub.library.library import Library
 from adapterhub.weights.dtypes import FORMAT_DTYPES
-
-_PARTS: Final = 6  # a pipeline has at most as many models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
-    """The model in memory as a fingerprint sees it: dtype, sampled numbers and shape by tensor name.
+    """The model in memory as a fingerprint sees it: dtype and sampled numbers of each tensor in floats, and all shapes.
 
-    `packed`: for quantised weights, the intervals in which the sampled numbers of their source must lie; their shape is
-    that of the source. `others`: the tensors' names in other releases of transformers, which weight files keep; `types`
-    are the model types of the modules that they follow from.
+    `packed`: the weights that are quantised here, by the names of their source, whose shapes they have. `files` finds
+    the tensors of weight files, which may have other names and be cut otherwise.
     """
 
     samples: Mapping[str, tuple[str, bytes]]
     shapes: Mapping[str, tuple[int, ...]]
-    packed: Mapping[str, tuple[Interval, ...]]
-    others: tuple[OtherNames, ...]
-    types: Mapping[str, str]
+    packed: Mapping[str, CopyRange]
+    files: FileTensors
+    base: BaseModel
 
     def part(self, component: str) -> LoadedBase:
         """One component of a pipeline, under the names that it has itself."""
-        front = f"{component}."
-        samples = {name[len(front) :]: s for name, s in self.samples.items() if name.startswith(front)}
-        types = {
-            f"{name}."[len(front) :].rstrip("."): t for name, t in self.types.items() if f"{name}.".startswith(front)
-        }
-        return LoadedBase(
-            samples=samples,
-            shapes={name: self.shapes[front + name] for name in samples},
-            packed={name: self.packed[front + name] for name in samples if front + name in self.packed},
-            others=other_names(samples, types),
-            types=types,
-        )
+        samples, shapes = _inside(self.samples, component), _inside(self.shapes, component)
+        packed = _inside(self.packed, component)
+        files = FileTensors(self.base, component, packed)
+        return LoadedBase(samples=samples, shapes=shapes, packed=packed, files=files, base=self.base)
+
+    def as_in(self, declared: BaseFingerprint) -> LoadedBase:
+        """Return the same under the names of a file, `declared`; tensors that such a file lacks keep theirs.
+
+        Tensors that were stacked, joined, cut or turned on loading are sampled where the file has its samples.
+        """
+        samples: dict[str, tuple[str, bytes]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        packed: dict[str, CopyRange] = {}
+        own: set[str] = set()
+
+        def take(name: str, place: str) -> None:
+            shapes[name] = self.shapes[place]
+            if place in self.packed:
+                packed[name] = self.packed[place]
+            else:
+                samples[name] = self.samples[place]
+
+        for name, place in self.files.places(_numbers_of(declared)).items():
+            if isinstance(place, str):
+                if place in self.shapes:
+                    take(name, place)
+                    own.add(place)
+                continue
+            made = [(tensor, sample) for tensor in place if (sample := _sample(name, tensor)) is not None]
+            if made:
+                agreeing = (pair for pair in made if _agrees(declared, name, pair[1]))
+                tensor, samples[name] = next(agreeing, made[0])
+                shapes[name] = tensor.shape
+        for name in self.shapes.keys() - own - shapes.keys():
+            take(name, name)
+        return replace(self, samples=samples, shapes=shapes, packed=packed)
+
+
+_T = TypeVar("_T")
+
+
+def _inside(named: Mapping[str, _T], component: str) -> dict[str, _T]:
+    front = f"{component}."
+    return {name[len(front) :]: one for name, one in named.items() if name.startswith(front)}
 
 
 def sample_base(base: BaseModel) -> LoadedBase:
-    """The sampled numbers of every tensor that a weight file of the base would hold; reads no others."""
+    """Return the sampled numbers of every tensor that a weight file of the base would hold; reads no others.
+
+    Codes that the first forward would write out as floats are floats afterwards, see `BaseModel.write_out`.
+    """
+    packed = packed_in(base)
+    if base.write_out():
+        _written[base.model] = packed
     samples: dict[str, tuple[str, bytes]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor, is_kept in base.tensors():
         shape = tuple(tensor.shape)
         dtype = FORMAT_DTYPES.get(tensor.dtype)
-        if not is_kept or dtype is None or is_buffer(name, shape):
+        if not is_kept or dtype is None or is_buffer(name, shape) or name in packed.parts or name in packed.ranges:
             continue
-        samples[name] = (dtype, _numbers_at_samples(tensor, TensorSpec.planned(name, dtype, shape)))
+        samples[name] = (dtype, _bytes_of(FileTensor((tensor,)).take(_places(TensorSpec.planned(name, dtype, shape)))))
         shapes[name] = shape
-    packed: dict[str, tuple[Interval, ...]] = {}
-    for owner, module in base.modules.items():
-        source, name = source_shape(module), f"{owner}.weight" if owner else "weight"
-        if source is None or name not in samples:
-            continue
-        shapes[name] = source
-        found = source_intervals(module, _places(TensorSpec.planned(name, "F32", source)))
-        if found is not None:
-            packed[name] = found
-    types = model_types(base)
-    return LoadedBase(samples=samples, shapes=shapes, packed=packed, others=other_names(samples, types), types=types)
+    before = _written.get(base.model)
+    if before and all(name in samples and _is_written_out(one, samples[name]) for name, one in before.ranges.items()):
+        packed = before
+    shapes |= {name: one.shape for name, one in packed.ranges.items()}
+    samples = {name: sample for name, sample in samples.items() if name not in packed.ranges}
+    files = FileTensors(base, packed=packed.ranges)
+    return LoadedBase(samples=samples, shapes=shapes, packed=packed.ranges, files=files, base=base)
+
+
+_written: Final[WeakKeyDictionary[nn.Module, PackedModules]] = WeakKeyDictionary()
+"""What the codes of models said before they were written out; the next attach needs it again."""
+
+
+def _numbers_of(declared: BaseFingerprint) -> Mapping[str, object]:
+    """Return the tensors of a model whose numbers its fingerprint knows, by name: those of the source of a copy."""
+    return {**declared.samples, **(declared.copy.ranges if declared.copy else {})}
+
+
+def _agrees(declared: BaseFingerprint, name: str, sample: tuple[str, bytes]) -> bool:
+    if declared.copy is not None and name in declared.copy.ranges:
+        return _is_written_out(declared.copy.ranges[name], sample)
+    return sample[1].startswith(declared.samples[name][1])
+
+
+def _sample(name: str, tensor: FileTensor) -> tuple[str, bytes] | None:
+    dtype = FORMAT_DTYPES.get(tensor.pieces[0].dtype)
+    if dtype is None:
+        return None
+    return dtype, _bytes_of(tensor.take(_places(TensorSpec.planned(name, dtype, tensor.shape))))
 
 
 def _places(spec: TensorSpec) -> list[int]:
-    """The indices of the sampled elements in the flattened tensor; the same in every dtype."""
+    """Return the indices of the sampled elements in the flattened tensor; the same in every dtype."""
     width = stored_bytes(spec.dtype)
     return [offset // width for offset in sample_offsets(spec)]
 
 
-def _numbers_at_samples(tensor: Tensor, spec: TensorSpec) -> bytes:
-    places = torch.tensor(_places(spec), dtype=torch.int64, device=tensor.device)
-    numbers = tensor.detach().take(places).cpu()
-    return numbers.view(torch.uint8).numpy().tobytes() if len(numbers) else b""
+def _bytes_of(numbers: Tensor) -> bytes:
+    return numbers.cpu().contiguous().view(torch.uint8).numpy().tobytes() if len(numbers) else b""
 
 
 def compare_base(declared: BaseFingerprint, loaded: LoadedBase) -> BaseComparison:
-    """How the base `declared` relates to the model in memory.
+    """Return how the base `declared` relates to the model in memory.
 
-    Skips heads that only one side has (a new classifier, an omitted language-model head) and tensors inside a layer
-    that were fused on loading. A layer on one side only makes the two DIFFERENT. UNKNOWN if no names match.
+    Skips heads that only one side has (a new classifier, an omitted language-model head) and tensors that were joined
+    on loading in a way that cannot be looked through. A layer on one side only makes the two DIFFERENT. UNKNOWN if no
+    names match.
     """
-    pairs = _pairs(declared.samples, loaded.samples)
-    for other in loaded.others if len(pairs) < len(declared.samples) else ():
-        renamed = {name: other.here[found] for name, found in _pairs(declared.samples, other.here).items()}
-        pairs = max(pairs, renamed, key=len)
+    names = _numbers_of(declared)
+    pairs = paired(names, loaded.shapes)
+    comparison = _compare(declared, loaded, pairs)
+    if comparison.verdict.is_same_model and len(pairs) == len(names):
+        return comparison
+    loaded = loaded.as_in(declared)
+    return _compare(declared, loaded, paired(names, loaded.shapes))
+
+
+def _compare(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> BaseComparison:
     if not pairs:
         return BaseComparison(
             verdict=BaseVerdict.UNKNOWN, differences=("no tensor of the model has the name of one in its base",)
         )
-    lone = _lone_layers(declared.samples, pairs.keys(), "its base")
-    lone += _lone_layers(loaded.samples, set(pairs.values()), "this model")
-    values = _compare_values(declared, loaded, pairs)
+    lone = lone_layers(_numbers_of(declared), pairs.keys(), "its base")
+    lone += lone_layers(loaded.shapes, set(pairs.values()), "this model")
+    found = _compare_values(declared, loaded, pairs)
     if lone:
-        return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(*lone, values.sentence))
-    if not values.seen:
-        return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(*values.precision, values.sentence))
-    if values.apart:
-        if _has_same_shapes(declared, loaded, pairs) is False:
-            resized = _resized_vocabulary(declared, loaded, pairs)
-            if resized is not None:
-                return resized
-            shapes = "the tensors have the same names, but not all have the same shape"
-            return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, values.sentence))
-        return BaseComparison(verdict=BaseVerdict.SAME_SHAPES, differences=(values.sentence,))
-    verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION if values.precision else BaseVerdict.SAME_WEIGHTS
-    return BaseComparison(verdict=verdict, differences=(*values.precision, values.sentence))
+        is_apart = found.verdict is BaseVerdict.SAME_SHAPES
+        rest = found.differences[-1] if is_apart else "the tensors that both have agree in all sampled values"
+        return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(*lone, rest))
+    if found.verdict is BaseVerdict.SAME_SHAPES and _has_same_shapes(declared, loaded, pairs) is False:
+        resized = _resized_vocabulary(declared, loaded, pairs)
+        if resized is not None:
+            return resized
+        shapes = "the tensors have the same names, but not all have the same shape"
+        return BaseComparison(verdict=BaseVerdict.DIFFERENT, differences=(shapes, found.differences[-1]))
+    return found
 
 
 def _resized_vocabulary(
     declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]
 ) -> BaseComparison | None:
-    """The comparison if only tensors with a row for each token have other shapes and values than in the base."""
+    """Return the comparison if only tensors with a row for each token have other shapes and values than in the base."""
     others = {name: here for name, here in pairs.items() if not is_vocabulary(name)}
-    values = _compare_values(declared, loaded, others)
-    if len(others) == len(pairs) or values.apart or not values.seen:
+    found = _compare_values(declared, loaded, others)
+    if len(others) == len(pairs) or not found.verdict.is_same_model:
         return None
-    differences = (resized_text(pairs.keys() - others.keys(), len(others)), *values.precision)
+    differences = (resized_text(pairs.keys() - others.keys(), len(others)), *found.differences[:-1])
     return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY, differences=differences)
 
 
 def identify(loaded: LoadedBase, bases: Bases) -> BaseRecord | None:
-    """The registered base that equals the model in memory; one with equal numbers before one in another precision.
+    """Return the registered base that equals the model in memory.
 
-    A component of a pipeline goes before the pipeline, and the other way round, by the number of tensors.
+    One with equal numbers before one in another precision.
+
+    A quantised copy of the model, and a model of which this is a copy, come last. A component of a pipeline goes before
+    the pipeline, and the other way round, by the number of tensors.
     """
-    same = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
+    same = (
+        BaseVerdict.SAME_WEIGHTS,
+        BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION,
+        BaseVerdict.SAME_WEIGHTS_QUANTISED,
+    )
     found = [(compare_base(record.fingerprint, loaded).verdict, record) for record in bases.list()]
     matching = [(same.index(verdict), record) for verdict, record in found if verdict in same]
-    size = len(loaded.samples)
+    size = len(loaded.shapes)
     best = min(matching, key=lambda m: (m[0], abs(len(m[1].fingerprint.samples) - size)), default=None)
     return best[1] if best else None
 
 
-def _pairs(declared: Mapping[str, object], loaded: Mapping[str, object]) -> dict[str, str]:
-    """The name in `loaded` for each name in `declared`; one side may have an extra first part, as with a head."""
-    candidates = [{name: name for name in declared if name in loaded}]
-    candidates += [{n: part + n for n in declared if part + n in loaded} for part in _first_parts(loaded)]
-    candidates += [{part + n: n for n in loaded if part + n in declared} for part in _first_parts(declared)]
-    return max(candidates, key=len)
+_SIDES: Final = ("base", "model in memory")
 
 
-def _first_parts(names: Iterable[str]) -> list[str]:
-    return [part for part, _ in Counter(name.partition(".")[0] + "." for name in names).most_common(_PARTS)]
+def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> BaseComparison:
+    """Compare the sampled numbers; the last difference sums up. UNKNOWN if there are none to compare.
+
+    Either side may be quantised: the numbers of the other then lie in the intervals of its codes. The floats in memory
+    may also be the numbers that a copy computes with, or those of the same copy.
+    """
+    copy = declared.copy
+    read = {name: here for name, here in pairs.items() if here not in loaded.packed or loaded.packed[here].raw}
+    unread = len(pairs) - len(read)
+    lacking = len(_numbers_of(declared)) - len(pairs)
+    notes: tuple[str, ...] = (f"{unread:,} tensors are quantised here and were not compared",) if unread else ()
+    codes = {name for name in read if copy is not None and name in copy.ranges}
+    packed = {here for here in read.values() if here in loaded.packed}
+    if copy is not None and (codes or copy.unknown):
+        is_same = all(_is_same_code(copy.ranges[name], loaded, read[name]) for name in codes)
+        if copy.unknown and (not is_same or unread or lacking):
+            return unknown_format(copy.unknown, copy.form, _SIDES[::-1])
+        if is_same:
+            written = f"{len(codes):,} tensors are codes in its base, and here the numbers that these stand for"
+            plain = {name: here for name, here in read.items() if name not in codes}
+            notes = notes if packed or not codes else (*notes, written)
+            return _in_floats(declared, loaded, plain, notes, agreeing=len(codes), lacking=lacking)
+        if packed:
+            return BaseComparison(verdict=BaseVerdict.CANNOT_TELL, differences=(*notes, BOTH_QUANTISED))
+        back = {here: name for name, here in read.items()}
+        found = verdict_of(evidence_of(loaded.samples, declared.samples, copy.ranges, back), copy.form, _SIDES[::-1])
+    elif packed:
+        form = Counter(loaded.packed[here].form for here in packed).most_common(1)[0][0]
+        found = verdict_of(evidence_of(declared.samples, loaded.samples, loaded.packed, read), form, _SIDES)
+    else:
+        return _in_floats(declared, loaded, read, notes, agreeing=0, lacking=lacking)
+    if lacking:
+        notes += (f"{lacking:,} tensors of its base have no counterpart here and were not compared",)
+    return replace(found, differences=(*notes, *found.differences))
 
 
-def _lone_layers(names: Iterable[str], matched: Iterable[str], where: str) -> tuple[str, ...]:
-    """A sentence if only one side has some of the numbered layers in a part that both have."""
-    matched = set(matched)
-    layers = {_layer_of(name) for name in matched}
-    parts = {name.partition(".")[0] for name in matched}
-    lone = {
-        layer
-        for name in names
-        if name not in matched
-        and (layer := _layer_of(name))
-        and layer not in layers
-        and name.partition(".")[0] in parts
-    }
-    if not lone:
-        return ()
-    example = min(lone, key=lambda layer: (len(layer), layer))
-    return (f"{len(lone)} layers are in {where} only, such as `{shown(example)}`",)
+def _is_same_code(code: CopyRange, loaded: LoadedBase, here: str) -> bool:
+    if here in loaded.packed:
+        own = [value for _, _, value in loaded.packed[here].triples]
+        return _is_near(code, [(value, value) for value in own])
+    return _is_written_out(code, loaded.samples[here])
 
 
-def _layer_of(name: str) -> str:
-    """The name up to its first number (`model.layers.3`); "" if it has none."""
-    parts = name.split(".")
-    return next((".".join(parts[: at + 1]) for at, part in enumerate(parts) if part.isdecimal()), "")
+def _is_written_out(code: CopyRange, sample: tuple[str, bytes]) -> bool:
+    """Return whether sampled floats are the numbers that the codes stand for."""
+    dtype, raw = sample
+    return _is_near(code, [interval(dtype, one) or (math.nan, math.nan) for one in split_numbers(dtype, raw)])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Values:
-    """How many sampled numbers were compared (`seen`), how many of them differ (`apart`), and both in words."""
-
-    seen: int
-    apart: int
-    precision: tuple[str, ...]
-    sentence: str
+_ERROR: Final = 1e-5
+"""Of computing a number from code and scale in float32, as part of the largest one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Packed:
-    """The same for tensors that are quantised here and not in the base; `unread` could not be compared."""
-
-    seen: int
-    apart: int
-    tensors: frozenset[str]
-    unread: int
-    example: str
-
-
-def _compare_packed(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Packed:
-    """Compare the sampled numbers of the base with the intervals of the quantised numbers here."""
-    seen = apart = unread = 0
-    example = ""
-    tensors = [
-        n
-        for n, h in pairs.items()
-        if DTYPES[loaded.samples[h][0]].is_integer and not DTYPES[declared.samples[n][0]].is_integer
-    ]
-    for name in sorted(tensors):
-        (dtype, raw), rooms = declared.samples[name], loaded.packed.get(pairs[name])
-        unread += rooms is None
-        for number, room in zip(_split(dtype, raw), rooms or (), strict=False):
-            seen += 1
-            if not _may_lie(dtype, number, room):
-                apart += 1
-                here = f"between {room[0]:.3g} and {room[1]:.3g} here"
-                example = example or f"`{shown(name)}` ({number_text(dtype, number)} in its base, {here})"
-    return _Packed(seen=seen, apart=apart, tensors=frozenset(tensors), unread=unread, example=example)
+def _is_near(code: CopyRange, rooms: list[Interval]) -> bool:
+    """Whether each value lies in its interval, or at most as much outside as the interval is wide (rounded twice)."""
+    values = [value for _, _, value in code.triples]
+    slack = _ERROR * max(map(abs, values), default=0.0)
+    near = (
+        low - (high - low) - slack <= value <= high + (high - low) + slack
+        for value, (low, high) in zip(values, rooms, strict=False)
+    )
+    return bool(values and rooms) and all(near)
 
 
-def _compare_values(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> _Values:
-    packed = _compare_packed(declared, loaded, pairs)
-    seen, apart, example, is_plain = packed.seen, packed.apart, "", False
+def _in_floats(
+    declared: BaseFingerprint,
+    loaded: LoadedBase,
+    pairs: Mapping[str, str],
+    notes: tuple[str, ...],
+    *,
+    agreeing: int,
+    lacking: int,
+) -> BaseComparison:
+    """Compare tensors that are floats on both sides; `agreeing` others are the same, and this model lacks `lacking`."""
+    seen = apart = 0
+    examples: list[tuple[int, str]] = []
     dtypes: Counter[tuple[str, str]] = Counter()
     for name, here in sorted(pairs.items()):
         (dtype, raw), (dtype_here, raw_here) = declared.samples[name], loaded.samples[here]
-        if name in packed.tensors:
-            continue
-        if dtype != dtype_here:
-            dtypes[dtype, dtype_here] += 1
-        for first, second in zip(_split(dtype, raw), _split(dtype_here, raw_here), strict=False):
+        dtypes[dtype, dtype_here] += dtype != dtype_here
+        for first, second in zip(split_numbers(dtype, raw), split_numbers(dtype_here, raw_here), strict=False):
             seen += 1
             if not may_be_same(dtype, first, dtype_here, second):
                 apart += 1
                 theirs, ours = number_text(dtype, first), number_text(dtype_here, second)
-                # Prefer an example whose difference shows in six digits.
-                if not example or (theirs != ours and not is_plain):
-                    example, is_plain = f"`{shown(name)}` ({theirs} in its base, {ours} here)", theirs != ours
-    precision = tuple(
-        f"{count:,} tensors are {there} in its base and {here} here" for (there, here), count in dtypes.most_common()
+                examples.append((int(theirs == ours), f"`{shown(name)}` ({theirs} in its base, {ours} here)"))
+    precision = notes + tuple(
+        f"{count:,} tensors are {there} in its base and {here} here"
+        for (there, here), count in dtypes.most_common()
+        if count
     )
-    compared = len(packed.tensors) - packed.unread
-    if compared:
-        precision += (f"{compared:,} tensors are quantised here and were compared within their steps",)
-    if packed.unread:
-        precision += (f"{packed.unread:,} tensors are quantised here and were not compared",)
-    sentence = f"all {seen:,} sampled values of {len(pairs) - packed.unread:,} tensors agree"
-    unpaired = len(declared.samples) - len(pairs)
-    if unpaired:
-        sentence += f" ({unpaired:,} of its base have no counterpart here and were not compared)"
     if apart:
-        sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example or packed.example}"
-    elif not seen:
+        _, example = min(examples, key=lambda one: one[0])  # one whose difference shows in six digits, if there is one
+        sentence = f"{apart:,} of {seen:,} sampled values differ, for example in {example}"
+        return BaseComparison(verdict=BaseVerdict.SAME_SHAPES, differences=(sentence,))
+    if not seen and not agreeing:
         sentence = "none of its tensors could be compared"
-    return _Values(seen=seen, apart=apart, precision=precision, sentence=sentence)
-
-
-def _may_lie(dtype: str, raw: bytes, room: Interval) -> bool:
-    """Whether quantising a stored number can give one in the interval `room`."""
-    own = interval(dtype, raw)
-    return own is not None and own[0] <= room[1] and room[0] <= own[1]
-
-
-def _split(dtype: str, raw: bytes) -> list[bytes]:
-    width = stored_bytes(dtype)
-    return [raw[at : at + width] for at in range(0, len(raw), width)]
+        return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(*precision, sentence))
+    others = "other " if agreeing else ""
+    sentence = f"all {seen:,} sampled values of {len(pairs):,} {others}tensors agree"
+    if lacking:
+        sentence += f" ({lacking:,} of its base have no counterpart here and were not compared)"
+    verdict = BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION if precision else BaseVerdict.SAME_WEIGHTS
+    return BaseComparison(verdict=verdict, differences=(*precision, *([sentence] if seen else [])))
 
 
 def _has_same_shapes(declared: BaseFingerprint, loaded: LoadedBase, pairs: Mapping[str, str]) -> bool | None:
-    """Whether the two have the same structure; None if a tensor of the base has no counterpart."""
-    if pairs.keys() != declared.samples.keys():
+    """Return whether the two have the same structure; None if a tensor of the base has no counterpart."""
+    if pairs.keys() != _numbers_of(declared).keys():
         return None
-    listed = [[name, list(loaded.shapes[here])] for name, here in sorted(pairs.items())]
-    return digest_of(canonical_json(listed)) == declared.structure
+    structure = declared.copy.structure if declared.copy else declared.structure
+    return structure_of((name, loaded.shapes[here]) for name, here in pairs.items()) == structure
+
+
+_MAY_BE_COPY: Final = (BaseVerdict.SAME_SHAPES, BaseVerdict.CANNOT_TELL, BaseVerdict.LIKELY_SAME_QUANTISED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,8 +363,15 @@ class BaseCheckResult:
     warnings: tuple[str, ...] = ()
 
 
+_DECIDED = frozenset({BaseVerdict.SAME_FAMILY, BaseVerdict.SAME_WEIGHTS_QUANTISED, BaseVerdict.ACCEPTED_QUANTISED})
+"""What a library knows of two bases beyond the numbers in memory."""
+
+
 class BaseCheck:
-    """Compares the model with the base that each adapter was made for, and with the base that the caller named."""
+    """Compares the model with the base that each adapter was made for, and with the base that the caller named.
+
+    `to_test` permits every other base: its modules and their shapes decide, when the adapter is read.
+    """
 
     def __init__(
         self,
@@ -321,8 +381,9 @@ class BaseCheck:
         *,
         allow_base_mismatch: bool,
         component: str = "",
+        to_test: bool = False,
     ) -> None:
-        self.component = component
+        self.component, self.to_test = component, to_test
         self.library = library
         self.loaded = loaded
         self.known_base = known_base
@@ -360,12 +421,15 @@ class BaseCheck:
             )
         if comparison.verdict is BaseVerdict.SAME_FAMILY:
             warnings.append(f"runs on another base of its family: {comparison.differences[0]}")
+        if comparison.verdict is BaseVerdict.ACCEPTED_QUANTISED:
+            said = comparison.differences[0]
+            warnings.append(f"runs on what is likely a copy of its base, which you accepted: {said}")
         if comparison.verdict is BaseVerdict.UNKNOWN:
             warnings += [f"could not be compared with its base: {d}" for d in comparison.differences]
         return BaseCheckResult(comparison=comparison, warnings=tuple(warnings))
 
     def allows(self, found: FoundAdapter) -> bool:
-        """Whether the model may be the base that the adapter declares; true when it declares none."""
+        """Return whether the model may be the base that the adapter declares; true when it declares none."""
         return found.base.fingerprint is None or self._compare(found.base.fingerprint).verdict.allows_attach
 
     def _compare(self, fingerprint: BaseFingerprint) -> BaseComparison:
@@ -375,11 +439,25 @@ class BaseCheck:
             if known == fingerprint:
                 return comparison
         comparison = compare_base(fingerprint, self.loaded)
-        actual = self.known_base() if comparison.verdict is BaseVerdict.SAME_SHAPES else None
+        actual = self.known_base() if comparison.verdict in _MAY_BE_COPY else None
         if actual is not None:
-            comparison = Families(self.library.bases).judged(comparison, fingerprint, actual.fingerprint)
+            comparison = self._through(actual, fingerprint) or comparison
         self._comparisons.append((fingerprint, comparison))
         return comparison
+
+    def _through(self, actual: BaseRecord, declared: BaseFingerprint) -> BaseComparison | None:
+        """Return the library's record of the base that this model is, and of the declared one; None if that is gone.
+
+        It may be a quantised copy, proven or accepted, or of the same family.
+        """
+        same = (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION)
+        found = self.library.bases.judged(declared, actual.fingerprint)
+        if actual.fingerprint.copy is None:
+            return found if found.verdict in _DECIDED or found.hint else None
+        is_it = compare_base(actual.fingerprint, self.loaded).verdict in same
+        if not is_it or found.verdict is BaseVerdict.DIFFERENT:
+            return None
+        return replace(found, differences=(f"this model is the copy `{actual.label}` of it", *found.differences))
 
     def _check(self, found: FoundAdapter, comparison: BaseComparison, describe: Callable[[], str]) -> list[str]:
         """Raise unless the verdict permits the attach; a warning if only the caller permits it.
@@ -392,10 +470,15 @@ class BaseCheck:
         claim = describe()
         actual = self.known_base()
         this = f"`{actual.label}` ({actual.fingerprint.weights[7:19]})" if actual else "not a registered base"
+        if self.to_test:
+            return [f"{claim}, this model is {this}: attached to be tested"]
         if verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(found, actual):
             return [f"{claim}, this model is {this}: attached anyway, because a base mismatch is allowed"]
-        hint = "load the base that it was made for"
+        hint = comparison.hint or "load the base that it was made for"
         if verdict is BaseVerdict.SAME_SHAPES:
+            hint += (
+                "; if it was loaded from a quantised copy, `adapt base add COPY` proves that" if actual is None else ""
+            )
             hint += f"; {_way_around(found, actual)} (in Python, allow_base_mismatch=True)"
         elif actual:
             hint += f"; `adapt search --base {actual.label}` lists adapters for this one"
@@ -413,7 +496,7 @@ class BaseCheck:
 
 
 def _way_around(found: FoundAdapter, actual: BaseRecord | None) -> str:
-    """How to put an adapter on another base on purpose, whichever command refused it."""
+    """Return how to put an adapter on another base on purpose, whichever command refused it."""
     if found.build is None or actual is None:
         return "`adapt run --allow-base-mismatch` attaches it anyway"
     command = f"adapt install {shown(found.label, 200)} --base {actual.label} --allow-base-mismatch"

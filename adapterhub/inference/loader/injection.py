@@ -23,11 +23,14 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.base.fingerprint import resize_hint
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.fields import Fields
-from adapterhub.formats.peft.methods import ADALORA_MARGIN
+from adapterhub.formats.peft.methods import ADALORA_MARGIN, METHODS
 from adapterhub.formats.peft.patterns import Budget, FullPattern, PatternTooSlow
 from adapterhub.formats.safetensors.header import TensorSpec
+from adapterhub.inference.loader.activation import activate
+from adapterhub.inference.loader.as_written import config_as_written, needs_generating, places_in, points_outside
 from adapterhub.inference.loader.base import BaseModel
 from adapterhub.inference.loader.reading import LISTED, AdapterContents, limited
+from adapterhub.weights.extension import extension_where_possible
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class Setup:
 
 
 def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
-    """The settings with which PEFT builds this adapter's layers.
+    """Return the settings with which PEFT builds this adapter's layers.
 
     Raises:
         MalformedConfig: a setting of the method has a wrong type.
@@ -67,7 +70,7 @@ def set_up(contents: AdapterContents, base: BaseModel) -> Setup:
 
 
 def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
-    """The settings that every method has."""
+    """Return the settings that every method has."""
     transposed = _conv1d()
     return {
         "target_modules": contents.modules,
@@ -78,7 +81,7 @@ def _common(contents: AdapterContents, base: BaseModel) -> dict[str, Any]:
 
 
 def _conv1d() -> type[nn.Module]:
-    """The transposed linear layer of GPT-2."""
+    """Return the transposed linear layer of GPT-2."""
     from transformers.pytorch_utils import Conv1D
 
     layer: type[nn.Module] = Conv1D
@@ -86,7 +89,7 @@ def _conv1d() -> type[nn.Module]:
 
 
 def _peft(kind: str, **settings: Any) -> Callable[[], Any]:
-    """Makes a config of PEFT when it is needed: a bank that adds the factors itself needs none."""
+    """Make a config of PEFT when it is needed: a bank that adds the factors itself needs none."""
 
     def make() -> Any:
         import peft
@@ -111,6 +114,7 @@ def _lora(contents: AdapterContents, common: dict[str, Any]) -> Setup:
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         lora_bias=config.lora_bias,
+        alora_invocation_tokens=config.alora_invocation_tokens and list(config.alora_invocation_tokens),
         init_lora_weights=False,
         target_parameters=sorted(contents.parameters.values()) or None,
         **common,
@@ -132,7 +136,7 @@ def _scales(contents: AdapterContents) -> dict[str, Scale]:
 
 
 def _ranks(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-    """The most common rank, and PEFT's `rank_pattern` for the others.
+    """Return the most common rank, and PEFT's `rank_pattern` for the others.
 
     PEFT takes the first key that matches the end of a name, so the longer of two names comes first.
     """
@@ -211,8 +215,19 @@ def _vera(contents: AdapterContents, common: dict[str, Any]) -> Setup:
     return Setup(config=made, scales={}, ranks={}, warnings=warnings)
 
 
+def _as_written(contents: AdapterContents, common: dict[str, Any]) -> Setup:
+    warnings = ("some of its numbers are generated from its random seed, as PEFT does",)
+    return Setup(
+        config=lambda: config_as_written(contents, common),
+        scales={},
+        ranks={},
+        warnings=warnings if needs_generating(contents) else (),
+    )
+
+
+_OWN: Final = {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
 MAKERS: Final[Mapping[str, Callable[[AdapterContents, dict[str, Any]], Setup]]] = MappingProxyType(
-    {"LORA": _lora, "ADALORA": _adalora, "IA3": _ia3, "LOHA": _lycoris, "LOKR": _lycoris, "VERA": _vera}
+    {name: _OWN.get(name, _as_written) for name, method in METHODS.items() if method.factors}
 )
 
 
@@ -243,7 +258,10 @@ class Fitting:
     def matched(
         self, module: str, specs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]
     ) -> Mapping[str, TensorSpec]:
-        """The tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`). Notes the others."""
+        """Return the tensors of `specs` that fit `shapes`, by PEFT's name for a slot (`lora_A.weight`).
+
+        Notes the others.
+        """
         if shapes == {key: spec.shape for key, spec in specs.items()}:
             return specs
         for key in sorted(shapes.keys() - specs.keys()):
@@ -370,7 +388,7 @@ class ReadyAdapter:
 
 
 def peft_names(labels: Sequence[str]) -> list[str]:
-    """A name for each adapter that PEFT and torch accept: no dot, no `lora_`, no method name of a torch container."""
+    """Return a name per adapter that PEFT and torch accept: no dot, no `lora_`, no method name of a torch container."""
     names: list[str] = []
     for label in labels:
         stem = "adapter-" + (re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:64] or "0")
@@ -382,7 +400,9 @@ def peft_names(labels: Sequence[str]) -> list[str]:
 
 
 def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
-    """The base with all `adapters` on it and active, as a `PeftModel`. The caller restores the base if this raises.
+    """Return the base with all `adapters` on it and active, as a `PeftModel`.
+
+    The caller restores the base if this raises.
 
     Raises:
         UnsupportedAdapter: PEFT has no layer for a module, or none for these adapters together.
@@ -390,12 +410,16 @@ def inject(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
         RefusedAdapter: tensors are missing, or have no slot in the layers.
     """
     # PEFT draws random numbers for layers that are filled right after; the user's generator must not advance.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), extension_where_possible():
         warnings.simplefilter("ignore")  # the causes of PEFT's warnings are checked here
         model = _build(base, adapters)
         for adapter in adapters:
-            _Filling(base, model, adapter).run()
+            filling = _Filling(base, model, adapter)
+            filling.run()
             replace_in(base, adapter.contents)
+            if adapter.contents.config.alora_invocation_tokens is not None:
+                layers = [filling.modules[name] for name in adapter.contents.factors]
+                base.handles += activate(base.model, adapter.contents, layers)
         model.base_model.set_adapter([adapter.name for adapter in adapters])
         model.requires_grad_(requires_grad=False)
         _follow_modes(base, model)
@@ -415,6 +439,24 @@ def set_scales(modules: Mapping[str, Any], adapter: ReadyAdapter) -> None:
         alphas[adapter.name] = scale.alpha
 
 
+_PEFT_REFUSES: Final = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    ImportError,
+)
+"""What PEFT raises for settings that it cannot build; some of its methods check little themselves."""
+
+
+_WRITTEN_OUT: Final = (
+    "these modules are quantised in a way that PEFT has no layers for: load the model with its numbers written out,"
+    " as with `dequantize=True` in its quantisation config, or load its source"
+)
+
+
 def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
     from peft import PeftModel
 
@@ -426,9 +468,11 @@ def _build(base: BaseModel, adapters: Sequence[ReadyAdapter]) -> PeftModel:
                 model = PeftModel(base.model, adapter.setup.config(), adapter.name, low_cpu_mem_usage=True)
             else:
                 model.add_adapter(adapter.name, adapter.setup.config(), low_cpu_mem_usage=True)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except _PEFT_REFUSES as error:
             raise UnsupportedAdapter(
-                f"PEFT cannot attach `{shown(adapter.contents.label)}` to this model", [shown(str(error), 300)]
+                f"PEFT cannot attach `{shown(adapter.contents.label)}` to this model",
+                [shown(str(error), 300)],
+                hint=_WRITTEN_OUT if base.holds_codes(adapter.contents.factors) else "",
             ) from error
     assert model is not None  # there is an adapter
     return model
@@ -450,13 +494,17 @@ def _follow_modes(base: BaseModel, model: PeftModel) -> None:
 
 
 class _Slot(NamedTuple):
-    """A place for one tensor, a parameter or buffer of `holder`, with the shape, device and dtype that it takes."""
+    """A place for one tensor, a parameter or buffer of `holder`, with the shape, device and dtype that it takes.
 
-    holder: nn.Module
+    `below`: for indices, the sizes that those of each row stay below.
+    """
+
+    holder: Any
     key: str
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    below: tuple[int, ...] = ()
 
 
 class _Filling:
@@ -470,6 +518,7 @@ class _Filling:
         self.tuner: nn.Module = model.base_model
         self.modules = dict(base.model.named_modules(remove_duplicate=False))
         self.fitting = Fitting(adapter.contents.label)
+        self._first = next(base.model.parameters())
 
     def run(self) -> None:
         """Check everything, then assign."""
@@ -477,14 +526,18 @@ class _Filling:
         work = [*self._factors(), *self._saved(), *self._shared()]
         self.fitting.ensure_fit()
         for slot, spec in work:
-            _assign(slot, self.contents.read(spec))
+            tensor = self.contents.read(spec)
+            if slot.below and points_outside(tensor, slot.below):
+                found = [("E_SHAPE", f"`{shown(spec.name)}` points outside of a weight of {list(slot.below)}")]
+                raise RefusedAdapter(f"`{shown(self.contents.label)}` does not fit its layers", found)
+            _assign(slot, tensor)
         set_scales(self.modules, self.adapter)
 
     def _ensure_same_layers(self) -> None:
         """Raise unless PEFT, which matches names by their end, wrapped exactly the modules that the file names."""
         from peft.utils import ModulesToSaveWrapper
 
-        wrapped = {name for name, layer in self._layers() if _own_slots(layer, self.adapter.name)}
+        wrapped = {name for name, layer in self._layers() if self._slots(layer)}
         saved = {
             name
             for name, module in self.modules.items()
@@ -511,7 +564,18 @@ class _Filling:
             # PEFT names a pair on a parameter by the depth of its wrapper, which must be the expected one.
             assert parameter is None or layer.parameter_name == parameter.rpartition(".")[2]
             self._resize(layer, name)
-            yield from self._matched(name, specs, _own_slots(layer, self.adapter.name))
+            yield from self._matched(name, specs, self._slots(layer))
+
+    def _slots(self, layer: BaseTunerLayer) -> dict[str, _Slot]:
+        """Return the adapter's places on one layer, by their names in files."""
+        config = self.contents.config
+        if config.peft_type in _OWN:
+            return _own_slots(layer, self.adapter.name)
+        base = next(layer.get_base_layer().parameters())
+        places = places_in(layer, self.adapter.name, config.method.factors)
+        return {
+            name: _slot(holder, key, tensor, base)._replace(below=below) for name, holder, key, tensor, below in places
+        }
 
     def _saved(self) -> Iterator[tuple[_Slot, TensorSpec]]:
         for name, specs in self.contents.saved.items():
@@ -524,8 +588,14 @@ class _Filling:
             yield from self._matched(name, specs, slots)
 
     def _shared(self) -> Iterator[tuple[_Slot, TensorSpec]]:
-        holders = {name: getattr(self.tuner, name) for name in self.contents.shared}
-        slots = {name: _slot(holder, self.adapter.name, holder[self.adapter.name]) for name, holder in holders.items()}
+        slots = {}
+        for name in self.contents.shared:
+            first, _, key = name.partition(".")
+            holder: Any = getattr(self.tuner, first)[self.adapter.name] if key else getattr(self.tuner, first)
+            key = key or self.adapter.name
+            if key in holder:
+                base = self._first if holder[key].is_meta else None
+                slots[name] = _slot(holder, key, holder[key], base)
         yield from self._matched("", self.contents.shared, slots)
 
     def _resize(self, layer: BaseTunerLayer, name: str) -> None:
@@ -551,7 +621,7 @@ class _Filling:
 
 
 def _own_slots(layer: BaseTunerLayer, name: str) -> dict[str, _Slot]:
-    """The parameters of adapter `name` on one layer, by their names in PEFT's files."""
+    """Return the parameters of adapter `name` on one layer, by their names in PEFT's files."""
     slots: dict[str, _Slot] = {}
     base = next(layer.get_base_layer().parameters())
     for attribute in dict.fromkeys((*layer.adapter_layer_names, "lora_magnitude_vector")):
@@ -568,10 +638,15 @@ def _own_slots(layer: BaseTunerLayer, name: str) -> dict[str, _Slot]:
     return slots
 
 
-def _slot(holder: nn.Module, key: str, now: Tensor, base: Tensor | None = None) -> _Slot:
-    """The slot of the tensor `now`. With `base`, an empty slot takes the base's device, and float32 as in PEFT."""
+def _slot(holder: Any, key: str, now: Tensor, base: Tensor | None = None) -> _Slot:
+    """Return the slot of the tensor `now`.
+
+    With `base`, an empty slot takes the base's device, and float32 as in PEFT.
+    """
     device, dtype = now.device, now.dtype
-    if base is not None:
+    if base is not None and not dtype.is_floating_point:
+        device = base.device
+    elif base is not None:
         device, dtype = base.device, torch.float64 if base.dtype == torch.float64 else torch.float32
     return _Slot(holder=holder, key=key, shape=tuple(now.shape), device=device, dtype=dtype)
 
@@ -579,7 +654,9 @@ def _slot(holder: nn.Module, key: str, now: Tensor, base: Tensor | None = None) 
 def _assign(slot: _Slot, tensor: Tensor) -> None:
     """Put `tensor` into the slot; the tensor that was there is replaced, never written to."""
     kept = tensor.to(device=slot.device, dtype=slot.dtype)
-    if isinstance(slot.holder, nn.ParameterDict):
+    if not isinstance(slot.holder, nn.Module):
+        slot.holder[slot.key] = kept  # a dictionary of plain tensors
+    elif isinstance(slot.holder, nn.ParameterDict):
         slot.holder[slot.key] = nn.Parameter(kept, requires_grad=False)
     elif slot.key in slot.holder._parameters:  # noqa: SLF001 - no public way to ask
         setattr(slot.holder, slot.key, nn.Parameter(kept, requires_grad=False))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,67 +16,61 @@ from torch import Tensor, nn
 from adapterhub.core.disk.held_file import HeldFile
 from adapterhub.core.errors import BaseMismatch, RefusedAdapter, UnsupportedAdapter, UsageProblem, shown
 from adapterhub.distribution.finding import FoundAdapter
+from adapterhub.formats.dialects import NAME_IT
+from adapterhub.formats.dialects.experts import Stack, Stacks
+from adapterhub.formats.dialects.per_expert import StackedParameter, stacked
 from adapterhub.formats.diffusion.components import COMPONENTS, stated_component
-from adapterhub.formats.modules import OtherNames, names_with_all, other_names
+from adapterhub.formats.naming.experts import ExpertPart
+from adapterhub.formats.naming.finding import AMBIGUOUS_HINT, Shape, ambiguous_names, find_names
 from adapterhub.formats.peft.config import AdapterConfig, ensure_attachable, owner, saved_name
-from adapterhub.formats.peft.pairs import PEFT_PREFIX, ROWS
+from adapterhub.formats.peft.pairs import MATRIX_NDIM, PEFT_PREFIX, ROWS
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorSpec
-from adapterhub.inference.loader.base import BaseModel, PipelineModules, model_types
+from adapterhub.inference.loader.base import BaseModel, PipelineModules
+from adapterhub.inference.loader.file_names import named
 from adapterhub.trust.verify import Subject
 from adapterhub.weights.dtypes import TENSOR_DTYPES
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleNames:
     """One set of names for the modules of a base.
 
-    `here` maps each name to the base's own. `other` is None if both are the same; `nearest` then holds the names that
-    match more of the adapter's modules than the base's own do, if any.
+    `here` maps each name to the base's own. `parts` are the modules of single experts, which are stacked here. `note`
+    describes how the names were changed, and `readings` the possible ways to change them, if more than one remains.
     """
 
     here: Mapping[str, str]
-    other: OtherNames | None = None
-    nearest: OtherNames | None = None
     there: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    parts: Mapping[str, ExpertPart] = field(default_factory=lambda: MappingProxyType({}))
+    note: str = ""
+    readings: tuple[str, ...] = ()
 
     def adapters_name(self, module: str) -> str:
-        """The adapter's name for a module of the base."""
+        """Return the adapter's name for a module of the base."""
         return self.there.get(module, module)
 
     def has(self, modules: Iterable[str]) -> bool:
-        """Whether the base has all `modules` of an adapter under these names."""
+        """Return whether the base has all `modules` of an adapter under these names."""
         return all(module in self.here for module in modules)
 
 
-def names_for(modules: Iterable[str], base: BaseModel, component: str = "") -> ModuleNames:
-    """The names of `base` with which an adapter for `modules` was made; the base's own if no set has all of them.
+def names_for(modules: Iterable[str] | Mapping[str, Shape | None], base: BaseModel, component: str = "") -> ModuleNames:
+    """Return the names of `base` with which an adapter for `modules` was made; the base's own if it has all of them.
 
-    With `component`, they are the names inside that component of a pipeline, and lead to it alone.
+    A mapping gives the shapes of their updates, which tell parts of the model apart. With `component`, they are the
+    names inside that component of a pipeline, and lead to it alone.
     """
-    needed, own = set(modules), _inside(base.modules, component)
-    others = other_names(own, _inside(model_types(base), component)) if not needed <= own.keys() else ()
-    other = names_with_all(needed, own, others)
+    wanted = modules if isinstance(modules, Mapping) else dict.fromkeys(modules)
+    names = find_names(wanted, named(base, component))
     front = f"{component}." if component else ""
-    if other is not None:
-        here = {named: front + name for named, name in other.here.items()}
-        return ModuleNames(here=here, other=other, there={name: named for named, name in here.items()})
-    most = max(others, key=lambda o: len(needed & o.here.keys()), default=None)
-    if most is not None and len(needed & most.here.keys()) <= len(needed & own.keys()):
-        most = None
-    here = {name: front + name for name in own}
-    there = {name: named for named, name in here.items()} if component else {}
-    return ModuleNames(here=here, nearest=most, there=there)
-
-
-def _inside(names: Mapping[str, _T], component: str) -> dict[str, _T]:
-    """What `names` gives for a component and the modules inside it, by their names there."""
-    if not component:
-        return dict(names)
-    inside = {name[len(component) + 1 :]: value for name, value in names.items() if name.startswith(f"{component}.")}
-    return inside | ({"": names[component]} if component in names else {})
+    own = [name[len(front) :] for name in base.modules if name.startswith(front)]
+    own = [name for name in own if names.reaches(name)]
+    called = {name: names.there(name) for name in own}
+    here = {called[name]: front + name for name in own}
+    here |= {m: front + names.here(m) for m in wanted if names.here(m) != m}
+    there = {name: there for there, name in here.items()} if component or not names.is_own else {}
+    return ModuleNames(here=here, there=there, parts=names.parts, note=names.mapped(wanted), readings=names.readings)
 
 
 LISTED: Final = 20
@@ -114,17 +108,23 @@ class AdapterContents:
         """The modules of the base that have factors, without those whose single parameters have them."""
         return sorted(self.factors.keys() - self.parameters.keys())
 
+    @property
+    def routers(self) -> list[str]:
+        """The modules with factors that were linear layers when the adapter was made; PEFT has their weight instead."""
+        return [name for name in self.parameters if not self.config.targets_parameter(self.adapters_name(name))]
+
     def trained_rows(self, module: str) -> tuple[int, ...]:
-        """The numbers of the rows of the embedding `module` that `rows` replaces."""
+        """Return the numbers of the rows of the embedding `module` that `rows` replaces."""
         return self.config.trained_rows(self.names.adapters_name(module))
 
     def adapters_name(self, factor: str) -> str:
-        """The adapter's name for the module or parameter that the pair `factor` is for."""
+        """Return the adapter's name for the module or parameter that the pair `factor` is for."""
         parameter = self.parameters.get(factor)
         if parameter is None:
             return self.names.adapters_name(factor)
         module, _, key = parameter.rpartition(".")
-        return f"{self.names.adapters_name(module)}.{key}"
+        called = self.names.adapters_name(module)
+        return f"{called}.{key}" if self.config.targets_parameter(f"{called}.{key}") else called
 
     def read(self, spec: TensorSpec) -> Tensor:
         """One tensor, in memory of its own, from the bytes that were checked.
@@ -143,7 +143,7 @@ class AdapterContents:
 
 
 def limited(findings: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The first findings; a hostile file can have sixty thousand."""
+    """Return the first findings; a hostile file can have sixty thousand."""
     rest = len(findings) - LISTED
     return findings if rest <= 0 else [*findings[:LISTED], (findings[-1][0], f"and {rest} more")]
 
@@ -164,20 +164,22 @@ class Parameters:
 
 
 def holder_of(module: str) -> str:
-    """The module that a wrapper of parameters wraps: `experts` for `experts.base_layer`."""
+    """Return the module that a wrapper of parameters wraps: `experts` for `experts.base_layer`."""
     while module.endswith(_WRAPPED):
         module = module.removesuffix(_WRAPPED)
     return module
 
 
 def parameters_in(factors: Collection[str], config: AdapterConfig, base: BaseModel, names: ModuleNames) -> Parameters:
-    """The parameter of the base for each of the adapter's pairs on parameters."""
+    """Return the parameter of the base for each of the adapter's pairs on parameters."""
     found = Parameters()
     seen: set[int] = set()
+    for name in factors if config.is_lora else ():
+        if _is_router(base.modules.get(name)) and not config.targets_parameter(f"{names.adapters_name(name)}.weight"):
+            found.names[name] = f"{name}.weight"
     for name, module in base.modules.items() if config.target_parameters else ():
         called = names.adapters_name(name)
-        targets = set(config.parameters_of(called))
-        own = [key for key, _ in module.named_parameters(recurse=False) if f"{called}.{key}" in targets]
+        own = [key for key, _ in module.named_parameters(recurse=False) if config.targets_parameter(f"{called}.{key}")]
         if not own or id(module) in seen:
             continue
         seen.add(id(module))
@@ -192,6 +194,64 @@ def parameters_in(factors: Collection[str], config: AdapterConfig, base: BaseMod
                     " for it"
                 )
     return found
+
+
+def _is_router(module: nn.Module | None) -> bool:
+    """Whether a module of transformers 5 is the router of a mixture, which was a linear layer in transformers 4."""
+    if not type(module).__module__.startswith("transformers.models.") or not type(module).__name__.endswith(_ROUTERS):
+        return False
+    return isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim == MATRIX_NDIM
+
+
+_ROUTERS: Final = ("Router", "Gate", "TopKGating")
+
+
+def _for_stacks(subject: Subject, label: str, base: BaseModel, names: ModuleNames) -> Subject:
+    """Return the adapter with the dialect of its expert pairs judged by the model, and pairs on single experts joined.
+
+    Raises:
+        RefusedAdapter: the dialect stays open.
+        UnsupportedAdapter: pairs on single experts have no form on the stacked ones of the model.
+    """
+    subject = subject.on(_stacks(subject.config, base, names))
+    if subject.inner is not None and subject.inner.unclear:
+        found = [("E_DIALECT", f"it {subject.inner.problem}")]
+        raise RefusedAdapter(f"`{shown(label)}` has no one meaning", found, hint=NAME_IT)
+    if not names.parts:
+        return subject
+    targets = {part.parameter for part in names.parts.values()}
+
+    def parameter(name: str) -> StackedParameter:
+        holder, _, key = name.rpartition(".")
+        called, module = names.adapters_name(holder), base.modules[holder]
+        own = (k for k, _ in module.named_parameters(recurse=False))
+        is_target = subject.config.targets_parameter
+        keys = [k for k in own if f"{holder}.{k}" in targets or is_target(f"{called}.{k}")]
+        return StackedParameter(
+            name=f"{called}.{key}",
+            experts=len(getattr(module, key)),
+            depth=keys[::-1].index(key),
+            is_transposed=bool(getattr(module, "is_transposed", False)),
+        )
+
+    return subject.remade(stacked(subject.form, names.parts, parameter))
+
+
+def _stacks(config: AdapterConfig, base: BaseModel, names: ModuleNames) -> Stacks:
+    """Return the stacked parameter of the model that each pair is on."""
+    places = parameters_in((), config, base, names).names
+
+    def stacks(module: str) -> list[Stack]:
+        holder = holder_of(module)
+        parameter = places.get(names.here.get(holder, holder) + module[len(holder) :])
+        if parameter is None:
+            return []
+        owner_name, _, key = parameter.rpartition(".")
+        found = base.modules[owner_name]
+        shape = tuple(getattr(found, key).shape)
+        return [Stack(shape, bool(getattr(found, "is_transposed", False)))] if len(shape) > MATRIX_NDIM else []
+
+    return stacks
 
 
 def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Parameters) -> None:
@@ -221,8 +281,7 @@ def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Para
     if unknown:
         listed = ", ".join(f"`{shown(name)}`" for name in unknown[:3])
         count = f"{len(unknown)} of {len(contents.factors)} modules of `{label}` are"
-        lines = [f"{count} not in this model, such as {listed}", *_half_mapped(contents)]
-        raise BaseMismatch("\n".join(lines), hint=_naming_hint(unknown[0], base))
+        raise BaseMismatch(f"{count} not in this model, such as {listed}", hint=_OTHER_MODEL)
     if parameters.unclear:
         raise UnsupportedAdapter(f"`{label}` cannot be attached here", parameters.unclear[:LISTED])
     missing = (*_missing_saved(contents, base), *_missing_targets(contents, base), *parameters.missing)
@@ -231,34 +290,9 @@ def ensure_complete(contents: AdapterContents, base: BaseModel, parameters: Para
         raise RefusedAdapter(f"`{label}` lacks tensors that its config promises", limited(findings))
 
 
-def _half_mapped(contents: AdapterContents) -> Iterable[str]:
-    """A line about the key map that finds some of the modules. An adapter is never mapped in part."""
-    nearest = contents.names.nearest
-    if nearest is not None:
-        lacking = sorted(name for name in contents.factors if name not in nearest.here)
-        listed = ", ".join(f"`{shown(name)}`" for name in lacking[:3])
-        yield (
-            f"  key map {' and '.join(nearest.key_maps)} ({nearest.release} to {nearest.own}) finds"
-            f" {len(contents.factors) - len(lacking)} of them, but not {listed}"
-        )
-
-
-def _naming_hint(module: str, base: BaseModel) -> str:
-    """A likely reason why the base has no module of that name."""
-    known = {name: name for name in base.modules}
-    for other in other_names(base.modules, model_types(base)):
-        known = dict(other.here) | known
-    ends = [
-        here
-        for name, here in known.items()
-        if "." in name and (f".{name}".endswith(f".{module}") or f".{module}".endswith(f".{name}"))
-    ]
-    if ends:
-        return (
-            f"this model has `{shown(ends[0])}`: the adapter was made for the same layers inside another class"
-            " (with or without a head)"
-        )
-    return "it was made for another model, or for module names of another library version; attach it to that model"
+_OTHER_MODEL: Final = (
+    "it was made for another model, or for module names of another library version; attach it to that model"
+)
 
 
 def _missing_saved(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
@@ -274,7 +308,7 @@ def _missing_saved(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
 
 
 def _is_replaced(name: str, contents: AdapterContents) -> bool:
-    """Whether PEFT would replace this module; it compares the end of the adapter's name for the module.
+    """Return whether PEFT would replace this module; it compares the end of the adapter's name for the module.
 
     A module that contained it for the adapter may not exist here. Replacing that one means replacing its parts.
     """
@@ -284,18 +318,18 @@ def _is_replaced(name: str, contents: AdapterContents) -> bool:
         return True
     parts = called.split(".")
     holders = (".".join(parts[:count]) for count in range(1, len(parts)))
-    return names.other is not None and any(h.endswith(ends) and h not in names.here for h in holders)
+    return bool(names.note) and any(h.endswith(ends) and h not in names.here for h in holders)
 
 
 def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str]:
     """Modules that the config targets and that the file lacks, although it has others with the same last name.
 
-    `verify` warns of a last name that the file has nowhere: in that case the config is wrong, not the file.
+    `verify` warns about a last name that the file has nowhere: in that case the config is wrong, not the file.
     """
     config = contents.config
     if config.targets_all:
         return
-    modules = contents.modules
+    modules = [*contents.modules, *contents.routers]
     last_names = {name.rpartition(".")[2] for name in modules}
     kinds = {type(base.modules[name]) for name in modules}
     covered = {id(base.modules[name]) for name in modules}  # a shared module has several names
@@ -313,12 +347,12 @@ def _missing_targets(contents: AdapterContents, base: BaseModel) -> Iterable[str
 
 
 def _is_in(saved: Iterable[str], name: str) -> bool:
-    """Whether the module is in `saved`, or inside a module that is."""
+    """Return whether the module is in `saved`, or inside a module that is."""
     return any(f"{name}.".startswith(f"{module}.") for module in saved)
 
 
 def read_contents(subject: Subject, label: str, base: BaseModel, component: str = "") -> AdapterContents:
-    """The contents of an open PEFT folder, with every tensor placed in `base`; `label` names it in errors.
+    """Return the contents of an open PEFT folder, with every tensor placed in `base`; `label` names it in errors.
 
     `component`: the part of a pipeline whose own names the adapter has.
 
@@ -330,8 +364,14 @@ def read_contents(subject: Subject, label: str, base: BaseModel, component: str 
     config, header = subject.config, subject.weights
     ensure_attachable(config, label)
     plain = _plain_factors(subject)
+    shapes = {pair.module: pair.update for pair in subject.keys.pairs}
     modules = modules_in(header, config) if plain is None else {holder_of(module) for module in plain}
-    names = names_for(modules, base, component)
+    names = names_for({module: shapes.get(module) for module in modules}, base, component)
+    if names.readings:
+        raise BaseMismatch(f"`{shown(label)}`: {ambiguous_names(names.readings)}", hint=AMBIGUOUS_HINT)
+    if subject.inner is not None or names.parts:
+        subject = _for_stacks(subject, label, base, names)
+        config, header, plain = subject.config, subject.weights, _plain_factors(subject)
     sorter = _Sorter(config, base, names)
     if plain is None:
         for spec in header.tensors:
@@ -362,7 +402,7 @@ def read_contents(subject: Subject, label: str, base: BaseModel, component: str 
 
 
 def _plain_factors(subject: Subject) -> dict[str, dict[str, TensorSpec]] | None:
-    """The factors by the file's modules, where a LoRA has nothing else, as most do; None where it may."""
+    """Return the factors by the file's modules, where a LoRA has nothing else, as most do; None if it may."""
     config, keys = subject.config, subject.keys
     if not config.is_lora or config.saved_modules or any(variant.marks for variant in config.variants.values()):
         return None
@@ -382,11 +422,12 @@ def _plain_factors(subject: Subject) -> dict[str, dict[str, TensorSpec]] | None:
 
 def _factor_pattern(config: AdapterConfig) -> re.Pattern[str]:
     names = "|".join(config.method.factors)
-    return re.compile(rf"(?P<module>.+)\.(?P<factor>{names})(?P<part>\.weight|\.bias)?")
+    part = r"\.weight|\.bias" if config.is_lora else r"(?:\.[^.]+)+"  # a factor may be a module with parts of its own
+    return re.compile(rf"(?P<module>.+)\.(?P<factor>{names})(?P<part>{part})?")
 
 
 def modules_in(header: TensorFile, config: AdapterConfig) -> set[str]:
-    """The modules that the file has factors for, by the file's names."""
+    """Return the modules that the file has factors for, by the file's names."""
     pattern = _factor_pattern(config)
     found = (pattern.fullmatch(saved_name(spec.name.removeprefix(PEFT_PREFIX))) for spec in header.tensors)
     return {holder_of(match["module"]) for match in found if match is not None}
@@ -423,7 +464,7 @@ class _Sorter:
     def place(self, spec: TensorSpec) -> None:
         """Find the place of one tensor."""
         shared = spec.name.removeprefix("base_model.")
-        if shared in self.config.method.shared:
+        if spec.name != shared and shared.partition(".")[0] in self.config.method.shared:
             self.shared[shared] = spec
             return
         if self.config.is_of_variant(spec.name) or _is_of_original(spec.name, self.config):
@@ -452,9 +493,8 @@ class _Sorter:
         found = [
             f"its file contains a copy of the base's `{name}`, which is not loaded" for name in sorted(self.copies)
         ]
-        if self.names.other is not None:
-            called = sorted(self.names.adapters_name(holder_of(name)) for name in self.factors)
-            found.append(f"its {self.names.other.note(called)}")
+        if self.names.note:
+            found.append(f"its {self.names.note}")
         if self.config.bias != "none" and not self.biases:
             found.append(f"its config trains biases of the base (bias {self.config.bias}), but its file contains none")
         return tuple(found)
@@ -464,11 +504,11 @@ class _Sorter:
         return {tensor.name for tensor in self.base.tensors()}
 
     def _place_copy(self, name: str, spec: TensorSpec) -> None:
-        plain = self._tensor(name.replace(".base_layer.", "."))
-        if plain.rpartition(".")[0] in self._embeddings and plain in self._bases:
-            self.copies[plain] = spec
-        elif plain in self._bases and name.endswith(".bias") and self.config.bias != "none":
+        plain = self._tensor(name.replace(".token_adapter.base_layer.", ".").replace(".base_layer.", "."))
+        if plain in self._bases and name.endswith(".bias") and self.config.bias != "none":
             self.biases[plain] = spec
+        elif plain.rpartition(".")[0] in self._embeddings and plain in self._bases:
+            self.copies[plain] = spec
         elif plain in self._bases:
             self._refuse("E_BASE_WEIGHT", spec, "it would overwrite a weight of the base")
         else:
@@ -477,7 +517,9 @@ class _Sorter:
             )
 
     def _saved_module(self, name: str) -> str | None:
-        """The module with the tensor `name` that is replaced whole. Its name is matched by its end, as PEFT does.
+        """Return the module with the tensor `name` that is replaced whole.
+
+        Its name is matched by its end, as PEFT does.
 
         That module may not exist here (`intermediate`, in a model whose `intermediate.dense` is `mlp.fc1`); then it is
         the tensor's own module.
@@ -488,17 +530,17 @@ class _Sorter:
         paths = [".".join(parts[:count]) for count in range(1, len(parts))]
         saved = [path for path in paths if path.endswith(self._savable)]
         found = next((path for path in saved if path in self.names.here), None)
-        if found is None and saved and self.names.other is not None and paths[-1] in self.names.here:
+        if found is None and saved and self.names.note and paths[-1] in self.names.here:
             return paths[-1]
         return found
 
     def _here(self, module: str) -> str:
-        """The base's name for a module of the adapter; an unknown name is returned unchanged."""
+        """Return the base's name for a module of the adapter; an unknown name is returned unchanged."""
         holder = holder_of(module)
         return self.names.here.get(holder, holder) + module[len(holder) :]
 
     def _tensor(self, name: str) -> str:
-        """The base's name for a tensor of the adapter."""
+        """Return the base's name for a tensor of the adapter."""
         holder, _, last = name.rpartition(".")
         return f"{self._here(holder)}.{last}"
 
@@ -507,10 +549,12 @@ class _Sorter:
 
 
 def component_for(found: FoundAdapter, files: Subject, base: BaseModel, fits: Callable[[str], bool]) -> str:
-    """The component whose own names the adapter uses; "" when its names begin with components, or `base` is one model.
+    """Return the component whose own names the adapter uses.
 
-    An adapter that several components have room for goes to the one that its manifest names as its origin, else to the
-    one whose weights it was made for (`fits`).
+    "" when its names begin with components, or `base` is one model.
+
+    An adapter that fits several components goes to the one that its manifest names as its origin, or to the one whose
+    weights it was made for (`fits`).
 
     Raises:
         BaseMismatch: the pipeline lacks a component that the adapter changes.

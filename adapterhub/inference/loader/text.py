@@ -31,7 +31,7 @@ def load_base(
     labels: int | None = None,
     is_encoder: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if there is one.
+    """Load the causal or sequence-to-sequence model in `folder` and its tokenizer, frozen, on the first GPU if any.
 
     With `labels`, it is a classifier of so many labels, whose head is untrained unless the folder has it; with
     `is_encoder`, it is the model without any head.
@@ -48,6 +48,11 @@ def load_base(
         raise Incompatible(
             f"`{folder}` draws images, or is part of a pipeline that does, expected a model of texts",
             hint="`adapt run SPEC PROMPT --image out.png` draws; `adapterhub.attach` takes the pipeline in Python",
+        )
+    if folder.suffix == ".gguf":
+        raise Incompatible(
+            f"`{folder}` is a GGUF file, which llama.cpp runs, expected a folder that transformers loads",
+            hint="`adapt serve --engine llama.cpp` answers on it; name its source with `--base` for an answer here",
         )
     if load_in is not None:
         require("quantized", f"loading in {load_in}")
@@ -127,7 +132,7 @@ def _try_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, wri
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, for prompts alone.
+    """Return the tokenizer in `folder`, for prompts only.
 
     Raises:
         Incompatible: transformers cannot load it.
@@ -147,7 +152,7 @@ def answer(
     max_new_tokens: int = 64,
     chat: bool = False,
 ) -> str:
-    """The greedy continuation of `prompt`; `chat` puts the prompt into the base's chat template first."""
+    """Return the greedy continuation of `prompt`; `chat` puts the prompt into the base's chat template first."""
     question = Question(text=prompt, form=PromptForm(form="chat") if chat else RAW)
     return write(model, tokenizer, [question], Writing(max_new_tokens=max_new_tokens))[0].text
 

@@ -6,7 +6,7 @@ HTTP 200, and one whose folder is deleted ends the engine. `AdapterProvider` doe
 
 from adapterhub.inference.serving.following import UnreachableRemotes
 from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
-from adapterhub.inference.serving.refusal import Refusal, refusal_of
+from adapterhub.inference.serving.refusal import refusal_of
 from adapterhub.inference.serving.settings import ServeSettings
 
-__all__ = ["AdapterProvider", "LeasedAdapter", "Refusal", "ServeSettings", "UnreachableRemotes", "refusal_of"]
+__all__ = ["AdapterProvider", "LeasedAdapter", "ServeSettings", "UnreachableRemotes", "refusal_of"]

@@ -1,4 +1,4 @@
-"""What a server reads off answers in OpenAI's form and writes into them, without parsing what it passes on."""
+"""Reads values from answers in OpenAI's form and writes others into them, without parsing the rest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Usage(NamedTuple):
 
 
 def usage_in(piece: bytes) -> Usage | None:
-    """The last usage that a part of an answer tells; None if it tells none.
+    """Return the last usage in a part of an answer; None without one.
 
     Costs one search. A text of the answer cannot look like it, since JSON escapes its quotes.
     """
@@ -46,7 +46,7 @@ def usage_in(piece: bytes) -> Usage | None:
 
 
 def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make the end of a stream report its usage; {} if it does so anyway."""
+    """Return the fields that make the end of a stream report its usage; {} if it does so anyway."""
     if value.get("stream") is not True or route not in STREAMS_WITHOUT_USAGE:
         return {}
     options = value.get("stream_options")
@@ -56,17 +56,17 @@ def asking_for_usage(route: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def says_only_usage(event: bytes) -> bool:
-    """Whether a server-sent event is the one that `asking_for_usage` adds to a stream."""
+    """Return whether a server-sent event is the one that `asking_for_usage` adds to a stream."""
     return _USAGE in event and any(none in event for none in _NO_CHOICE)
 
 
 def described(name: str, digest: str, base: str) -> bytes:
-    """The field `adapter` of a stream's first event."""
+    """Return the field `adapter` of a stream's first event."""
     return b'"adapter": ' + json.dumps({"name": name, "digest": digest, "base": base}).encode()
 
 
 def with_field(event: bytes, field: bytes) -> bytes | None:
-    """A server-sent event whose object has one more field; None for an event without an object."""
+    """Return a server-sent event whose object has one more field; None for an event without an object."""
     at = 0 if event.startswith(_EVENT) else event.find(b"\n" + _EVENT) + 1
     if not at and not event.startswith(_EVENT):
         return None
@@ -75,12 +75,12 @@ def with_field(event: bytes, field: bytes) -> bytes | None:
 
 
 def refusal_body(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
-    """An error as OpenAI's API writes one."""
+    """Return an error as OpenAI's API writes one."""
     return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
 def kind_in(error: bytes) -> str | None:
-    """The `type` of an error in OpenAI's form; None in another form."""
+    """Return the `type` of an error in OpenAI's form; None in another form."""
     try:
         kind = json.loads(error)["error"]["type"]
     except (ValueError, KeyError, TypeError):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import BaseMismatch, shown
-from adapterhub.formats.route import AUTO, BASE, Route, RoutedAdapter, read_route
+from adapterhub.formats.route import AUTO, Route, RoutedAdapter, read_route
 from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
     from adapterhub.formats.meaning.encoder import Encoder
+    from adapterhub.inference.serving.access.denied import Denied
+    from adapterhub.inference.serving.access.gate import AskedName
     from adapterhub.library.installed import InstalledBuilds
-
-HEADER: Final = "x-adapterhub-adapter"
-"""Says which adapter answers a request for `auto`: its name and version, or `base`."""
 
 _FIELDS: Final = {
     "/v1/completions": "prompt",
@@ -36,7 +35,7 @@ class Auto:
 
     @classmethod
     def open(cls, library: InstalledBuilds, file: Path, base_weights: str) -> Auto:
-        """The routing of a file, for the base that is served.
+        """Return the routing of a file, for the base that is served.
 
         Raises:
             NotFound, Malformed, BaseMismatch: the file cannot be used, or is for another base.
@@ -46,22 +45,27 @@ class Auto:
 
         return cls(route_for(file, base_weights), encoder_of(library))
 
-    def model_for(
-        self, route: str, body: Mapping[str, Any], may_use: Callable[[RoutedAdapter], bool]
+    def adapter_for(
+        self, route: str, body: Mapping[str, Any], asked: AskedName, denied: Denied
     ) -> RoutedAdapter | None:
-        """The adapter for a request, None for the base; the last turn of its user decides. Takes about 15 ms.
+        """Return the adapter for a request, None for the base; the last turn of its user decides. Takes about 15 ms.
 
         Raises:
             RequestRefused: 400, where `auto` does not answer the route.
         """
+        asked.is_routed, asked.model = True, AUTO
         if route not in _FIELDS:
             raise RequestRefused(400, f"`{AUTO}` answers {', '.join(_FIELDS)}; name an adapter as the `model`")
-        text = _text_of(body.get(_FIELDS[route]))
+        text, tenant = _text_of(body.get(_FIELDS[route])), asked.tenant
+
+        def may_use(one: RoutedAdapter) -> bool:
+            return (tenant is None or tenant.allows(one.name)) and denied.reason(one.label, one.digest) is None
+
         return self._chooser.choose(text, may_use).adapter if text.strip() else None
 
 
 def route_for(file: Path, base_weights: str) -> Route:
-    """The routing file for a base.
+    """Return the routing file for a base.
 
     Raises:
         NotFound, Malformed: it cannot be read.
@@ -76,13 +80,8 @@ def route_for(file: Path, base_weights: str) -> Route:
     return route
 
 
-def label_of(adapter: str | None) -> str:
-    """The value of the header for the adapter that answers, or for none."""
-    return adapter or BASE
-
-
 def _text_of(value: object) -> str:
-    """The text of a prompt, or of the last turn of the user; empty for tokens, and for what is no text."""
+    """Return the text of a prompt, or of the last turn of the user; empty for tokens and other values."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How `adapt serve` asks the server that it started for something: a request with a key that both alone know."""
+"""Sends commands of `adapt serve` to the server that it started: a request with a key that only these two know."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ REFUSED_WHILE_DRAINING: Final = "this server is about to stop and takes no new r
 
 
 def new_key() -> str:
-    """A key for one run of a server."""
+    """Return a key for one run of a server."""
     return secrets.token_urlsafe(32)
 
 
 def is_key(given: bytes, key: str) -> bool:
-    """Whether `given`, as it came in a header, is the key; never for an empty key."""
+    """Return whether `given`, as it came in a header, is the key; never for an empty key."""
     return bool(key) and hmac.compare_digest(given, key.encode())
 
 

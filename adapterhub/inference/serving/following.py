@@ -1,19 +1,20 @@
-"""Follows the events of registries in threads of their own, so that a server hears of a yank at once.
+"""Follows the events of registries in threads of their own, so that a server reacts to a yank at once.
 
-A server that runs adapters often has no address that a registry could reach, so it asks: each request waits at the
-registry for the next event. An event is a reason to look again, and is trusted for nothing else.
+A server that runs adapters often has no address that a registry could reach, so it asks (`distribution.events`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from threading import Lock
-from typing import IO, TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import (
@@ -22,43 +23,48 @@ from adapterhub.core.errors import (
     NoCompatibleRelease,
     RemoteUnreachable,
     StoreLocked,
+    reason_of,
     reworded,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import alias_at
+from adapterhub.distribution.events import (
+    ALIAS,
+    FIRST_RETRY_S,
+    LONGEST_RETRY_S,
+    EventFeed,
+    feed_of,
+    follow_events,
+)
+from adapterhub.distribution.withdrawal import FindSource, Here, withdrawn
 from adapterhub.formats.alias import Alias
 from adapterhub.formats.manifest import FileEntry
 from adapterhub.formats.release import Provenance, Release
+from adapterhub.inference.serving.access.denied import Denied
+from adapterhub.inference.serving.access.gate import Gate
+from adapterhub.inference.serving.access.watched import LOOK_S as WATCH_S
+from adapterhub.inference.serving.access.watched import Repeating
 from adapterhub.inference.serving.provider import AdapterProvider, LeasedAdapter
+from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from adapterhub.distribution.hub import Event, EventPage
+    from adapterhub.distribution.hub import Event
 
 YANKS: Final = frozenset({"version.yanked", "version.unyanked"})
 NEW: Final = frozenset({"version.published", "version.unyanked"})
-ALIAS: Final = "alias.moved"
-
-WAIT_S: Final = 20
-"""How long a request waits at the registry for an event; shorter than proxies wait for an answer."""
-FIRST_RETRY_S: Final = 0.5
-LONGEST_RETRY_S: Final = 15.0
 LOOK_S: Final = 5.0
 """How often to look whether there is another registry to follow, and what to try again."""
 MOST_PLACES: Final = 16
+ALIAS_S: Final = 0.05
+"""How often to look whether an alias of the library moved."""
+YANKS_S: Final = 60.0
+"""How often to look for yanks."""
 
 _log = logging.getLogger("vllm.adapterhub")
-
-
-class EventFeed(Protocol):
-    """A registry whose events can be followed; see `Hub.events`."""
-
-    def events(self, since: int | None, wait_s: int) -> EventPage:
-        """The events after a number."""
-        ...
 
 
 Heard = Callable[[str, "Sequence[Event] | None"], None]
@@ -106,64 +112,108 @@ class Followers:
             self._ends.wait(LOOK_S)
 
     def _follow(self, place: str) -> None:
-        since: int | None = None
-        feed: EventFeed | None = None
-        pause_s = FIRST_RETRY_S
-        while not self._ends.is_set():
-            if self._remotes.rests(place):
-                self._ends.wait(FIRST_RETRY_S)
-                continue
-            try:
-                feed = feed or self._open_feed(place)
-                if feed is None:
-                    return
-                page = feed.events(since, WAIT_S)
-                if since is None:
-                    _log.info("following the events of %s", place)
-                if since is None or page.missed:
-                    self._heard(place, None)
-                elif page.events:
-                    self._heard(place, page.events)
-                since, pause_s = page.next, FIRST_RETRY_S
-                threading.current_thread().name = f"adapterhub-follow {place} since"
-            except Exception as error:  # noqa: BLE001 - whatever fails, the server goes on and tries again
-                if pause_s == FIRST_RETRY_S:
-                    words = error.message if isinstance(error, AdapterHubError) else repr(error)
-                    _log.warning("the events of %s cannot be followed; trying again: %s", place, words)
-                self._ends.wait(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_RETRY_S)
+        def began() -> None:
+            _log.info("following the events of %s", place)
+            threading.current_thread().name = f"adapterhub-follow {place} since"
+
+        def failed(error: Exception) -> None:
+            _log.warning("the events of %s cannot be followed; trying again: %s", place, reason_of(error))
+
+        follow_events(
+            partial(self._open_feed, place),
+            partial(self._heard, place),
+            self._ends,
+            rests=partial(self._remotes.rests, place),
+            began=began,
+            failed=failed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reactions:
-    """What a server does when a registry says that something changed. Each function may block, and may raise.
+class Upkeep:
+    """The work of a server beside its requests: watched files, yanks, and the events of registries.
 
-    `served` are the builds whose yank matters, denied ones included. `renew` gets the adapters with new versions, as
-    `(namespace, name)`; None stands for all.
+    `served` gives the labels of the adapters that the engine has, `find_source` the server of a place, None if none
+    may be asked. `places` names the registries to follow, None to follow none. `provider` gives what brings new
+    versions, None if nothing does. `refresh_aliases` looks all aliases up, `refresh_moved` some. Every function may
+    block.
     """
 
-    served: Callable[[], Collection[Digest]]
-    look_for_yanks: Callable[[], object]
+    library: Library
+    denied: Denied
+    gate: Gate
+    served: Callable[[], Mapping[Digest, str]]
+    find_source: FindSource | None
+    remotes: UnreachableRemotes
+    places: Callable[[], Iterable[str]] | None = None
     refresh_aliases: Callable[[], object] = lambda: None
-    renew: Callable[[Collection[tuple[str, str]] | None], None] = lambda _: None
+    refresh_moved: Callable[[Sequence[str]], object] | None = None
+    provider: Callable[[], AdapterProvider | None] = lambda: None
 
-    def __call__(self, place: str, events: Sequence[Event] | None) -> None:
-        """React to the events of one registry; see `Heard`."""
-        served = self.served()
-        if events is None or any(event.type in YANKS and event.digest in served for event in events):
-            self._do(place, self.look_for_yanks)
-        if events is None or any(event.type == ALIAS for event in events):
-            self._do(place, self.refresh_aliases)
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Do it in threads while the block runs."""
+        renewals = Renewals(self.provider)
+        tasks = [(WATCH_S, self.denied.refresh), (WATCH_S, self.gate.refresh), (YANKS_S, self.look_for_yanks)]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(Repeating(tasks))
+            stack.enter_context(Repeating([(ALIAS_S, self.look_at_aliases)]))  # a look for yanks waits for servers
+            if self.places is not None and self.find_source is not None:
+                find, heard = self.find_source, partial(self.hear, renew=renewals.renew)
+                follow = Followers(self.places, lambda place: feed_of(find(place)), heard, self.remotes, renewals.retry)
+                stack.enter_context(follow)
+            yield
+
+    def hear(
+        self, place: str, events: Sequence[Event] | None, *, renew: Callable[[Collection[tuple[str, str]] | None], None]
+    ) -> None:
+        """React to events; see `Heard`. `renew` gets the adapters with new versions, as `(namespace, name)`."""
+        watched = {*self.served(), *self.denied.withdrawn()}
         new = None if events is None else {_adapter(event) for event in events if event.type in NEW}
+        reactions: list[Callable[[], object]] = []
+        if events is None or any(event.type in YANKS and event.digest in watched for event in events):
+            reactions.append(self.look_for_yanks)
+        if events is None or any(event.type == ALIAS for event in events):
+            reactions.append(self.refresh_aliases)
         if new is None or new:
-            self._do(place, lambda: self.renew(new))
+            reactions.append(partial(renew, new))
+        for reaction in reactions:
+            try:
+                reaction()
+            except AdapterHubError as error:
+                _log.warning("after an event of %s: %s", place, error.message)
 
-    @staticmethod
-    def _do(place: str, reaction: Callable[[], object]) -> None:
-        try:
-            reaction()
-        except AdapterHubError as error:
-            _log.warning("after an event of %s: %s", place, error.message)
+    def look_at_aliases(self) -> None:
+        """Look up the aliases that were moved in the library, here or by another machine that shares it."""
+        provider = self.provider()
+        if provider is not None and (names := provider.aliases.moved()):
+            if self.refresh_moved is None:
+                self.refresh_aliases()
+            else:
+                self.refresh_moved(names)
+
+    def look_for_yanks(self) -> None:
+        """Deny what its server has yanked, and allow that whose yank was taken back.
+
+        Each server gets one request, none while it rests after a failure; then what it said last counts. If no server
+        may be contacted, the results of `adapt sync`, `info` or `verify` still count.
+        """
+        labels, denied = dict(self.served()), self.denied
+        if denied.withdrawn():  # their leases are gone
+            builds = [build for build in self.library.installed() if build.manifest.digest in denied.withdrawn()]
+            labels |= {build.manifest.digest: f"{build.full_name}=={build.manifest.version}" for build in builds}
+        here = []
+        for digest, label in labels.items():
+            spec = AdapterSpec.parse(label)
+            origin = self.library.origins.under(digest, spec.full_name)
+            if origin is not None and origin.is_server:
+                here.append(Here(digest=digest, spec=spec, place=origin.place, repository=origin.repository))
+        found = withdrawn(self.library, here, self.find_source, call=self.remotes.call)
+        for build in here:
+            if build.digest in found:
+                denied.deny(build.digest, found[build.digest])
+            else:
+                denied.allow(build.digest)
 
 
 def _adapter(event: Event) -> tuple[str, str]:
@@ -201,7 +251,7 @@ class Renewals:
                 self._late.pop(name, None)
 
     def _ranges(self) -> dict[str, tuple[AdapterSpec, LeasedAdapter]]:
-        """The names in use that allow several versions."""
+        """Return the names in use that allow several versions."""
         provider = self._provider()
         named = {name: (AdapterSpec.parse(name), one) for name, one in provider.in_use().items()} if provider else {}
         return {n: of for n, of in named.items() if of[0].pinned_version is None and of[0].digest_prefix is None}
@@ -223,18 +273,6 @@ class Renewals:
             _log.warning("%s stays %s: %s", shown(name), leased.label, error.message)
 
 
-def feed_of(source: Source) -> EventFeed | None:
-    """The feed of the server behind a source; None if it has none.
-
-    Raises:
-        RemoteUnreachable: it does not answer.
-    """
-    from adapterhub.distribution.hub import Hub  # imports the Hub's client, for which nothing else here waits
-
-    hub = getattr(source, "hub", source)
-    return hub if isinstance(hub, Hub) and "events" in hub.features else None
-
-
 REST_S: Final = 10.0
 """How long requests to a remote that did not answer are refused without another try."""
 
@@ -254,16 +292,16 @@ class UnreachableRemotes:
         self._lock = Lock()
 
     def guard(self, source: Source) -> Source:
-        """The same source, which fails at once while its remote rests."""
+        """Return the same source, which fails at once while its remote rests."""
         return _Guarded(source, self)
 
     def rests(self, place: str) -> bool:
-        """Whether a use of the remote at `place` would fail at once."""
+        """Return whether a use of the remote at `place` would fail at once."""
         with self._lock:
             return place in self._resting and self._clock() < self._resting[place][0]
 
     def call(self, place: str, request: Callable[[], _T]) -> _T:
-        """The result of `request`, which talks to the remote at `place`.
+        """Return the result of `request`, which talks to the remote at `place`.
 
         Raises:
             RemoteUnreachable: from `request`, or at once while the remote rests.
@@ -292,7 +330,7 @@ class UnreachableRemotes:
 
 
 def _is_down(error: RemoteUnreachable) -> bool:
-    """Whether other requests would fail, too: a server that answers 4xx refuses one request only."""
+    """Return True if other requests would also fail: a server that answers 4xx refuses one request only."""
     status = error.status
     return status is None or status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
 

@@ -1,11 +1,12 @@
 """Counts what a server does with adapters, in Prometheus' form, beside the engine's own metrics.
 
 In vLLM, the counters join vLLM's registry, so that its `/metrics` shows them, also with several processes. The front of
-llama.cpp shows them at its own `/metrics`. The names are the same.
+llama.cpp shows them at its own `/metrics`, and so does `adapt serve --sync`. The names are the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class ServingMetrics:
         self._most = most_adapters
         self._labels: dict[str, str] = {}
         made = _counters(registry)
-        self._look_ups, self._refusals, self._fetched, self._first, self._requests, self._tokens = made
+        self._look_ups, self._refusals, self._fetched, self._first, self._requests, self._tokens, self._probes = made
 
     def looked_up(self, result: LookUp) -> None:
         """Count a request that named an adapter."""
@@ -47,6 +48,10 @@ class ServingMetrics:
     def refused(self, status: int) -> None:
         """Count a request that this server refused itself, with its HTTP status."""
         self._refusals.labels(str(int(status))).inc()
+
+    def probed(self, result: str) -> None:
+        """Count an adapter that the engine was asked about: it `changes` an answer, `nothing`, or that is `unknown`."""
+        self._probes.labels(result).inc()
 
     def fetched(self, size_bytes: int) -> None:
         """Count bytes of adapters that were received from a source."""
@@ -74,7 +79,7 @@ class ServingMetrics:
 
 @functools.cache
 def metrics_of_process() -> ServingMetrics:
-    """The counters in the registry that this process shows, such as vLLM's."""
+    """Return the counters in the registry that this process shows, such as vLLM's."""
     return ServingMetrics()
 
 
@@ -86,6 +91,26 @@ def own_metrics() -> tuple[CollectorRegistry | None, ServingMetrics]:
         return None, ServingMetrics()
     registry = CollectorRegistry()
     return registry, ServingMetrics(registry)
+
+
+class SyncMetrics:
+    """What is counted of an engine whose adapters follow a file, in the same registry; see `ServingMetrics`."""
+
+    def __init__(self, registry: CollectorRegistry | None) -> None:
+        self._adapters, self._changes = _sync_counters(registry)
+
+    def has(self, name: str, *, is_loaded: bool) -> None:
+        """Note whether the engine has the adapter that the file wants under `name`."""
+        self._adapters.labels(name).set(int(is_loaded))
+
+    def forget(self, name: str) -> None:
+        """End the series of a name that left the file."""
+        with contextlib.suppress(KeyError):
+            self._adapters.remove(name)
+
+    def changed(self, action: str) -> None:
+        """Count a `load`, an `unload` or a `refuse`."""
+        self._changes.labels(action).inc()
 
 
 class MeasuredRequest:
@@ -105,7 +130,7 @@ class MeasuredRequest:
         self.usage: Usage | None = None
 
     def take(self, piece: bytes) -> None:
-        """A part of the answer, of any size."""
+        """Count a part of the answer, of any size."""
         if not piece:
             return
         if not self._has_answered:
@@ -117,7 +142,7 @@ class MeasuredRequest:
             self.usage = Usage(max(before.prompt, usage.prompt), max(before.generated, usage.generated))
 
     def end(self) -> None:
-        """The answer is whole, or the client has left."""
+        """Note that the answer is whole, or that the client has left."""
         if self.usage is not None:
             self._metrics.used_tokens(self.adapter, self.usage.prompt, self.usage.generated)
 
@@ -133,7 +158,7 @@ def _counters(registry: CollectorRegistry | None) -> tuple[Any, ...]:
     try:
         from prometheus_client import REGISTRY, Counter, Histogram
     except ImportError:
-        return (_Nothing(),) * 6
+        return (_Nothing(),) * 7
     into: dict[str, Any] = {"registry": REGISTRY if registry is None else registry}
     return (
         Counter("adapterhub_lookups", "Requests that named an adapter, by how it was found", ("result",), **into),
@@ -148,6 +173,19 @@ def _counters(registry: CollectorRegistry | None) -> tuple[Any, ...]:
         ),
         Counter("adapterhub_adapter_requests", "Requests answered, by adapter", ("adapter",), **into),
         Counter("adapterhub_adapter_tokens", "Tokens of answers, by adapter and kind", ("adapter", "kind"), **into),
+        Counter("adapterhub_probes", "Adapters tried before their first answer, by effect", ("result",), **into),
+    )
+
+
+def _sync_counters(registry: CollectorRegistry | None) -> tuple[Any, Any]:
+    if registry is None:
+        return _Nothing(), _Nothing()
+    from prometheus_client import Counter, Gauge
+
+    names = "Adapters that the file wants, by whether the engine has them", "Changes of the engine, by action"
+    return (
+        Gauge("adapterhub_synced_adapters", names[0], ("name",), registry=registry),
+        Counter("adapterhub_sync_changes", names[1], ("action",), registry=registry),
     )
 
 
@@ -161,4 +199,9 @@ class _Nothing:
         pass
 
     def observe(self, _amount: float) -> None:
+        pass
+
+    set = observe
+
+    def remove(self, *_: str) -> None:
         pass

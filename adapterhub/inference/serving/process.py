@@ -2,7 +2,7 @@
 
 Engines start more processes, and a killed engine may leave them behind. So `stop` ends the group: it first lets the
 child end itself, and then ends all that is left.
-Ports and addresses of engines on this machine are chosen here, too.
+It also chooses ports and addresses of engines on this machine.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _POLL_S: Final = 0.2
 _ANSWER_S: Final = 5.0
 _KILLED_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
+_C: Final = ctypes.CDLL(None)
+"""Loaded here: a process that was forked beside other threads could wait for good for the lock of the loader."""
 
 
 class EngineProcess:
@@ -62,8 +64,9 @@ class EngineProcess:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=functools.partial(_ends_with_parent, ends_by) if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads yet
+            preexec_fn=functools.partial(_ends_with_parent, ends_by) if sys.platform == "linux" else None,  # noqa: PLW1509 - it needs no lock that another thread may hold
         )
+        self._is_stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +82,7 @@ class EngineProcess:
     def wait_until_ready(
         self, ready: str | Callable[[], bool], *, within_s: float, while_waiting: Callable[[], None] = lambda: None
     ) -> None:
-        """Return when a GET of the URL `ready` answers 200, or the function `ready` says so.
+        """Return when a GET of the URL `ready` answers 200, or the function `ready` returns True.
 
         Raises:
             EngineFailed: the engine ended, or did not answer within `within_s` seconds.
@@ -99,17 +102,18 @@ class EngineProcess:
         )
 
     def ensure_runs(self) -> None:
-        """Raise unless the engine runs.
+        """Raise unless the engine runs, or was stopped.
 
         Raises:
             EngineFailed: it ended by itself.
         """
         code = self._process.poll()
-        if code is not None:
+        if code is not None and not self._is_stopped:
             raise EngineFailed(f"the engine {_ended(code)} by itself", hint=self._reason)
 
     def stop(self, within_s: float = STOP_S) -> None:
         """End the engine and all processes that it started; kill those that still run after `within_s`."""
+        self._is_stopped = True
         try:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -142,7 +146,7 @@ class EngineProcess:
 
 
 def wait_for(engines: Sequence[EngineProcess]) -> NoReturn:
-    """Block until an interrupt.
+    """Block until an interrupt. Another thread may replace engines of the list.
 
     Raises:
         EngineFailed: an engine ended by itself.
@@ -156,7 +160,8 @@ def wait_for(engines: Sequence[EngineProcess]) -> NoReturn:
 
 def _ends_with_parent(number: int) -> None:
     # If this process is killed, the kernel sends the engine the signal. Otherwise it would keep its port and memory.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    # It does so when the thread ends that started the engine, too: such a thread has to live as long as the engine.
+    _C.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def _answers(url: str) -> bool:
@@ -197,7 +202,9 @@ def free_port(host: str, port: int = 0) -> int:
         probe.close()
         if error.errno == errno.EADDRINUSE:
             raise Conflict(f"port {port} of `{host}` is taken", hint="`--port 0` takes a free one") from None
-        raise UsageProblem(f"cannot listen on `{shown(host)}`, port {port}: {error.strerror}") from None
+        raise UsageProblem(
+            f"cannot listen on `{shown(host)}`, port {port}: {error.strerror}", hint="choose another port with `--port`"
+        ) from None
     found: int = probe.getsockname()[1]
     if is_kept:
         _kept.append(probe)
@@ -207,7 +214,7 @@ def free_port(host: str, port: int = 0) -> int:
 
 
 def reachable(host: str) -> str:
-    """The address at which this machine reaches a server that listens on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     if host in {"", "0.0.0.0"}:  # noqa: S104 - compared, not bound
         return "127.0.0.1"
     if host == "::":

@@ -42,7 +42,9 @@ from adapterhub.formats.manifest import MANIFEST_FILE, BaseRef
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.serving.access.denied import NO_REASON, Denied, ensure_none
+from adapterhub.inference.serving.access.watched import stamp_of
 from adapterhub.inference.serving.aliases import TTL_S, ServedAliases
+from adapterhub.inference.serving.effects import AWAKE, Asleep
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
@@ -90,7 +92,7 @@ class PassGate:
         label = f"{build.full_name}=={build.manifest.version}"
         raise NotAllowed(
             f"`{shown(label, 200)}` is not served: {reason}",
-            hint="`adapt serve --test` tests what it is given; `adapt test NAME --base BASE` tests a build alone",
+            hint="`adapt serve --test` tests its arguments; `adapt test NAME --base BASE` tests one build",
         )
 
 
@@ -129,6 +131,7 @@ class LeasedAdapter:
     verdict: Verdict
     warnings: tuple[str, ...]
     prompt: PromptForm | None = None
+    asleep: Asleep = AWAKE
 
     @property
     def version(self) -> str:
@@ -165,11 +168,11 @@ class AdapterProvider:
         self.base = base
         self.engine = engine
         self.denied = denied or Denied()
-        self._sources, self._gate = sources, gate
+        self._sources, self.gate = sources, gate
         self._progress = progress
         self._bounds = RankRange(high=max_rank)
         self._signatures = signatures
-        self._wanted = RequestedBase(text=base.label, record=base)
+        self._wanted = RequestedBase(text=base.label, record=base, bases=library.bases)
         self._base_facts = _facts_of(base)
         self._leased: dict[Digest, LeasedAdapter] = {}
         self._names: dict[str, LeasedAdapter] = {}
@@ -193,8 +196,12 @@ class AdapterProvider:
             self._folder = None
 
     def leased(self) -> dict[Digest, str]:
-        """The labels of the adapters that the engine may read now."""
+        """Return the labels of the adapters that the engine may read now."""
         return {digest: one.label for digest, one in list(self._leased.items())}
+
+    def is_leased(self, digest: Digest) -> bool:
+        """Return whether the engine may read it now."""
+        return digest in self._leased
 
     def release(self, digest: Digest) -> None:
         """End the lease of one adapter, which the engine must not read again; the next `find` makes a new one."""
@@ -207,17 +214,22 @@ class AdapterProvider:
                 lease.close()
 
     def _lock_of(self, key: str) -> Lock:
-        """The lock of one name or digest, which goes with its last holder: no other one waits for it."""
+        """Return the lock of one name or digest, which goes with its last holder: no other one waits for it."""
         with self._leases_lock:
             return self._locks.setdefault(key, Lock())
 
     def known(self, name: str) -> LeasedAdapter | None:
-        """The adapter that `name` was found to be, if the library has not changed since. Costs one look at a file."""
+        """Return the adapter that `name` was found to be, if the library has not changed since.
+
+        Costs one look at a file.
+        """
         with self._names_lock:
             return self._names_now().get(name)
 
     def find(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec or alias `name`, leased: from the library, or else fetched. Raises as `fetch`.
+        """Return the adapter for the spec or alias `name`, leased: from the library, or else fetched.
+
+        Raises as `fetch`.
 
         Of an alias with several targets, it is the one with the largest weight.
         """
@@ -225,7 +237,7 @@ class AdapterProvider:
         return self.find_installed(exact) or self.fetch(exact)
 
     def targets(self, name: str) -> list[str]:
-        """The exact specs that the alias `name` means now, the largest weight first; none if it is no alias.
+        """Return the exact specs that the alias `name` means now, the largest weight first; none if it is not an alias.
 
         Raises:
             AmbiguousSpec, RemoteUnreachable: it may be an alias, but of which adapter, or what it means, is unknown.
@@ -234,12 +246,8 @@ class AdapterProvider:
             self.aliases.look_up(name)
         return self.aliases.specs(name)
 
-    def forget_alias(self, name: str | None = None) -> None:
-        """Look the alias `name` up again at its next request, or every alias: it may have moved."""
-        self.aliases.forget(name)
-
     def find_installed(self, name: str) -> LeasedAdapter | None:
-        """The adapter for the spec `name`, leased; None where only a source may have one that fits.
+        """Return the adapter for the spec `name`, leased; None if only a source may have one that fits.
 
         A name keeps its adapter until the library changes: then every spelling of it is looked up again, so that two
         spellings never mean two versions at one time.
@@ -251,7 +259,7 @@ class AdapterProvider:
         found = self.known(name)
         if found is not None:
             return found
-        spec, state = self._spec(name), self._library_state()
+        spec, state = self._spec(name), self.state()
         with self._remembering(name):
             try:
                 build = self._build(spec, ())
@@ -270,7 +278,7 @@ class AdapterProvider:
         return leased
 
     def fetch(self, name: str) -> LeasedAdapter:
-        """The adapter for the spec `name`, leased, from the library or the first source that has one that fits.
+        """Return the adapter for the spec `name`, leased, from the library or the first source that has one that fits.
 
         Raises:
             SpecError: the name is not a spec, or names a base by path.
@@ -285,8 +293,12 @@ class AdapterProvider:
                 build = self._build(spec, self._sources(spec))
             return self._lease(build)
 
+    def state(self) -> object:
+        """Return a value that changes with builds, their origins, trusted keys, remotes and denied builds."""
+        return self.denied.edition, *(stamp_of(self.library.root / name) for name in _STATE_FILES)
+
     def in_use(self) -> dict[str, LeasedAdapter]:
-        """What each name that was looked up lately means, or last meant."""
+        """Return the current or last meaning of each name that was looked up lately."""
         with self._names_lock:
             return {**self._earlier, **self._names}
 
@@ -323,7 +335,11 @@ class AdapterProvider:
         if spec.base is None:
             return
         if spec.base.kind == "path":
-            raise SpecError(str(spec), "a request may name its base by alias, Hub id or digest, not by path")
+            raise SpecError(
+                str(spec),
+                "a request may name its base by alias, Hub id or digest, not by path",
+                hint="`adapt base list` shows the names",
+            )
         try:
             named = requested_base(spec.base, self.library.bases)
         except BaseNotFound as error:
@@ -360,7 +376,7 @@ class AdapterProvider:
         )
 
     def _reason(self, label: str, digest: Digest, yanked: str | None) -> str | None:
-        """Why a build is not served; None if it may be."""
+        """Return why a build is not served; None if it may be."""
         return self.denied.reason(label, digest) or (None if yanked is None else yanked or NO_REASON)
 
     def _ensure_not_denied(self, spec: AdapterSpec) -> None:
@@ -372,7 +388,7 @@ class AdapterProvider:
                 ensure_none(label, self._reason(label, digest, self.library.yanked(build)))
 
     def _was_allowed(self, spec: AdapterSpec) -> bool:
-        """Whether a build of that name was installed for this base with `--allow-base-mismatch`."""
+        """Return whether a build of that name was installed for this base with `--allow-base-mismatch`."""
         builds = self.library.builds_named(spec.name, spec.namespace)
         return any(self.library.mismatch_allowed(build, self.base.fingerprint) for build in builds)
 
@@ -389,16 +405,12 @@ class AdapterProvider:
             raise
 
     def _names_now(self) -> dict[str, LeasedAdapter]:
-        state = self._library_state()
+        state = self.state()
         if state != self._names_of or len(self._names) >= _REMEMBERED:
             merged = {**self._earlier, **self._names}
             self._earlier = merged if len(merged) <= _REMEMBERED else self._names
             self._names, self._names_of = {}, state
         return self._names
-
-    def _library_state(self) -> object:
-        """Changes with what is installed and from where, with trusted keys, with remotes and with what is denied."""
-        return self.denied.edition, *(_facts_of_file(self.library.root / name) for name in _STATE_FILES)
 
     # ------------------------------------------------------------ check and lease
     def _lease(self, build: Installed) -> LeasedAdapter:
@@ -413,7 +425,7 @@ class AdapterProvider:
             undo.enter_context(self.library.lease(build))
             folder = self._linked(build, undo)
             with used_memory(_IN_MEMORY_BYTES) as room:
-                verdict, warnings = self._check(build, folder, room)
+                verdict, warnings, asleep = self._check(build, folder, room)
             leased = LeasedAdapter(
                 label=(label := f"{build.full_name}=={build.manifest.version}"),
                 model=f"{label}#{build.manifest.digest[:_DIGEST_SHOWN]}",
@@ -423,6 +435,7 @@ class AdapterProvider:
                 verdict=verdict,
                 warnings=warnings,
                 prompt=build.manifest.prompt,
+                asleep=asleep,
             )
             self._leases[leased.digest] = undo.pop_all()
         return leased
@@ -443,18 +456,23 @@ class AdapterProvider:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         for entry in build.manifest.files:
             store.link(entry.sha256, folder / entry.path)
-        store.link_manifest(build.manifest.digest, folder / MANIFEST_FILE)
+        store.link(build.manifest.digest, folder / MANIFEST_FILE, is_manifest=True)
         return folder
 
-    def _check(self, build: Installed, folder: Path, room: memoryview) -> tuple[Verdict, tuple[str, ...]]:
-        """Run all checks of `verify` and the engine's own rules, in `room`; the engine's verdict, and the warnings."""
+    def _check(self, build: Installed, folder: Path, room: memoryview) -> tuple[Verdict, tuple[str, ...], Asleep]:
+        """Run all checks of `verify` and the engine's own rules, in `room`; the engine's verdict, and the warnings.
+
+        Also what the numbers say of the adapter's effect.
+        """
         allowed = self.library.mismatch_allowed(build, self.base.fingerprint)
         subject, findings = open_subject(
             folder,
-            base_tensors=self.base.tensors,
+            base_tensors=self.base.weights,
             base_fingerprint=self.base.fingerprint,
+            base_type=self.base.hints.model_type,
             manifest=build.manifest.with_base(build.base),
             in_memory=room,
+            judge=self.library.bases.judged,
         )
         report = Report.of(findings) if subject is None else verify(subject, seen=findings)
         label = f"{build.full_name}=={build.manifest.version}"
@@ -462,10 +480,15 @@ class AdapterProvider:
         ensure_sound(errors, f"`{shown(label, 200)}` was not given to the engine", f"{label} ")
         assert subject is not None  # else there is an error
         verdict = self._engine_verdict(subject, label)
-        return verdict, (*(f.text for f in report.warnings), *verdict.notes, *self._gate(build))
+        zero = next((f.message for f in report.warnings if f.code == "W_NOOP"), "")
+        asleep = Asleep(zero=zero, wakes=subject.config.alora_invocation_tokens is not None)
+        return verdict, (*(f.text for f in report.warnings), *verdict.notes, *self.gate(build)), asleep
 
     def _engine_verdict(self, subject: Subject, label: str) -> Verdict:
-        verdict = judge(self.engine, subject.config, subject.weights, base=self._base_facts, keys=subject.keys)
+        dialect = subject.inner.dialect if subject.inner is not None else "peft"
+        verdict = judge(
+            self.engine, subject.config, subject.weights, base=self._base_facts, keys=subject.keys, dialect=dialect
+        )
         reasons = [reason.text for reason in verdict.reasons]
         needed, most = verdict.settings.get(RANK_SETTING), self._bounds.high
         if most is not None and isinstance(needed, int) and needed > most:
@@ -477,16 +500,8 @@ class AdapterProvider:
 
 
 def _facts_of(base: BaseRecord) -> BaseFacts:
-    """The facts for the rules; none if the base's config cannot be read."""
+    """Return the facts for the rules; none if the base's config cannot be read."""
     try:
         return base_facts(base)
     except Malformed:
         return BaseFacts()
-
-
-def _facts_of_file(path: Path) -> tuple[int, int, int] | None:
-    try:
-        facts = path.stat()
-    except OSError:
-        return None
-    return facts.st_ino, facts.st_mtime_ns, facts.st_size

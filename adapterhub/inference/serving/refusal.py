@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -25,12 +24,14 @@ from adapterhub.core.errors import (
     NotFound,
     StoreLocked,
     UsageProblem,
+    WithoutEffect,
     shown,
 )
 
 _STATUSES: Final[tuple[tuple[type[AdapterHubError], HTTPStatus], ...]] = (
     (UsageProblem, HTTPStatus.BAD_REQUEST),
     (NotFound, HTTPStatus.NOT_FOUND),
+    (WithoutEffect, HTTPStatus.FAILED_DEPENDENCY),
     (Incompatible, HTTPStatus.CONFLICT),
     (DigestMismatch, HTTPStatus.UNPROCESSABLE_ENTITY),
     (Malformed, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -46,14 +47,6 @@ _PLACES: Final = re.compile(r"https?://[^\s`'\",;)]+|(?<![\w./@])~?/(?:[^\s`'\",
 """URLs, and the folders of absolute paths."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """The status and the message for a client."""
-
-    status: HTTPStatus
-    message: str
-
-
 def ensure_unlike_base(base: str, name: str, label: str) -> None:
     """Refuse to serve the adapter `label` under `name` beside a base of the same name: a request could mean either.
 
@@ -65,19 +58,6 @@ def ensure_unlike_base(base: str, name: str, label: str) -> None:
             f"the adapter `{shown(label, 200)}` has the name of the base, `{shown(base, 200)}`",
             hint="`--name NAME` serves the base under another name",
         )
-
-
-def refusal_of(error: AdapterHubError, name: str = "") -> Refusal:
-    """The status and the message for a client, without hints, folders and addresses, which are for the operator.
-
-    A message without `name`, as the client wrote it, begins with it: some errors name a place alone.
-    """
-    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.FAILED_DEPENDENCY)
-    words = _PLACES.sub("…", error.message)
-    if isinstance(error, AdapterNotFound):
-        words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources
-    asked = f"`{shown(name)}`" if name else ""
-    return Refusal(status=status, message=words if asked in words else f"{asked}: {words}")
 
 
 KINDS: Final = {
@@ -96,24 +76,39 @@ KINDS: Final = {
 """The `type` of an error in OpenAI's API, by status."""
 
 
-class RequestRefused(Exception):
-    """The refusal of one request: its status, its message, and after how many seconds another try may succeed."""
+NO_EFFECT: Final = "AdapterWithoutEffect"
+"""That of an adapter with which the engine answers like the base; other adapters with 424 may be served later."""
 
-    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+
+class RequestRefused(Exception):
+    """The refusal of one request: its status, its message, and after how many seconds another try may succeed.
+
+    `kind` is the `type` of the error, by default that of the status.
+    """
+
+    def __init__(self, status: int, message: str, retry_after_s: float | None = None, kind: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.kind = KINDS.get(status, "InvalidRequestError")
+        self.kind = kind or KINDS.get(status, "InvalidRequestError")
         self.retry_after_s = None if retry_after_s is None else max(1, math.ceil(retry_after_s))
-
-    @classmethod
-    def of(cls, error: AdapterHubError, name: str = "") -> RequestRefused:
-        """The refusal of an adapter; see `refusal_of`."""
-        told = refusal_of(error, name)
-        return cls(int(told.status), told.message)
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers of the answer beside its type and length."""
         made = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         return made | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def refusal_of(error: AdapterHubError, name: str = "") -> RequestRefused:
+    """Return the refusal of an adapter, without hints, folders and addresses, which are for the operator.
+
+    A message without `name`, as the client wrote it, begins with it: some errors name only a place.
+    """
+    status = next((status for kind, status in _STATUSES if isinstance(error, kind)), HTTPStatus.FAILED_DEPENDENCY)
+    words = _PLACES.sub("…", error.message)
+    if isinstance(error, AdapterNotFound):
+        words = words.partition(" in ")[0] + " is known to this server"  # hides the list of sources
+    asked = f"`{shown(name)}`" if name else ""
+    kind = NO_EFFECT if isinstance(error, WithoutEffect) else ""
+    return RequestRefused(int(status), words if asked in words else f"{asked}: {words}", kind=kind)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from adapterhub.core.disk.home import default_root
 from adapterhub.core.errors import UsageProblem, shown
 from adapterhub.inference.serving.aliases import TTL_S
 
-_MAX_RANK: Final = "ADAPTERHUB_SERVE_MAX_RANK"
-_REMOTE: Final = "ADAPTERHUB_SERVE_REMOTE"
-_OFFLINE: Final = "ADAPTERHUB_SERVE_OFFLINE"
-_ALIAS_TTL: Final = "ADAPTERHUB_SERVE_ALIAS_TTL_S"
-_SIGNATURES: Final = "ADAPTERHUB_SERVE_SIGNATURES"
-_FOLLOW: Final = "ADAPTERHUB_SERVE_FOLLOW"
-_DENY: Final = "ADAPTERHUB_SERVE_DENY"
-_DENY_FILE: Final = "ADAPTERHUB_SERVE_DENY_FILE"
-_TENANTS: Final = "ADAPTERHUB_SERVE_TENANTS"
-_AUDIT_LOG: Final = "ADAPTERHUB_SERVE_AUDIT_LOG"
-_PRELOAD: Final = "ADAPTERHUB_SERVE_PRELOAD"
-_PIN: Final = "ADAPTERHUB_SERVE_PIN"
-_ROUTE: Final = "ADAPTERHUB_SERVE_ROUTE"
-_TESTED: Final = "ADAPTERHUB_SERVE_TESTED"
+_PREFIX: Final = "ADAPTERHUB_SERVE_"
 _POLICIES: Final = ("require", "warn", "off")
 
 
@@ -34,11 +21,11 @@ class ServeSettings:
 
     `max_rank` is the engine's own limit, None if unknown. `remote` is the only server to search, by name or URL; None
     means the remotes that have the namespace of a request. `signatures` overrides the policies of the library. With
-    `follow`, the server follows the events of its registries. `deny` and `deny_file` list what is not served, as
-    `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is the file of
-    the tenants, `audit_log` the file of the audit log, `route` the routing file of the model name `auto`. `preload` and
-    `pins` name adapters that are loaded before the first request. With `tested`, nothing is served without a PASS on
-    the served base, whatever the policy says.
+    `follow`, the server follows the events of its registries. `deny` and `deny_file` list the builds that are not
+    served, as `access.denied.Denied` reads them. An alias is looked up again after `alias_ttl_s` seconds. `tenants` is
+    the file of the tenants, `audit_log` the file of the audit log, `route` the routing file of the model name `auto`.
+    `preload` and `pins` name adapters that are loaded before the first request. With `tested`, nothing is served
+    without a PASS on the served base, whatever the policy says.
     """
 
     root: Path
@@ -58,62 +45,70 @@ class ServeSettings:
     route: Path | None = None
 
     def to_environ(self) -> dict[str, str]:
-        """The environment variables from which `from_environ` reads these settings."""
-        pairs = {
-            "ADAPTERHUB_HOME": str(self.root.absolute()),
-            _MAX_RANK: str(self.max_rank or ""),
-            _REMOTE: self.remote or "",
-            _OFFLINE: "1" if self.offline else "",
-            _SIGNATURES: self.signatures or "",
-            _FOLLOW: "1" if self.follow else "",
-            _DENY: "\n".join(self.deny),
-            _DENY_FILE: str(self.deny_file.absolute()) if self.deny_file else "",
-            _ALIAS_TTL: f"{self.alias_ttl_s:g}" if self.alias_ttl_s != TTL_S else "",
-            _TENANTS: str(self.tenants.absolute()) if self.tenants else "",
-            _AUDIT_LOG: self.audit_log or "",
-            _PRELOAD: "\n".join(self.preload),
-            _PIN: "\n".join(self.pins),
-            _TESTED: "1" if self.tested else "",
-            _ROUTE: str(self.route.absolute()) if self.route else "",
-        }
-        return {name: value for name, value in pairs.items() if value}
+        """Return the environment variables from which `from_environ` reads these settings.
+
+        None for one that is not set.
+        """
+        found = {"ADAPTERHUB_HOME": str(self.root.absolute())}
+        for setting in _settings():
+            value = getattr(self, setting.name)
+            if value not in {setting.default, None, ()}:
+                found[_variable(setting)] = _written(value)
+        return found
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> ServeSettings:
-        """The settings in `environ`, with defaults for missing ones.
+        """Return the settings in `environ`, with defaults for missing ones.
 
         Raises:
             UsageProblem: a value is invalid; names the variable.
         """
-        rank, signatures = environ.get(_MAX_RANK, ""), environ.get(_SIGNATURES, "")
-        if rank and not (rank.isascii() and rank.isdigit() and int(rank)):
-            raise UsageProblem(f"{_MAX_RANK} is `{shown(rank)}`, expected a rank of at least 1")
-        if signatures and signatures not in _POLICIES:
-            raise UsageProblem(f"{_SIGNATURES} is `{shown(signatures)}`, expected {', '.join(_POLICIES)}")
-        return cls(
-            root=default_root(environ).absolute(),
-            max_rank=int(rank) if rank else None,
-            remote=environ.get(_REMOTE) or None,
-            offline=environ.get(_OFFLINE, "") not in {"", "0"},
-            signatures=signatures or None,
-            follow=environ.get(_FOLLOW, "") not in {"", "0"},
-            deny=tuple(environ.get(_DENY, "").splitlines()),
-            deny_file=Path(named) if (named := environ.get(_DENY_FILE)) else None,
-            alias_ttl_s=_seconds(environ.get(_ALIAS_TTL, "")),
-            tenants=Path(named) if (named := environ.get(_TENANTS)) else None,
-            audit_log=environ.get(_AUDIT_LOG) or None,
-            preload=tuple(environ.get(_PRELOAD, "").splitlines()),
-            pins=tuple(environ.get(_PIN, "").splitlines()),
-            tested=environ.get(_TESTED, "") not in {"", "0"},
-            route=Path(named) if (named := environ.get(_ROUTE)) else None,
-        )
+        given = {one: text for one in _settings() if (text := environ.get(_variable(one)))}
+        read = {one.name: _READERS[str(one.type)](_variable(one), text) for one, text in given.items()}
+        signatures = read.get("signatures")
+        if signatures is not None and signatures not in _POLICIES:
+            raise UsageProblem(f"{_PREFIX}SIGNATURES is `{shown(signatures)}`, expected {', '.join(_POLICIES)}")
+        return cls(root=default_root(environ).absolute(), **read)
 
 
-def _seconds(text: str) -> float:
+def _settings() -> Iterator[Field[Any]]:
+    return (one for one in fields(ServeSettings) if one.name != "root")
+
+
+def _variable(setting: Field[Any]) -> str:
+    return _PREFIX + {"pins": "PIN"}.get(setting.name, setting.name.upper())
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "\n".join(value)
+    if isinstance(value, Path):
+        return str(value.absolute())
+    return f"{value:g}" if isinstance(value, float) else str(int(value) if isinstance(value, bool) else value)
+
+
+def _rank(variable: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageProblem(f"{variable} is `{shown(text)}`, expected a rank of at least 1")
+    return int(text)
+
+
+def _seconds(variable: str, text: str) -> float:
     try:
-        seconds = float(text or TTL_S)
+        seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise UsageProblem(f"{_ALIAS_TTL} is `{shown(text)}`, expected seconds of at least 0")
+        raise UsageProblem(f"{variable} is `{shown(text)}`, expected seconds of at least 0")
     return seconds
+
+
+_READERS: Final[Mapping[str, Callable[[str, str], Any]]] = {
+    "int | None": _rank,
+    "float": _seconds,
+    "bool": lambda _, text: text != "0",
+    "str | None": lambda _, text: text,
+    "Path | None": lambda _, text: Path(text),
+    "tuple[str, ...]": lambda _, text: tuple(text.splitlines()),
+}
+"""How the text of a variable is read, by the type of the setting."""

@@ -87,7 +87,7 @@ def find_vllm(python: str) -> InstalledVllm:
 
 
 def allowed_rank(rank: int) -> int:
-    """The smallest value of `--max-lora-rank` that accepts adapters of `rank`.
+    """Return the smallest value of `--max-lora-rank` that accepts adapters of `rank`.
 
     Raises:
         UsageProblem: vLLM supports no rank as large.
@@ -99,7 +99,7 @@ def allowed_rank(rank: int) -> int:
 
 
 def slot_bytes(tensors: Iterable[TensorFacts], rank: int, item_bytes: int) -> int:
-    """The memory of one slot for adapters of `rank`: vLLM allots every slot of every layer at the largest rank.
+    """Return the memory of one slot for adapters of `rank`: vLLM allots every slot of every layer at the largest rank.
 
     A linear layer or embedding [out, in] takes rank x (out + in) numbers of `item_bytes`, for each expert if there are
     experts. A head that is the embedding takes its own.
@@ -112,7 +112,7 @@ def slot_bytes(tensors: Iterable[TensorFacts], rank: int, item_bytes: int) -> in
 
 
 def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
-    """The command that starts the server.
+    """Return the command that starts the server.
 
     It runs the module: `vllm serve` does not start if the package was built under another name.
     """
@@ -133,7 +133,7 @@ def command_of(vllm: InstalledVllm, options: VllmOptions) -> list[str]:
 
 
 def environ_of(vllm: InstalledVllm, environ: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the server: the user's variables, `ours`, and those that vLLM needs."""
+    """Return the environment of the server: the user's variables, `ours`, and those that vLLM needs."""
     plugins = [name for name in environ.get("VLLM_PLUGINS", "").split(",") if name]
     made = {**environ, **ours, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     if "VLLM_PLUGINS" in environ:
@@ -146,7 +146,7 @@ def environ_of(vllm: InstalledVllm, environ: Mapping[str, str], ours: Mapping[st
 
 
 def option_in(argv: Sequence[str], name: str) -> str | None:
-    """The value of an option on vLLM's command line; None if it is not there."""
+    """Return the value of an option on vLLM's command line; None if it is not there."""
     for at, word in enumerate(argv):
         if word == name and at + 1 < len(argv):
             return argv[at + 1]
@@ -156,21 +156,25 @@ def option_in(argv: Sequence[str], name: str) -> str | None:
 
 
 def without_option(argv: Sequence[str], name: str) -> tuple[str, ...]:
-    """The words of a command line without an option and its value."""
+    """Return the words of a command line without an option and its value."""
     kept = [word for at, word in enumerate(argv) if name not in {word, argv[at - 1] if at else ""}]
     return tuple(word for word in kept if not word.startswith(f"{name}="))
 
 
+def number_in(argv: Sequence[str], name: str, otherwise: int | None = None) -> int | None:
+    """Return the value of an option of vLLM that takes a number; `otherwise` where it has none."""
+    text = option_in(argv, name) or ""
+    return int(text) if text.isascii() and text.isdigit() else otherwise
+
+
 def engine_room(argv: Sequence[str]) -> int:
-    """How many adapters the vLLM of that command line keeps in memory."""
-    texts = [option_in(argv, name) for name in ("--max-cpu-loras", "--max-loras")]
-    return next((int(text) for text in texts if text and text.isascii() and text.isdigit()), 1)
+    """Return how many adapters the vLLM of that command line keeps in memory."""
+    return number_in(argv, "--max-cpu-loras", number_in(argv, "--max-loras", 1)) or 1
 
 
 def sequences_in(argv: Sequence[str]) -> int:
-    """How many sequences the vLLM of that command line has in one batch."""
-    text = option_in(argv, "--max-num-seqs")
-    return int(text) if text and text.isascii() and text.isdigit() and int(text) else _SEQUENCES
+    """Return how many sequences the vLLM of that command line has in one batch."""
+    return number_in(argv, "--max-num-seqs") or _SEQUENCES
 
 
 def ensure_room(room: int, shares: int, pinned: int) -> None:

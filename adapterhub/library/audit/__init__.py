@@ -31,11 +31,13 @@ from adapterhub.library.audit.licenses import composition_of
 from adapterhub.library.installed import while_installed
 from adapterhub.library.library import Library
 from adapterhub.trust.explaining import explanations
-from adapterhub.trust.verify import Finding, Report, Severity, exit_code_of
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import Report, Severity, exit_code_of
 
 __all__ = [
     "STORE",
     "Audit",
+    "AuditTarget",
     "Audited",
     "AuditedAdapter",
     "FindSource",
@@ -90,7 +92,7 @@ class Audit(Documented, keys="schema exit_code counts ignored adapters"):
         return sum(one.ignored for one in self.adapters)
 
     def to_sarif(self) -> dict[str, Any]:
-        """The same as a SARIF 2.1.0 document, for code scanning services."""
+        """Return the same as a SARIF 2.1.0 document, for code scanning services."""
         import adapterhub
 
         return to_sarif(self.adapters, root=self.root, version=adapterhub.__version__)
@@ -130,20 +132,20 @@ def _audited(subject: AuditedAdapter, around: Surroundings, ignore: Sequence[str
 
 
 def _run(name: str, subject: AuditedAdapter, around: Surroundings) -> list[Finding]:
-    """The findings of a check; a check that cannot run becomes a finding, and the others go on."""
+    """Return the findings of a check; a check that cannot run becomes a finding, and the others go on."""
     module = importlib.import_module(f"adapterhub.library.audit.{name}")
     try:
         return list(module.check(subject, around))
     except AdapterHubError as error:
         message = f"the check `{name}` could not run: {error.message}"
-        return [Finding(code="U_CHECK", severity="unknown", where="", message=message, hint=error.hint)]
+        return [Finding("U_CHECK", "", message, hint=error.hint)]
 
 
 def store_report(library: Library) -> Audited | None:
-    """Findings for folders under `adapters/` whose content is unknown, so that no other check applies."""
+    """Return findings for folders under `adapters/` with unknown content, to which no other check applies."""
     hint = "`adapt doctor --repair` mends what it can"
     findings = [
-        Finding(code="E_MANIFEST", severity="error", where=where, message=broken.reason, hint=hint)
+        Finding("E_MANIFEST", where, broken.reason, hint=hint)
         for broken in library.broken()
         if (where := broken.folder.relative_to(library.root).as_posix())
     ]
@@ -165,7 +167,7 @@ _LIKE_A_FILE: Final = 255
 
 
 def to_sarif(audited: Sequence[Audited], *, root: Path, version: str) -> dict[str, Any]:
-    """The log: one run, a rule for each code that was found, a result for each finding."""
+    """Return the log: one run, a rule for each code that was found, a result for each finding."""
     root = root.absolute()
     pairs = [(one.target, finding) for one in audited for finding in one.report.findings]
     codes = sorted({finding.code: finding.severity for _, finding in pairs}.items())
@@ -214,7 +216,7 @@ def _result(target: AuditTarget, finding: Finding, index: int, root: Path) -> di
 
 
 def _artifact(target: AuditTarget, finding: Finding, root: Path) -> dict[str, Any]:
-    """The file that a finding is about, else the folder; relative to the library where it lies in it."""
+    """Return the file that a finding is about, or the folder; relative to the library if it lies in it."""
     place = target.folder.absolute()
     named = place / finding.where.partition(": ")[0]
     is_file = finding.where and len(finding.where) <= _LIKE_A_FILE and named.is_file()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.root import absolute
 from adapterhub.core.errors import AdapterHubError, RefusedAdapter, RemoteUnreachable, shown
-from adapterhub.core.specs import AdapterSpec
+from adapterhub.core.specs import AdapterSpec, fold, is_one_edit_apart, one_edit_from
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.licenses import Expression, Term
@@ -26,7 +26,8 @@ from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.origins import Origin
 from adapterhub.library.store.rows import BuildRow, SketchRow
 from adapterhub.library.transfer import Source
-from adapterhub.trust.verify import Finding, Report
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import Report
 from adapterhub.trust.verify.checks.digests import read_manifest_file
 from adapterhub.trust.verify.subject import list_folder
 
@@ -54,7 +55,7 @@ class AuditedAdapter:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """The folder with its files."""
         return self.target.folder
 
     @property
@@ -63,34 +64,54 @@ class AuditedAdapter:
         return self.build.namespace if self.build else None
 
 
+class InstalledNames:
+    """Full names, among which look-alikes are found at a cost that does not grow with their number."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names, self._letters = frozenset(names), sorted(set().union(*names))
+        self._folded: dict[str, list[str]] = {}
+        for name in names:
+            self._folded.setdefault(fold(name), []).append(name)
+
+    def like(self, name: str) -> list[str]:
+        """Return the others that read the same, or differ by one character, sorted."""
+        near = (
+            one for one in one_edit_from(name, self._letters) if one in self._names and is_one_edit_apart(name, one)
+        )
+        return sorted({*near, *self._folded.get(fold(name), ())} - {name})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """The library and the places to look up; `find_source` is None where no place may be contacted.
+    """The library and the places to look up; `find_source` is None if no place may be contacted.
 
-    `with_bytes`: every byte is compared with its digest. Slow results are cached.
+    `with_bytes`: every byte is compared with its digest. `with_log`: the logs of servers are asked. Slow results
+    are cached.
     """
 
     library: Library
     find_source: FindSource | None = None
     with_bytes: bool = False
+    with_log: bool = False
     progress: Progress | None = None
     told_bases: set[str] = field(default_factory=set, repr=False, compare=False)
     """Findings about bases, which many adapters share, so that one audit reports each once."""
     looked_at: dict[str, BaseFingerprint] = field(default_factory=dict, repr=False, compare=False)
     _bases: dict[str, BaseRecord | None] = field(default_factory=dict, repr=False, compare=False)
+    _sources: dict[str, Source] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[tuple[str, str], Sequence[Release] | AdapterHubError] = field(
         default_factory=dict, repr=False, compare=False
     )
 
-    @cached_property
-    def installed(self) -> tuple[Installed, ...]:
-        """Every build that is installed."""
-        return tuple(self.library.installed())
+    def build_with(self, digest: Digest) -> Installed | None:
+        """Return the installed build with that digest; None if there is none."""
+        row = self.library.catalog.read(lambda index: index.of_digest(digest))
+        return next(self.library.readable_in([self.library.root / row.folder]), None) if row is not None else None
 
     @cached_property
-    def by_digest(self) -> dict[Digest, Installed]:
-        """The same, by the digest of the manifest."""
-        return {build.manifest.digest: build for build in self.installed}
+    def names(self) -> InstalledNames:
+        """The full names of all builds."""
+        return InstalledNames(self.library.catalog.read(lambda index: index.names()))
 
     @cached_property
     def _sketches(self) -> tuple[Mapping[str, SketchRow], Mapping[str, Sequence[BuildRow]]]:
@@ -102,7 +123,7 @@ class Surroundings:
         return made, b"".join(one.sketch for one in made)
 
     def copies_of(self, build: Installed) -> list[Similar]:
-        """The installed builds of the same update, negated ones included; none without numpy."""
+        """Return the installed builds of the same update, negated ones included; none without numpy."""
         known, rows = self._sketches
         mine = known.get(build.manifest.digest)
         if mine is None or not mine.sketch:
@@ -113,7 +134,7 @@ class Surroundings:
         return same_as(self.library, build, mine, lambda choose: [made[at] for at in choose(packed)], lambda: rows)
 
     def base_of(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
-        """The registered base with that fingerprint."""
+        """Return the registered base with that fingerprint."""
         if fingerprint is None:
             return None
         if fingerprint.weights not in self._bases:
@@ -121,21 +142,27 @@ class Surroundings:
         return self._bases[fingerprint.weights]
 
     def manifest_of(self, digest: Digest) -> Manifest | None:
-        """The manifest with that digest, if the library has it."""
-        if (build := self.by_digest.get(digest)) is not None:
+        """Return the manifest with that digest, if the library has it."""
+        if (build := self.build_with(digest)) is not None:
             return build.manifest
         try:
             return self.library.store.read_manifest(digest) if self.library.store.has_manifest(digest) else None
         except AdapterHubError:
             return None
 
+    def source_of(self, origin: Origin) -> Source:
+        """Return the place of an origin, which knows the releases that it gave to `ask`; raises as `find_source`."""
+        assert self.find_source is not None  # callers say "cannot tell" without it
+        if origin.place not in self._sources:
+            self._sources[origin.place] = self.find_source(origin)
+        return self._sources[origin.place]
+
     def ask(self, origin: Origin) -> Sequence[Release]:
-        """The releases that an origin offers under its name, cached for each place and name.
+        """Return the releases that an origin offers under its name, cached for each place and name.
 
         Raises:
             AdapterHubError: the place does not answer. An unreachable place is not tried again.
         """
-        assert self.find_source is not None  # callers say "cannot tell" without it
         for key in ((origin.place, ""), (origin.place, origin.name)):
             answer = self._answers.get(key)
             if isinstance(answer, AdapterHubError):
@@ -143,7 +170,7 @@ class Surroundings:
             if answer is not None:
                 return answer
         try:
-            answer = self.find_source(origin).releases(AdapterSpec.parse(origin.name))
+            answer = self.source_of(origin).releases(AdapterSpec.parse(origin.name))
         except AdapterHubError as error:
             # a refusal of one name says nothing of others; a server that is away is away for all
             self._answers[origin.place, "" if isinstance(error, RemoteUnreachable) else origin.name] = error
@@ -153,7 +180,7 @@ class Surroundings:
 
 
 def subject_of_build(build: Installed) -> AuditedAdapter:
-    """An installed build."""
+    """Return an installed build."""
     manifest = build.manifest
     target = AuditTarget(
         label=f"{build.full_name} {manifest.label}",
@@ -166,7 +193,7 @@ def subject_of_build(build: Installed) -> AuditedAdapter:
 
 
 def subject_of_folder(folder: Path, label: str) -> AuditedAdapter:
-    """A folder that is not installed, with a manifest or without; never raises for what is in it."""
+    """Return a folder that is not installed, with a manifest or without; never raises for its contents."""
     folder = Path(absolute(folder))
     try:
         manifest, is_named = _manifest_in(folder)
@@ -184,7 +211,7 @@ def subject_of_folder(folder: Path, label: str) -> AuditedAdapter:
 
 
 def _manifest_in(folder: Path) -> tuple[Manifest, bool]:
-    """The folder's own manifest, or one made from its files; and whether it says a name and version."""
+    """Return the folder's own manifest, or one made from its files; and whether it states a name and version."""
     entry = list_folder(folder).taken.get(MANIFEST_FILE)
     if entry is not None:
         return read_manifest_file(entry), True
@@ -195,9 +222,9 @@ def _refusals(error: AdapterHubError) -> Iterator[Finding]:
     """Why there is no manifest."""
     if isinstance(error, RefusedAdapter):
         for code, text in error.findings:
-            yield Finding(code=code, severity="error", where="", message=text, hint=error.hint)
+            yield Finding(code, "", text, hint=error.hint)
         return
-    yield Finding(code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=error.message, hint=error.hint)
+    yield Finding("E_MANIFEST", MANIFEST_FILE, error.message, hint=error.hint)
 
 
 STORE: Final = "the store"
@@ -259,7 +286,7 @@ class Part(Documented, keys="part=role name stated spdx", title="LicensePart"):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Composition(Documented, keys="spdx terms complete parts", title="License"):
-    """The licences of all parts together; `whole` is None where none is known."""
+    """The licences of all parts together; `whole` is None if none is known."""
 
     parts: tuple[Part, ...]
     whole: Expression | None

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.files import read_json
 from adapterhub.core.errors import shown
-from adapterhub.formats.base.fingerprint import compare
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.trust.verify import Finding, open_subject
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import open_subject
 from adapterhub.trust.verify.checks.base import check as declared_base
 from adapterhub.trust.verify.checks.fit import check as shapes
 
@@ -19,7 +21,7 @@ _MISMATCH: str = "E_BASE_MISMATCH"
 
 
 def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
-    """Declared, registered, fitting by shapes (no numbers are read), unchanged on the disk, and mismatches allowed."""
+    """Check that it is declared, registered, unchanged on the disk, and fits by shapes; note allowed mismatches."""
     manifest = subject.manifest
     if manifest is None:
         return
@@ -33,30 +35,32 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
             else "`adapt add … --base BASE` records it"
         )
         message = f"declares no fingerprint of its base{named}: nothing proves which model it was made for"
-        yield Finding(code="U_BASE", severity="unknown", where=MANIFEST_FILE, message=message, hint=pin)
+        yield Finding("U_BASE", MANIFEST_FILE, message, hint=pin)
         return
     if manifest.base.fingerprint is None:
         message = "its base was pinned here; its author declared none"
-        yield Finding(code="N_BASE_PINNED", severity="note", where=MANIFEST_FILE, message=message)
+        yield Finding("N_BASE_PINNED", MANIFEST_FILE, message)
     record = around.base_of(fingerprint)
     if record is None:
         message = f"its base {fingerprint.weights[:19]}… ({shown(subject.base.label)}) is not registered here"
         hint = "`adapt base add PATH --as NAME` registers it, so that the base it runs on can be checked"
-        yield Finding(code="W_BASE_UNREGISTERED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+        yield Finding("W_BASE_UNREGISTERED", MANIFEST_FILE, message, hint=hint)
         return
-    yield from _fit(subject, record)
+    yield from _fit(subject, record, around)
     if around.with_bytes:
         yield from _changed(record, around)
 
 
-def _fit(subject: AuditedAdapter, record: BaseRecord) -> Iterator[Finding]:
+def _fit(subject: AuditedAdapter, record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
     """Errors of the two checks of `verify` that compare with a base; config and header are read, no numbers."""
     assert subject.manifest is not None  # `check` made sure
     opened, _ = open_subject(
         subject.folder,
-        base_tensors=record.tensors,
+        base_tensors=record.weights,
         base_fingerprint=record.fingerprint,
+        base_type=record.hints.model_type,
         manifest=subject.manifest.with_base(subject.base),
+        judge=around.library.bases.judged,
     )
     if opened is None:  # damaged; `--verify` says how
         return
@@ -76,7 +80,7 @@ def _allowed(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]
             named = "unknown"
         message = f"was allowed to run on the base `{named}`, whose weights differ from those of its own base"
         hint = f"delete `{path}` to undo that"
-        yield Finding(code="W_BASE_ALLOWED", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+        yield Finding("W_BASE_ALLOWED", MANIFEST_FILE, message, hint=hint)
 
 
 def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
@@ -85,8 +89,8 @@ def _changed(record: BaseRecord, around: Surroundings) -> Iterator[Finding]:
         return
     if record.alias not in around.looked_at:
         around.looked_at[record.alias] = around.library.bases.look_again(record, progress=around.progress).fingerprint
-    comparison = compare(record.fingerprint, around.looked_at[record.alias])
-    if not comparison.verdict.is_same_model:
+    verdict = compare(record.fingerprint, around.looked_at[record.alias]).verdict
+    if verdict not in (BaseVerdict.SAME_WEIGHTS, BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION):
         message = f"`{record.path}` holds weights that differ from those registered as `{record.alias}`"
         hint = f"find out who changed them; `adapt base add {record.path} --as NAME` registers what is there"
-        yield Finding(code=_MISMATCH, severity="error", where=str(record.path), message=message, hint=hint)
+        yield Finding(_MISMATCH, str(record.path), message, hint=hint)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
-from adapterhub.trust.verify import Finding, verify_folder
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify import verify_folder
 
 
 def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
-    """The errors of `verify`; its warnings concern use, not trust."""
+    """Yield the errors of `verify`; its warnings concern use, not trust."""
     if not around.with_bytes:
         return
     if subject.build is not None:

@@ -9,11 +9,14 @@ from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.results import results_of
-from adapterhub.trust.verify import Finding, Severity
+from adapterhub.trust.findings import Finding
 
 
 def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
-    """A missing or loose contract, and results that are all about other bases. A contract of a newer format is left."""
+    """Yield a missing or loose contract, and results that are all about other bases.
+
+    A contract of a newer format is left.
+    """
     if subject.manifest is None:
         return
     try:
@@ -22,11 +25,13 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
         return
     if contract is None:
         message = "has no behaviour contract, so no test can say whether it still does its task"
-        yield _finding("A_NO_CONTRACT", "note", message, hint="`adapt contract record` writes one")
+        yield Finding("A_NO_CONTRACT", CONTRACT_FILE, message, hint="`adapt contract record` writes one")
         return
     if loose := contract.bounds.loose:
         message = f"its contract proves nothing: {loose}"
-        yield _finding("A_CONTRACT_LOOSE", "warning", message, hint="ask its author for a contract with tighter bounds")
+        yield Finding(
+            "A_CONTRACT_LOOSE", CONTRACT_FILE, message, hint="ask its author for a contract with tighter bounds"
+        )
     if subject.build is not None:
         yield from _results(subject, around)
 
@@ -39,13 +44,9 @@ def _results(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]
     if not trusted or declared is None or any(one.result.base == declared.weights for one in trusted):
         return
     one = trusted[0]
-    yield _finding(
+    yield Finding(
         "A_RESULT_OTHER_BASE",
-        "warning",
+        CONTRACT_FILE,
         f"the result by {shown(one.by)} is about the base {one.result.base[:19]}…, not about the one of this adapter",
         hint="`adapt test` tests it on its own base",
     )
-
-
-def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:
-    return Finding(code=code, severity=severity, where=CONTRACT_FILE, message=message, hint=hint)

@@ -16,7 +16,7 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE
 from adapterhub.formats.safetensors.header import LOOKED_AT, is_pointer, recognise
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
-from adapterhub.trust.verify import Finding
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.verify.subject import TAKEN, Entry, kind_of_name
 
 MAX_DEPTH: Final = 8
@@ -60,8 +60,7 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:  
 
 
 def _finding(code: str, where: str, message: str) -> Finding:
-    severity = {"E": "error", "W": "warning", "U": "unknown"}[code[0]]
-    return Finding(code=code, severity=severity, where=where, message=message, hint=_ADVICE[code])  # type: ignore[arg-type]
+    return Finding(code, where, message, hint=_ADVICE[code])
 
 
 def _judged(path: Path, name: str, *, is_link: bool) -> tuple[str, str, str] | None:
@@ -80,7 +79,7 @@ def _judged(path: Path, name: str, *, is_link: bool) -> tuple[str, str, str] | N
 
 
 def _start_of(path: Path) -> bytes:
-    """The first bytes of a plain file; none of anything else."""
+    """Return the first bytes of a plain file; none of anything else."""
     try:
         with Entry(name=path.name, path=path, size_bytes=0).open() as stream:
             return stream.read(LOOKED_AT)

@@ -18,7 +18,7 @@ from adapterhub.formats.cards.card import CARD_LIMIT_BYTES, split_card
 from adapterhub.formats.licenses import CANNOT_JOIN, Term, joined, terms_of
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, Manifest
 from adapterhub.library.audit._subject import AuditedAdapter, Composition, Part, Surroundings
-from adapterhub.trust.verify import Finding
+from adapterhub.trust.findings import Finding
 
 MAX_PARTS: Final = 200
 """Further ancestors are not followed, and a finding says so."""
@@ -40,18 +40,18 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     if composition.whole is None:
         return
     message = f"all parts together: {composition.whole.text}" + (", where known" if composition.unknown else "")
-    yield Finding(code="N_LICENSE", severity="note", where=MANIFEST_FILE, message=message)
+    yield Finding("N_LICENSE", MANIFEST_FILE, message)
     for term, code in _CODES.items():
         asking = [part for part in _known(composition) if term in _terms(part)]
         if asking and term in composition.whole.best.terms:
             parts = ", ".join(f"{p.expression.text} of {p.title}" for p in asking if p.expression)
-            yield Finding(code=code, severity="warning", where=MANIFEST_FILE, message=f"{parts} {term.value}")
+            yield Finding(code, MANIFEST_FILE, f"{parts} {term.value}")
     yield from _wider(composition)
     yield from _conflicts(composition)
 
 
 def composition_of(subject: AuditedAdapter, around: Surroundings) -> Composition:
-    """The parts of a subject that has a manifest, ancestors included, each once."""
+    """Return the parts of a subject that has a manifest, ancestors included, each once."""
     assert subject.manifest is not None  # the caller made sure
     parts = [_stated("adapter", subject.target.name or subject.target.label, licence_in(subject.manifest))]
     parts += _ancestors(subject.manifest, around)
@@ -83,7 +83,7 @@ def _ancestors(manifest: Manifest, around: Surroundings) -> Iterator[Part]:
 
 
 def base_part(subject: AuditedAdapter, around: Surroundings) -> Part:
-    """The base of an adapter, with the licence that its card states where its folder is here."""
+    """Return the base of an adapter, with the licence that its card states where its folder is here."""
     label = subject.base.label
     try:
         record = around.base_of(subject.base.fingerprint)
@@ -102,7 +102,7 @@ def _stated(role: str, name: str, stated: str | None) -> Part:
 
 
 def licence_in(manifest: Manifest) -> str | None:
-    """What a manifest states, or its card where that says more (`other` with a `license_name`)."""
+    """Return the licence in a manifest, or in its card if that is more exact (`other` with a `license_name`)."""
     return manifest.license if _says(manifest.license) else _licence_in_card(manifest.card) or manifest.license
 
 
@@ -155,7 +155,7 @@ def _untold(composition: Composition, around: Surroundings) -> Iterator[Finding]
                 continue
             around.told_bases.add(message)
             hint = f"`license:` in the `{CARD_FILE}` of the base's folder states it"
-        yield Finding(code="U_LICENSE", severity="unknown", where=MANIFEST_FILE, message=message, hint=hint)
+        yield Finding("U_LICENSE", MANIFEST_FILE, message, hint=hint)
 
 
 def _wider(composition: Composition) -> Iterator[Finding]:
@@ -169,7 +169,7 @@ def _wider(composition: Composition) -> Iterator[Finding]:
             asks = " and ".join(sorted(term.value for term in missing))
             message = f"states {own.expression.text}, but {part.title} is under {part.expression.text}, which {asks}"
             hint = "state both, as in `--license 'Apache-2.0 AND CC-BY-NC-4.0'`, or ask its author"
-            yield Finding(code="W_LICENSE_WIDER", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+            yield Finding("W_LICENSE_WIDER", MANIFEST_FILE, message, hint=hint)
 
 
 def _conflicts(composition: Composition) -> Iterator[Finding]:
@@ -181,9 +181,9 @@ def _conflicts(composition: Composition) -> Iterator[Finding]:
         adding = [one for one in identifiers if term in terms_of(one.partition(" WITH ")[0]) and one not in strict]
         if strict and adding:
             message = f"{strict[0]} forbids adding restrictions, and {adding[0]} {term.value}: no one can meet both"
-            yield Finding(code="W_LICENSE_CONFLICT", severity="warning", where=MANIFEST_FILE, message=message)
+            yield Finding("W_LICENSE_CONFLICT", MANIFEST_FILE, message)
             return
     alike = [one for one in identifiers if Term.SHARE_ALIKE in terms_of(one.partition(" WITH ")[0])]
     if len(alike) > 1:
         message = f"cannot tell whether {' and '.join(alike)} can be met at once: each claims the whole for itself"
-        yield Finding(code="U_LICENSE_CONFLICT", severity="unknown", where=MANIFEST_FILE, message=message)
+        yield Finding("U_LICENSE_CONFLICT", MANIFEST_FILE, message)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from adapterhub.core.digests import parse_digest
 from adapterhub.core.errors import shown
-from adapterhub.core.specs import fold, is_one_edit_apart
+from adapterhub.core.specs import fold
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.store.catalog import Installed
-from adapterhub.trust.verify import Finding
+from adapterhub.trust.findings import Finding
 
 
 def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
@@ -23,7 +23,7 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
 def _copies(build: Installed, around: Surroundings) -> Iterator[Finding]:
     manifest = build.manifest
     for one in around.copies_of(build):
-        other = around.by_digest.get(parse_digest(one.build.digest))
+        other = around.build_with(parse_digest(one.build.digest))
         if other is None:
             continue
         differs = []
@@ -38,22 +38,18 @@ def _copies(build: Installed, around: Surroundings) -> Iterator[Finding]:
             continue
         what = "the update" if one.cosine > 0 else "the negated update"
         message = f"has {what} of `{other.full_name}` {other.manifest.version} under another {' and '.join(differs)}"
-        hint = f"`adapt similar {build.full_name}` shows how they differ; the licence of the first one counts for both"
-        yield Finding(code="W_COPY", severity="warning", where=MANIFEST_FILE, message=shown(message, 400), hint=hint)
+        hint = f"`adapt compare {build.full_name}` shows how they differ; the licence of the first one counts for both"
+        yield Finding("W_COPY", MANIFEST_FILE, shown(message, 400), hint=hint)
 
 
 def _like_names(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     name = subject.target.name
-    others = sorted({build.full_name for build in around.installed} - {name})
-    for other in others if name else ():
+    for other in around.names.like(name) if name else ():
+        how = "which differs by one character"
         if fold(name) == fold(other):
             how = "which reads the same: case, `-_.`, 0 and O, 1 and l and I are easily mistaken"
-        elif is_one_edit_apart(name, other):
-            how = "which differs by one character"
-        else:
-            continue
         message = f"`{shown(name)}` looks like `{shown(other)}`, {how}"
         hint = (
             "make sure that both are meant; `adapt info NAME` tells where each belongs, `adapt remove` takes one away"
         )
-        yield Finding(code="W_LOOK_ALIKE", severity="warning", where=MANIFEST_FILE, message=message, hint=hint)
+        yield Finding("W_LOOK_ALIKE", MANIFEST_FILE, message, hint=hint)

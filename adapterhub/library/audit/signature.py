@@ -1,4 +1,4 @@
-"""Who signed an adapter, whether the user trusts the key, and whether the policy accepts the signature."""
+"""Finds the signer of an adapter, whether the user trusts the key, and whether the policy accepts the signature."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from adapterhub.library.admission import Admission
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
 from adapterhub.library.intake.statements import statements_of
 from adapterhub.library.store.catalog import Installed
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.signing.appraisal import Appraisal, FirstUseFile, provenance_of
 from adapterhub.trust.signing.trust import TrustFile
-from adapterhub.trust.verify import Finding, Severity
 
 _POLICY: str = "`adapt key policy` shows the policies in force"
 _SIGN: str = "ask its author to `adapt key sign` it; if that is you, `adapt key new NAME` makes a key"
@@ -29,22 +29,22 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     try:
         decision = Admission(around.library).decide(release, provenance_of(subject.folder), _place(subject, around))
     except SignatureRefused as error:
-        yield _finding("E_SIGNATURE", "error", error.clause, hint=error.hint)
+        yield Finding("E_SIGNATURE", SIGNATURE_FILE, error.clause, hint=error.hint)
         return
     except (NotAllowed, Malformed) as error:  # the files that say whom to trust
-        yield _finding("E_TRUST", "error", f"cannot be judged: {error.message}", hint=error.hint)
+        yield Finding("E_TRUST", SIGNATURE_FILE, f"cannot be judged: {error.message}", hint=error.hint)
         return
     policy, appraisal = decision.policy, decision.appraisal
     message = appraisal.message + (f"; the policy is `{policy}`" if policy else "; no policy is set")
     is_trusted = appraisal.standing == "trusted"
     if decision.is_refused:
-        yield _finding("E_SIGNATURE", "error", message, hint=_POLICY)
+        yield Finding("E_SIGNATURE", SIGNATURE_FILE, message, hint=_POLICY)
     elif is_trusted or policy == "off":
-        yield _finding("N_SIGNATURE", "note", message)
+        yield Finding("N_SIGNATURE", SIGNATURE_FILE, message)
     elif appraisal.standing == "unsigned":
-        yield _finding("W_UNSIGNED", "warning", message, hint=_SIGN)
+        yield Finding("W_UNSIGNED", SIGNATURE_FILE, message, hint=_SIGN)
     else:
-        yield _finding("W_SIGNATURE", "warning", message, hint=_TRUST)
+        yield Finding("W_SIGNATURE", SIGNATURE_FILE, message, hint=_TRUST)
     if policy != "off" and subject.build is not None:
         yield from _seen_before(subject, around, appraisal)
     if subject.build is not None:
@@ -52,16 +52,16 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
 
 
 def _made(build: Installed, around: Surroundings) -> Iterator[Finding]:
-    """Who states how the build was made, and statements that do not count."""
+    """Report the signers of statements of how the build was made, and statements that do not count."""
     found, refusals = statements_of(around.library, build)
     for one in found:
         who = f"`{one.signer}`" if one.signer else f"the unknown key {one.key[:19]}…"
         trusted = {"trusted": ", whom you trust", "unknown_key": ""}.get(one.standing, ", whom you do not trust for it")
         message = f"{who}{trusted}, states how it was made, as its manifest says"
-        yield Finding(code="N_STATEMENT", severity="note", where=MANIFEST_FILE, message=message)
+        yield Finding("N_STATEMENT", MANIFEST_FILE, message)
     for clause in refusals:
         message = f"a statement of how it was made does not count: {clause}"
-        yield Finding(code="W_STATEMENT", severity="warning", where=MANIFEST_FILE, message=message, hint=_STATED)
+        yield Finding("W_STATEMENT", MANIFEST_FILE, message, hint=_STATED)
 
 
 def _seen_before(subject: AuditedAdapter, around: Surroundings, appraisal: Appraisal) -> Iterator[Finding]:
@@ -76,15 +76,11 @@ def _seen_before(subject: AuditedAdapter, around: Surroundings, appraisal: Appra
         return
     signer = trust.name_of(known.signer)
     message = f"{appraisal.message}, but {signer} signed what was installed last under this name"
-    yield _finding("W_SIGNER", "warning", message, hint="ask its author which of the two is theirs")
+    yield Finding("W_SIGNER", SIGNATURE_FILE, message, hint="ask its author which of the two is theirs")
 
 
 def _place(subject: AuditedAdapter, around: Surroundings) -> str:
-    """The place that offered it: policies and keys may be limited to one."""
+    """Return the place that offered it: policies and keys may be limited to one."""
     if subject.build is None:
         return str(subject.folder)
     return around.library.origins.place_of(subject.build.manifest.digest, subject.build.full_name)
-
-
-def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:
-    return Finding(code=code, severity=severity, where=SIGNATURE_FILE, message=message, hint=hint)

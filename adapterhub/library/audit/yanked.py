@@ -8,11 +8,11 @@ from adapterhub.core.errors import AdapterHubError, AdapterNotFound, shown
 from adapterhub.formats.manifest import MANIFEST_FILE
 from adapterhub.formats.release import Release
 from adapterhub.library.audit._subject import AuditedAdapter, Surroundings
-from adapterhub.trust.verify import Finding, Severity
+from adapterhub.trust.findings import Finding
 
 
 def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
-    """What its server says now, and what it said last where it does not answer or may not be asked.
+    """Yield the server's answer now, or its last one where it does not answer or may not be asked.
 
     What was added from a folder or made here was published nowhere.
     """
@@ -24,7 +24,7 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
     if origin is None and (build.manifest.recipe or library.origins.is_made_here(digest)):
         return
     if origin is None:
-        yield _finding("U_YANKED", "unknown", "cannot tell whether it was withdrawn: it has no recorded origin")
+        yield Finding("U_YANKED", MANIFEST_FILE, "cannot tell whether it was withdrawn: it has no recorded origin")
         return
     if not origin.is_server:
         return
@@ -41,15 +41,11 @@ def check(subject: AuditedAdapter, around: Surroundings) -> Iterator[Finding]:
         library.saw_yanks(origin.place, same)
     if same == []:
         message = f"{shown(origin.place, 200)} does not offer it any more as `{shown(origin.name)}`"
-        yield _finding("W_GONE", "warning", message, hint="ask the operator of the server why it is gone")
+        yield Finding("W_GONE", MANIFEST_FILE, message, hint="ask the operator of the server why it is gone")
     reason = library.yanked(build)
     if reason is not None and same != []:
         message = f"was withdrawn on {shown(origin.place, 200)}: {shown(reason or 'no reason given', 200)}"
         hint = f"`adapt install {shown(origin.name)}` installs another version; `adapt remove` removes this one"
-        yield _finding("E_YANKED", "error", message, hint=hint)
+        yield Finding("E_YANKED", MANIFEST_FILE, message, hint=hint)
     elif same is None:
-        yield _finding("U_YANKED", "unknown", f"cannot tell whether it was withdrawn: {unknown}", hint=hint)
-
-
-def _finding(code: str, severity: Severity, message: str, *, hint: str = "") -> Finding:
-    return Finding(code=code, severity=severity, where=MANIFEST_FILE, message=message, hint=hint)
+        yield Finding("U_YANKED", MANIFEST_FILE, f"cannot tell whether it was withdrawn: {unknown}", hint=hint)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from adapterhub.core import arguments
 from adapterhub.core.arguments import Count, path_of
@@ -18,19 +19,34 @@ from adapterhub.core.errors import (
     BaseMismatch,
     BaseNotFound,
     Conflict,
+    CouldNotTell,
     Malformed,
     MalformedManifest,
     NotAllowed,
-    SpecError,
     UsageProblem,
     shown,
 )
-from adapterhub.core.specs import BaseSpec, looks_like_revision, made_name
-from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseHints, BaseVerdict, compare, fingerprint_tensors
-from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS, stated_component
-from adapterhub.formats.documented import Documented
+from adapterhub.core.specs import BaseSpec
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import (
+    BaseComparison,
+    BaseFingerprint,
+    BaseHints,
+    BaseVerdict,
+)
+from adapterhub.formats.diffusion.components import COMPONENTS, DENOISERS
 from adapterhub.formats.manifest import BaseRef, Manifest
-from adapterhub.formats.safetensors.header import TensorFacts
+from adapterhub.library.bases.families import Families
+from adapterhub.library.bases.links import SIDES, Prove, accepting, copy_with_link, linked, related, rivals
+from adapterhub.library.bases.record import (
+    ACCEPTS,
+    LIMIT_BYTES,
+    BaseRecord,
+    check_alias,
+    default_alias,
+    fingerprinted_again,
+    parsed,
+)
 
 if TYPE_CHECKING:
     from adapterhub.formats.base.folders import Looked
@@ -72,7 +88,7 @@ class Bases:
         return tuple(found)
 
     def pipeline_of(self, record: BaseRecord) -> BaseRecord | None:
-        """The pipeline that `record` is, or is a component of; None for any other model.
+        """Return the pipeline that `record` is, or is a component of; None for any other model.
 
         A denoiser that is registered besides as one model counts as the component that it is.
         """
@@ -84,10 +100,10 @@ class Bases:
         return None if part is None else self.get(part.alias.partition("/")[0])
 
     def whole(self, record: BaseRecord) -> BaseRecord:
-        """The pipeline that `record` is, or is a component of.
+        """Return the pipeline that `record` is, or is a component of.
 
         Raises:
-            UsageProblem: it is no part of a registered pipeline.
+            UsageProblem: it is not part of a registered pipeline.
         """
         if (found := self.pipeline_of(record)) is None:
             raise UsageProblem(
@@ -97,12 +113,12 @@ class Bases:
         return found
 
     def aliases(self) -> tuple[str, ...]:
-        """The registered aliases, sorted; no record is read."""
-        return tuple(sorted(path.stem for path in self.folder.glob("[!.]*.json")))
+        """Return the registered aliases, sorted; no record is read."""
+        return tuple(sorted(map(attrgetter("stem"), self.folder.glob("[!.]*.json"))))
 
     @arguments.parsed
     def get(self, alias: str) -> BaseRecord:
-        """The base registered as `alias`, or the component of a pipeline, as in `sdxl/unet`.
+        """Return the base registered as `alias`, or the component of a pipeline, as in `sdxl/unet`.
 
         Raises:
             BaseNotFound: the hint offers the nearest alias.
@@ -116,7 +132,7 @@ class Bases:
         return self._record_of(alias)
 
     def _record_of(self, alias: str) -> BaseRecord:
-        """The record of an alias that was listed. Its file is read once, and again when it has changed."""
+        """Return the record of an alias that was listed. Its file is read once, and again when it has changed."""
         path = self._path(alias)
         try:
             with path.open("rb") as file:
@@ -135,26 +151,95 @@ class Bases:
         self._read[alias] = key, record
         return record
 
-    def by_fingerprint(self, fingerprint: BaseFingerprint) -> BaseRecord | None:
-        """The registered base that adapters made for `fingerprint` run on: equal weights before another precision."""
-        other_precision: BaseRecord | None = None
-        for record in self.list():
-            verdict = compare(fingerprint, record.fingerprint).verdict
+    def by_fingerprint(self, fingerprint: BaseFingerprint | None) -> BaseRecord | None:
+        """Return the registered base that adapters made for `fingerprint` run on; None if they declare none.
+
+        Equal weights go before another precision, this before a quantised copy, and a proven copy before an accepted.
+        """
+        if fingerprint is None:
+            return None
+        records = self.list()
+        found: dict[BaseVerdict, BaseRecord] = {}
+        for record in records:
+            verdict = related(fingerprint, record.fingerprint, records).verdict
             if verdict is BaseVerdict.SAME_WEIGHTS:
                 return record
-            if verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
-                other_precision = other_precision or record
-        return other_precision
+            found.setdefault(verdict, record)
+        return next((found[verdict] for verdict in _PREFERRED if verdict in found), None)
+
+    def copies_of(self, weights: Digest) -> tuple[BaseRecord, ...]:
+        """Return the registered copies with a link to the base with these weights."""
+        return tuple(each for each in self._readable() if any(link.source == weights for link in each.links))
+
+    def by_weights(self, weights: Digest | None) -> BaseRecord | None:
+        """Return the registered base with exactly these weights, under any name."""
+        return next((record for record in self.list() if record.fingerprint.weights == weights), None)
+
+    def standing_for(self, weights: Digest | None) -> BaseRecord | None:
+        """Return the registered base with these weights, or a copy of it that was proven or accepted here.
+
+        For what runs a base of which only the digest is known. A caller that needs exact weights uses `by_weights`.
+        """
+        if weights is None or (exact := self.by_weights(weights)) is not None:
+            return None if weights is None else exact
+        return copy_with_link(self.list(), weights)
+
+    def sources_here(self, base: BaseRecord) -> Iterator[BaseRecord]:
+        """Yield the bases in floats with the weights of `base`, itself included, whose files are on this machine."""
+        for one in (base, *self.list()):
+            is_model = not (one.components or one.component or one.fingerprint.copy)
+            is_here = one.path is not None and one.path.exists()
+            if (
+                is_model
+                and is_here
+                and (one == base or self.judged(one.fingerprint, base.fingerprint).verdict.stands_for)
+            ):
+                yield one
+
+    def with_settings(self, base: BaseRecord) -> BaseRecord:
+        """Return the base whose settings define adapters of `base`: for a GGUF file its source, if that is here."""
+        is_file = base.path is not None and base.path.suffix == ".gguf"
+        return next(self.sources_here(base), base) if is_file else base
+
+    def stands_for(self, weights: object, base: BaseRecord) -> bool:
+        """Return whether adapters of the base with these weights run on `base`, as the links say."""
+        known = next((one for one in self.list() if one.fingerprint.weights == weights), None)
+        if known is not None:
+            return self.judged(known.fingerprint, base.fingerprint).verdict.stands_for
+        return any(link.source == weights and link.comparison("").verdict.stands_for for link in base.links)
+
+    def judged(
+        self,
+        one: BaseFingerprint | None,
+        other: BaseFingerprint | None,
+        *,
+        hints: tuple[BaseHints, BaseHints] | None = None,
+    ) -> BaseComparison:
+        """Return how two bases relate in this library: by content, proven and accepted copies, and declared families.
+
+        Everything that asks whether an adapter runs on a base asks here. None: a base without a fingerprint.
+        """
+        known = tuple(self._readable())  # a damaged record says nothing, and the others count
+        return Families(self).judged(related(one, other, known, hints), one, other)
+
+    def forms_of(self, base: BaseFingerprint) -> tuple[tuple[BaseRecord, BaseComparison], ...]:
+        """Return the registered bases that are the same model as `base` with other weights, each with its relation."""
+        others = (each for each in self.list() if not each.component and each.fingerprint.weights != base.weights)
+        found = ((each, self.judged(base, each.fingerprint)) for each in others)
+        return tuple((each, told) for each, told in found if told.verdict.stands_for)
 
     def of(self, base: BaseRef) -> BaseRecord | None:
-        """The registered base that an adapter for `base` runs on: by its weights, by its Hub id if it declares none."""
+        """Return the registered base that runs an adapter for `base`: by its weights, or by its Hub id without any."""
         if base.fingerprint is not None:
             return self.by_fingerprint(base.fingerprint)
         named = base.hints.hub_id
         return next((record for record in self.list() if named and record.hub == named), None)
 
     def hub_id_of(self, base: BaseRef) -> str:
-        """The Hub id of a base: the one that it declares, else that of the registered base with its weights; or ""."""
+        """Return the Hub id of a base: the one that it declares, or that of the registered base with its weights.
+
+        Or "".
+        """
         record = None if base.hints.hub_id else self.of(base)
         return base.hints.hub_id or (record.hub if record else None) or ""
 
@@ -162,7 +247,7 @@ class Bases:
     def find(
         self, base: BaseSpec | str, *, threads: Count | None = None, progress: Progress | None = None
     ) -> BaseRecord:
-        """The base that `base` names: by alias, Hub id, start of its weights digest, or folder.
+        """Return the base that `base` names: by alias, Hub id, start of its weights digest, or folder.
 
         A folder is fingerprinted again, at no cost while its files are unchanged. It counts as the registered base only
         while its weights are the registered ones; otherwise the record has no alias.
@@ -202,7 +287,7 @@ class Bases:
         threads: Count | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
-        """The base in the folder or file `path` now, without registering it; see `look_at`."""
+        """Return the base in the folder or file `path` now, without registering it; see `look_at`."""
         from adapterhub.formats.base.folders import look_at
 
         place = Path(absolute(path))
@@ -212,7 +297,7 @@ class Bases:
         return _record(place, looked)
 
     def look_again(self, record: BaseRecord, *, progress: Progress | None = None) -> BaseRecord:
-        """What the place of a registered base holds now.
+        """Return the state of a registered base's place.
 
         Raises:
             BaseNotFound: the record names no place, or the pipeline there no longer has the component.
@@ -227,7 +312,7 @@ class Bases:
         return now.part(record.component) if record.component else now
 
     def current(self, record: BaseRecord, *, progress: Progress | None = None) -> BaseRecord:
-        """The record of the current files of a base, under its registered names.
+        """Return the record of the current files of a base, under its registered names.
 
         Raises:
             BaseNotFound: the files are missing.
@@ -247,10 +332,11 @@ class Bases:
                 hint=f"`adapt base add {record.path} --as NAME` registers the current weights",
             )
         hints = replace(now.hints, hub_id=record.hints.hub_id, commit=record.hints.commit)
-        return replace(now, alias=record.alias, hub=record.hub, hints=hints)
+        named = replace(now, alias=record.alias, hub=record.hub, hints=hints)
+        return replace(named, links=record.links, accepts=record.accepts)
 
     def state(self, record: BaseRecord) -> Digest:
-        """The digest of all that decides what a base answers now; of a component, that of its whole pipeline.
+        """Return the digest of all that decides what a base answers now; of a component, that of its whole pipeline.
 
         Raises:
             BaseNotFound, Malformed, CouldNotTell: as `state_digest`.
@@ -262,7 +348,7 @@ class Bases:
         return state_digest(whole.path, cache_folder=self.cache_folder)
 
     def _at(self, seen: BaseRecord) -> BaseRecord:
-        """The registered base in the same folder with the same weights, else the given record."""
+        """Return the registered base in the same folder with the same weights, or the given record."""
         place = os.path.realpath(seen.path or "")
         for record in self.list():
             is_here = record.path is not None and os.path.realpath(record.path) == place
@@ -279,15 +365,18 @@ class Bases:
         *,
         hub_id: str | None = None,
         commit: str | None = None,
+        accept: str = "",
         threads: Count | None = None,
         progress: Progress | None = None,
     ) -> BaseRecord:
         """Register the model or pipeline at `path`, by default under the name of its Hub repository or folder.
 
-        Adding the same weights again is no error: the record then names the folder given last, and keeps its Hub id if
-        neither `hub_id` nor the folder gives one.
+        Adding the same weights again is allowed: the record then names the folder given last, and keeps its Hub id if
+        neither `hub_id` nor the folder gives one. `accept="likely"` lets a quantised copy stand for its source where
+        its format proves no more than a likeness.
 
         Raises:
+            UsageProblem: `accept` is another word, the base is not such a copy, or likely one of several bases.
             Conflict: the alias belongs to other weights; the message has both hashes.
             SpecError: the alias is not valid, or the folder's name gives none.
             BaseNotFound, Malformed, CouldNotTell: as `fingerprint_folder`.
@@ -298,7 +387,8 @@ class Bases:
         if alias is None:
             alias = self._at(seen).alias or default_alias(seen)
         known = self.get(alias) if seen.hub is None and alias in self.aliases() else None
-        named = replace(seen, alias=alias)
+        _check_accept(accept, seen, alias)
+        named = replace(seen, alias=alias, accepts=accept)
         return self.put(_with_hub_id(named, known.hub, known.hints.commit) if known and known.hub else named)
 
     @arguments.parsed
@@ -308,25 +398,25 @@ class Bases:
         Raises:
             BaseNotFound: the hint offers the nearest alias.
         """
-        return self.put(_with_hub_id(self.get(alias), hub_id, None))
+        return self.put(_with_hub_id(self.get(alias), hub_id, None), links=False)
 
     @arguments.parsed
-    def add_record(self, path: Path, alias: str | None = None) -> BaseRecord:
+    def add_record(self, path: Path, alias: str | None = None, *, accept: str = "") -> BaseRecord:
         """Register the base of an exported record, whose weights need not be on this machine.
 
-        A base that is registered under the name with the same weights keeps its folder.
+        A base that is registered under the name with the same weights keeps its folder. `accept` as for `add`.
 
         Raises:
-            Conflict, SpecError: as `add`.
-            Malformed: the file is no record, or its fingerprint is not that of its tensors.
+            Conflict, SpecError, UsageProblem: as `add`.
+            Malformed: the file is not a record, or its fingerprint is not that of its tensors.
         """
         try:
             read = BaseRecord.parse(read_plain(path, LIMIT_BYTES), str(path))
-            made = fingerprint_tensors(read.tensors, files=read.fingerprint.files)
+            made = fingerprinted_again(read)
         except (Malformed, OSError, ValueError) as error:
             reason = error.message if isinstance(error, Malformed) else f"{shown(str(path), 200)}: {error}"
             raise Malformed(
-                reason, hint="`adapt base export-record BASE` writes a record; give the model's folder otherwise"
+                reason, hint="`adapt base show BASE --record` writes a record; give the model's folder otherwise"
             ) from None
         if made != read.fingerprint:
             raise Malformed(
@@ -335,17 +425,68 @@ class Bases:
             )
         name = alias or read.alias
         folder = self.get(name).path if name in self.aliases() else None
-        return self.put(replace(read, alias=name, path=folder))
+        _check_accept(accept, read, name)
+        # a file gives itself no right: links are proven here, and what is accepted here counts
+        return self.put(replace(read, alias=name, path=folder, links=(), accepts=accept))
 
-    def put(self, record: BaseRecord) -> BaseRecord:
-        """Register `record` under its alias; see `add`."""
+    def put(self, record: BaseRecord, *, links: bool = True) -> BaseRecord:
+        """Register `record` under its alias; see `add`. `links`: make those between it and what is there."""
         check_alias(record.alias)
+        proofs: dict[tuple[Digest, Digest], BaseComparison | None] = {}
+
+        def prove(source: BaseRecord, copy: BaseRecord) -> BaseComparison | None:
+            key = source.fingerprint.weights, copy.fingerprint.weights
+            if key not in proofs:
+                proofs[key] = self._proven(source, copy)
+            return proofs[key]
+
+        if links:
+            self._linked(record, prove)  # reads files, while no other process waits for the lock
         with self._root.lock("bases", exclusive=True):
             taken = next((name for name in self.aliases() if name.casefold() == record.alias.casefold()), None)
             if taken is not None:
                 self._ensure_same_weights(self.get(taken), record)
-            self._root.write(self._path(record.alias), record.to_bytes())
-        return record
+            changed = self._linked(record, prove) if links else [record]
+            for each in changed:
+                self._root.write(self._path(each.alias), each.to_bytes())
+        return changed[0]
+
+    def _linked(self, record: BaseRecord, prove: Prove) -> Sequence[BaseRecord]:
+        """Return the record with its links, and the copies that now have a link to it.
+
+        Raises:
+            UsageProblem: it accepts a likely source, and several models are.
+        """
+        old = next((each for each in self._readable() if each.alias == record.alias), None)
+        if old is not None and old.fingerprint.weights == record.fingerprint.weights:
+            record = replace(record, links=old.links, accepts=record.accepts or old.accepts)
+        others = [each for each in self._readable() if each.alias != record.alias]
+        if record.is_copy:
+            found = accepting(linked(record, others, prove), others)
+            _ensure_one_source(found, others)
+            return [found]
+        copies = [each for each in others if each.is_copy and not record.components]
+        everything = [record, *others]
+        now = [accepting(linked(each, [record], prove), everything) for each in copies]
+        return [record, *(new for new, each in zip(now, copies, strict=True) if new.links != each.links)]
+
+    def _readable(self) -> Iterator[BaseRecord]:
+        """Every registered base whose record can be read, without the components of pipelines."""
+        for alias in self.aliases():
+            with contextlib.suppress(BaseNotFound, Malformed, NotAllowed):  # its own reader reports a damaged one
+                yield self._record_of(alias)
+
+    def _proven(self, source: BaseRecord, copy: BaseRecord) -> BaseComparison | None:
+        """Compare the files of two bases; None if they are not both here as they were registered."""
+        try:
+            from adapterhub.formats.base.quantised.deep import compare_models
+            from adapterhub.formats.base.quantised.opening import opened
+
+            places = [self.current(each).path for each in (source, copy)]
+            a, b = (opened(place) for place in places if place is not None)
+            return compare_models(a, b, named=SIDES)
+        except (BaseNotFound, BaseMismatch, Malformed, CouldNotTell, ImportError):
+            return None
 
     @arguments.parsed
     def remove(self, alias: str) -> None:
@@ -411,229 +552,38 @@ def _record(place: Path, looked: Looked) -> BaseRecord:
     )
 
 
+_PREFERRED: Final = (
+    BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION,
+    BaseVerdict.SAME_WEIGHTS_QUANTISED,
+    BaseVerdict.ACCEPTED_QUANTISED,
+)
+
+
+def _ensure_one_source(copy: BaseRecord, others: Sequence[BaseRecord]) -> None:
+    if copy.accepts and not any(link.accepted for link in copy.links) and (names := rivals(copy, others)):
+        listed = " and of ".join(f"`{name}`" for name in names)
+        raise UsageProblem(
+            f"`{copy.alias}` is likely a copy of {listed}, which are several models. Nothing was changed",
+            hint="`adapt base remove` takes out those that it was not made from; then add it again",
+        )
+
+
+def _check_accept(accept: str, record: BaseRecord, name: str) -> None:
+    if accept not in ("", ACCEPTS):
+        raise UsageProblem(f"`{shown(accept)}` cannot be accepted, expected `{ACCEPTS}`")
+    if accept and not record.is_copy:
+        raise UsageProblem(
+            f"`{shown(name)}` is not a quantised copy, so there is nothing to accept of it",
+            hint="`adapt base show` shows what is known about a base",
+        )
+
+
 def _with_hub_id(record: BaseRecord, hub_id: str, commit: str | None) -> BaseRecord:
     return replace(record, hub=hub_id, hints=replace(record.hints, hub_id=hub_id, commit=commit))
 
 
 def _short(fingerprint: BaseFingerprint) -> str:
     return fingerprint.weights[:19]
-
-
-SCHEMA: Final = "adapterhub/base/1"
-LIMIT_BYTES: Final = 512 << 20
-_KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tensors")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digests(Documented, keys="weights tensors structure files?", title="Fingerprint"):
-    """The [fingerprint](fingerprint.md) of a base."""
-
-    weights: Annotated[str, "digest of names and values"]
-    tensors: Annotated[str, "digest of values"]
-    structure: Annotated[str, "digest of names and shapes"]
-    files: Annotated[str | None, "digest of its files, if known"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class BaseRecord(Documented, keys="alias path fingerprint=digests hints=names parts?=by_component", title="Base"):
-    """One base. `alias` is "" for a folder that is not registered; `tensors` are sorted by name, buffers too.
-
-    `components`: for a pipeline of several models, the hints of each; its tensors are named `unet.conv_in.weight`.
-    `component`: the one that this record is, of a pipeline; `path` is its folder, or the file of the whole pipeline.
-    """
-
-    alias: Annotated[str, "`sdxl`, or `sdxl/unet` for a component"]
-    path: Annotated[Path | None, "its folder, or the file of the whole pipeline"]
-    hub: str | None
-    fingerprint: BaseFingerprint
-    hints: BaseHints
-    tensors: tuple[TensorFacts, ...]
-    components: Mapping[str, BaseHints] = field(default_factory=dict, hash=False)
-    component: str = ""
-
-    @property
-    def label(self) -> str:
-        """Its name in messages: alias, else Hub id, else folder."""
-        return self.alias or self.hub or str(self.path or self.fingerprint.weights)
-
-    @property
-    def digests(self) -> Digests:
-        """Its fingerprint without the samples."""
-        own = self.fingerprint
-        return Digests(weights=own.weights, tensors=own.tensors, structure=own.structure, files=own.files or None)
-
-    @property
-    def names(self) -> Mapping[str, Any]:
-        """Names for display, never proof, such as `hub_id`, `model_type` and `parameters`."""
-        found: Mapping[str, Any] = self.hints.to_json()
-        return found
-
-    @property
-    def by_component(self) -> Mapping[str, BaseRecord] | None:
-        """Of a pipeline, each component by its name."""
-        return {part.component: part for part in self.parts()} or None
-
-    def __repr__(self) -> str:
-        return f"<Base {self.label}, {len(self.tensors)} tensors, {self.fingerprint.weights[:19]}>"
-
-    def to_bytes(self) -> bytes:
-        """The record's file."""
-        value: dict[str, Any] = {
-            "schema": SCHEMA,
-            "alias": self.alias,
-            "path": str(self.path) if self.path else None,
-            "hub": self.hub,
-            "fingerprint": self.fingerprint.to_json(),
-            "hints": self.hints.to_json(),
-            "tensors": [fact.to_json() for fact in self.tensors],
-        }
-        if self.components:
-            value["components"] = {name: hints.to_json() for name, hints in self.components.items()}
-        return canonical_json(value)
-
-    def part(self, component: str) -> BaseRecord:
-        """One component of a pipeline as a base of its own, under the names that the model itself has.
-
-        Raises:
-            BaseNotFound: the pipeline has no such component.
-        """
-        if component not in self.components:
-            listed = ", ".join(f"`{self.label}/{name}`" for name in self.components) or "it is one model"
-            raise BaseNotFound(f"no component `{shown(component)}` in `{self.label}`", hint=f"expected {listed}")
-        fingerprint, tensors = _part(self.tensors, component)
-        return replace(
-            self,
-            alias=f"{self.alias}/{component}" if self.alias else "",
-            path=self.path / component if self.path and self.path.suffix != ".safetensors" else self.path,
-            fingerprint=fingerprint,
-            hints=replace(self.components[component], hub_id=self.hints.hub_id, commit=self.hints.commit),
-            tensors=tensors,
-            components={},
-            component=component,
-        )
-
-    def parts(self) -> tuple[BaseRecord, ...]:
-        """Every component of a pipeline; nothing for a base that is one model."""
-        return tuple(self.part(component) for component in self.components)
-
-    def narrowed(
-        self,
-        modules: Iterable[str] = (),
-        annotations: Mapping[str, Any] | None = None,
-        *,
-        declared: BaseFingerprint | None = None,
-    ) -> BaseRecord:
-        """The component of a pipeline that an adapter is for.
-
-        It is the one that the adapter has `declared` as its base, else as its `annotations` state, else by its
-        `modules`. The record itself where several components, or none, have all of them.
-        """
-        for part in self.parts():
-            if declared is not None and part.fingerprint.weights == declared.weights:
-                return part
-        stated = stated_component(annotations or {})
-        if stated in self.components:
-            return self.part(stated)
-        wanted = list(modules)
-        fitting = [part for part in self.parts() if wanted and part.has(wanted)]
-        return fitting[0] if len(fitting) == 1 else self
-
-    def has(self, modules: list[str]) -> bool:
-        """Whether the base has all of an adapter's modules, under the names of either release of transformers."""
-        from adapterhub.formats.modules import find_names
-
-        own = frozenset(fact.name.rpartition(".")[0] for fact in self.tensors)
-        names = find_names(modules, own)
-        return all(names.here(module) in own for module in modules)
-
-    def exported(self) -> BaseRecord:
-        """The record for another machine: without the folder of this one."""
-        return replace(self, alias=self.alias or default_alias(self), path=None)
-
-    @classmethod
-    def parse(cls, raw: bytes, where: str) -> BaseRecord:
-        """Read what `to_bytes` writes, strictly.
-
-        Raises:
-            Malformed: the message names the file, the place in it, and the problem.
-        """
-        try:
-            return cls._read(strict_json(raw, limit_bytes=LIMIT_BYTES))
-        except ValueError as error:
-            raise Malformed(
-                f"{shown(where, 200)}: not a usable base record: {error}",
-                hint="delete the file and add the base again with `adapt base add PATH --as NAME`",
-            ) from None
-
-    @classmethod
-    def _read(cls, value: object) -> BaseRecord:
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            raise ValueError(f"schema: expected {SCHEMA}")
-        absent = [key for key in _KEYS if key not in value]
-        if absent:
-            raise ValueError(f"{absent[0]}: missing")
-        for key, kinds in (("alias", (str,)), ("path", (str, type(None))), ("hub", (str, type(None)))):
-            if not isinstance(value[key], kinds):
-                raise ValueError(f"{key}: expected text, got {shown(value[key])}")
-        if not isinstance(value["tensors"], list):
-            raise ValueError("tensors: expected a list")
-        tensors = tuple(TensorFacts.from_json(t, f"tensors[{i}]") for i, t in enumerate(value["tensors"]))
-        return cls(
-            alias=value["alias"],
-            path=Path(value["path"]) if value["path"] else None,
-            hub=value["hub"],
-            fingerprint=BaseFingerprint.from_json(value["fingerprint"], "fingerprint"),
-            hints=BaseHints.from_json(value["hints"], "hints"),
-            tensors=tensors,
-            components=_components(value.get("components", {}), tensors),
-        )
-
-
-def _components(value: object, tensors: Iterable[TensorFacts]) -> dict[str, BaseHints]:
-    """The components of a record, which must be those of its tensors."""
-    if not isinstance(value, dict) or not value.keys() <= set(COMPONENTS):
-        raise ValueError(f"components: expected an object by {', '.join(COMPONENTS)}, got {shown(value)}")
-    if value and {fact.name.partition(".")[0] for fact in tensors} != value.keys():
-        raise ValueError("components: expected the first part of every tensor's name, and no other")
-    return {name: BaseHints.from_json(value[name], f"components.{name}") for name in COMPONENTS if name in value}
-
-
-@lru_cache(maxsize=32)
-def _part(tensors: tuple[TensorFacts, ...], component: str) -> tuple[BaseFingerprint, tuple[TensorFacts, ...]]:
-    """Fingerprint and tensors of one component, without its name in front."""
-    prefix = f"{component}."
-    own = tuple(replace(t, name=t.name[len(prefix) :]) for t in tensors if t.name.startswith(prefix))
-    return fingerprint_tensors(own), own
-
-
-@lru_cache(maxsize=8)
-def parsed(raw: bytes, where: str) -> BaseRecord:
-    """As `BaseRecord.parse`, cached: every look at an adapter needs its base, whose record takes 15 ms to read."""
-    return BaseRecord.parse(raw, where)
-
-
-def check_alias(alias: str) -> None:
-    """Raise unless `alias` is one word, which names a base everywhere.
-
-    Raises:
-        SpecError: it is a path, a Hub id or a digest.
-    """
-    if BaseSpec.parse(alias).kind != "alias":
-        raise SpecError(alias, "not an alias, expected one word such as `base-7b`")
-
-
-def default_alias(record: BaseRecord) -> str:
-    """The name of the repository or folder in lower case; a dash replaces each character that aliases forbid."""
-    name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
-    alias = made_name(name)
-    hint = f"`adapt base add {record.path} --as NAME` gives it one"
-    if not alias or looks_like_revision(alias):
-        raise SpecError(name, "no alias can be made of this folder's name", hint=hint)
-    try:
-        check_alias(alias)
-    except SpecError as error:
-        raise SpecError(name, f"no alias can be made of this folder's name: {error.reason}", hint=hint) from None
-    return alias
 
 
 _LIMIT_BYTES = 64 << 20
@@ -650,7 +600,7 @@ class Pins:
         self._root.write(self._pin_path(manifest), canonical_json(base.fingerprint.to_json()))
 
     def base_of(self, manifest: Manifest) -> BaseRef:
-        """The base that a manifest declares, or the one pinned for it.
+        """Return the base that a manifest declares, or the one pinned for it.
 
         Raises:
             MalformedManifest: the pin is damaged.
@@ -673,7 +623,7 @@ class Pins:
         self._root.write(self._mismatch_path(manifest, base.fingerprint), canonical_json(note))
 
     def mismatch_allowed(self, manifest: Manifest, base: BaseFingerprint) -> bool:
-        """Whether `allow_mismatch` was called for this build and these weights."""
+        """Return whether `allow_mismatch` was called for this build and these weights."""
         return self._mismatch_path(manifest, base).is_file()
 
     def _pin_path(self, manifest: Manifest) -> Path:

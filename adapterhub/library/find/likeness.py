@@ -91,7 +91,7 @@ class PartOf(Documented, keys="name=build.full_name version=build.version digest
 class Likeness(Documented):
     """What is like one adapter here, the most alike first.
 
-    `parents` is empty where no sum of two builds or more comes much closer to it than one; `unexplained` is then None.
+    `parents` is empty if no sum of two builds or more comes much closer to it than one; `unexplained` is then None.
     A sum has no direction: where `turned` is set, a parent has a higher rank than the adapter, and is rather made from
     it. `compared` counts the builds that have a sketch, and `without` says of each other one why it has none.
     """
@@ -134,7 +134,7 @@ def similar_to(
     most_made: int | None = None,
     progress: Progress | None = None,
 ) -> Likeness:
-    """The installed builds whose update is like that of a build or of the adapter in a folder.
+    """Return the installed builds whose update is like that of a build or of the adapter in a folder.
 
     Lists cosines of at least `above`, from 0 to 1, and negated updates as much; at most `MOST_COMPARED` of them. Of the
     sketches that are missing it makes at most `most_made`; builds without one are passed over.
@@ -152,7 +152,10 @@ def similar_to(
     with updates_of(build.folder if build is not None else Path(str(adapter)), digests) as updates:
         sketch = sketch_of(updates).packed()
         if not sketch:
-            raise UnsupportedAdapter(f"{shown(_name(adapter))} has no direction: its update is zero or not finite")
+            raise UnsupportedAdapter(
+                f"{shown(_name(adapter))} has no direction: its update is zero or not finite",
+                hint="`adapt verify` names the fault",
+            )
         own, rank = build.manifest.digest if build is not None else None, max(m.rank for m in updates.modules.values())
         others = [one for one in known.values() if one.sketch and one.digest != own]
         seeker = _Seeker(library, updates, build, rows)
@@ -199,7 +202,7 @@ class _Seeker:
         return sorted(found, key=lambda one: (-abs(round(one.cosine, 4)), one.cosine < 0, one.build.added_at))
 
     def beside(self, row: BuildRow, estimate: float) -> Similar:
-        """The adapter beside an installed build; `estimate` stands in where the build cannot be read."""
+        """Return the adapter beside an installed build; `estimate` stands in where the build cannot be read."""
         notes = [*self._notes(row)]
         try:
             with _opened(self._library, row) as theirs:
@@ -233,7 +236,7 @@ class _Seeker:
             yield "declared for another base"
 
     def parents(self, sketch: bytes, others: Sequence[SketchRow]) -> tuple[tuple[PartOf, ...], float | None]:
-        """The builds of which the update is a sum, as far as their files confirm it, and what they leave."""
+        """Return the builds of which the update is a sum, as far as their files confirm it, and what they leave."""
         build = self._build
         declared = {one.digest for one in build.manifest.parents} if build is not None else set()
         own = build.manifest.digest if build is not None else None
@@ -263,7 +266,7 @@ class _Seeker:
         return tuple(sorted(parts, key=lambda one: -abs(one.weight))), float(f"{result.unexplained:.3g}")
 
     def _names_as_parent(self, digest: str, own: str) -> bool:
-        """Whether a build says that it was made from this one: the sum would be turned round."""
+        """Return whether a build says that it was made from this one: the sum would be turned round."""
         row = self._rows[digest][0]
         if not row.parents:
             return False
@@ -285,7 +288,7 @@ def same_as(
     known: KnownSketches,
     rows: Callable[[], Mapping[str, Sequence[BuildRow]]],
 ) -> list[Similar]:
-    """The installed builds of the same update, negated ones included, among those with a sketch in `known`.
+    """Return the installed builds of the same update, negated ones included, among those with a sketch in `known`.
 
     `rows` gives the builds by digest; it is called where a sketch is near.
     """
@@ -306,7 +309,7 @@ def same_as(
 def similar_groups(
     library: InstalledBuilds, *, above: float = GROUPED_ABOVE, progress: Progress | None = None
 ) -> LikenessGroups:
-    """The installed builds in groups: each has a cosine of at least `above`, negated or not, with another of its group.
+    """Group the installed builds: each has a cosine of at least `above`, negated or not, with another of its group.
 
     Raises:
         UsageProblem: `above` is not from 0.5 to 1; below, everything would be one group.
@@ -356,7 +359,7 @@ def _opened(library: InstalledBuilds, row: BuildRow) -> AbstractContextManager[A
 
 
 def _error_at(cosine: float) -> float:
-    """How far below the exact cosine a sketch's may lie: five times the error that was measured there."""
+    """Return how far below the exact cosine a sketch's may lie: five times the error that was measured there."""
     return 0.02 if cosine >= 0.99 else 0.05 if cosine >= NEAR else 0.2
 
 

@@ -37,17 +37,17 @@ Steps = Callable[[int, int], None]
 
 
 def is_far(hit: Hit) -> bool:
-    """Whether a build has little to do with the question."""
+    """Return whether a build has little to do with the question."""
     return hit.score is not None and hit.score < FAR
 
 
 def model_place(root: Path) -> Path:
-    """Where the library under `root` keeps the model."""
+    """Return the folder of the model in the library under `root`."""
     return root / "cache" / "meaning" / MODEL
 
 
 def model_folder(root: Path, bases: Iterable[BaseRow]) -> Path | None:
-    """The folder of the model that the library or one of its bases has; None without any."""
+    """Return the folder of the model that the library or one of its bases has; None without any."""
     own = model_place(root)
     if is_model(own):
         return own
@@ -111,9 +111,9 @@ class Meaning:
     def search(
         self, text: str, filters: Filters, *, limit: int, far: bool = False, steps: Steps | None = None
     ) -> list[Hit]:
-        """The builds that match `filters`, nearest first; those that are far only with `far`, or when all are.
+        """Return the builds that match `filters`, nearest first; those that are far only with `far`, or when all are.
 
-        The first search makes the vectors that are missing, at about 20 ms a build.
+        The first search makes the vectors that are missing, at about 20 ms per build.
         """
         from adapterhub.formats.meaning.ranking import NOTHING, VectorBlock
 
@@ -126,8 +126,8 @@ class Meaning:
             block = VectorBlock([vectors or NOTHING for vectors in kept])
             best = block.best(block.scores(question), limit)
             rows = index.numbered(numbers[at] for at, _, _ in best)
-            hits = ((rows.get(numbers[at]), score, part) for at, score, part in best)
-            return [_hit(row, score, part) for row, score, part in hits if row is not None]
+            hits = ((numbers[at], score, part) for at, score, part in best if numbers[at] in rows)
+            return [_hit(rows[number], number, score, part) for number, score, part in hits]
 
         hits = self._library.catalog.read(look)
         if hits is None:
@@ -153,7 +153,7 @@ class Meaning:
         return [row for row in rows.values() if (row.folder, row.digest) not in self._made]
 
     def _vectors(self, index: IndexReader, filters: Filters) -> tuple[Sequence[int], Sequence[bytes | None]]:
-        """The numbers of the builds that match, and the vectors of each; loops over 10,000 are left to `zip`."""
+        """Return the numbers of the builds that match, and the vectors of each; loops over 10,000 are left to `zip`."""
         found = index.vectors_of(filters, MODEL)
         numbers, kept = zip(*found, strict=True) if found else ((), ())
         if None in kept and self._made:
@@ -173,9 +173,9 @@ def _parts(row: BuildRow) -> list[str]:
     return parts_of(row.name, row.task, row.description, row.prompts.splitlines())
 
 
-def _hit(row: BuildRow, score: float, part: int) -> Hit:
+def _hit(row: BuildRow, number: int, score: float, part: int) -> Hit:
     matched = Matched("prompt", _parts(row)[part]) if part else Matched("description", row.description or row.name)
-    return Hit(row, round(score, 4), matched)
+    return Hit(row, round(score, 4), matched, number)
 
 
 def _check_base(library: InstalledBuilds, folder: Path) -> None:
@@ -189,7 +189,7 @@ def _check_base(library: InstalledBuilds, folder: Path) -> None:
 
 
 def encoder_of(library: InstalledBuilds) -> Encoder:
-    """The encoder that a library has.
+    """Return the encoder that a library has.
 
     Raises:
         MissingExtra: numpy or tokenizers are not installed.

@@ -1,4 +1,4 @@
-"""The sketches of installed builds: made at `add`, else when something first compares updates; kept in the index."""
+"""The sketches of installed builds: made at `add`, or when something first compares updates; kept in the index."""
 
 from __future__ import annotations
 
@@ -22,16 +22,11 @@ PARTIAL: Final = "partial"
 _DAMAGED: Final = "not read: "
 _AT_ONCE: Final = 256
 _REASON_LENGTH: Final = 300
-_QUICK_BYTES: Final = 128 << 20
-"""Weights up to here are sketched while they are added, in a tenth of a second; larger ones would double its time."""
-
-_SLOW_METHODS: Final = frozenset({"LOHA", "LOKR"})
-"""Methods whose small files are updates of a high rank."""
 
 
 @contextlib.contextmanager
 def updates_of(folder: Path, digests: Mapping[str, Digest] | None = None) -> Iterator[AdapterUpdates]:
-    """The updates of an adapter in a folder; files other than `digests` are refused.
+    """Provide the updates of an adapter in a folder; files other than `digests` are refused.
 
     Raises:
         DigestMismatch, Malformed: a file is not what is expected, or cannot be read.
@@ -49,7 +44,10 @@ def _updates(subject: Subject) -> AdapterUpdates:
 
 
 def sketched(digest: Digest, subject: Subject) -> SketchRow:
-    """The sketch of an adapter whose files are open; without one the row says why. Never raises for its content."""
+    """Return the sketch of an adapter whose files are open; without one the row holds the reason.
+
+    Never raises for its content.
+    """
     from adapterhub.formats.derived.likeness import sketch_of
 
     try:
@@ -67,16 +65,10 @@ def _without(digest: Digest, error: AdapterHubError) -> SketchRow:
     return SketchRow(digest, 0.0, shown(error.message.splitlines()[0], _REASON_LENGTH), b"")
 
 
-def sketch_when_added(digest: Digest, subject: Subject) -> list[SketchRow]:
-    """As `sketched`; nothing for what takes long, or without numpy: what first compares makes the sketch."""
-    is_quick = subject.weights.size_bytes <= _QUICK_BYTES and subject.config.peft_type not in _SLOW_METHODS
-    return [sketched(digest, subject)] if is_quick and find_spec("numpy") is not None else []
-
-
 def sketches(
     library: InstalledBuilds, progress: Progress | None = None, *, most_made: int | None = None
 ) -> tuple[dict[str, SketchRow], dict[str, list[BuildRow]]]:
-    """The sketches of all installed builds by digest, and the rows of the builds; makes those that are missing.
+    """Return the sketches of all installed builds by digest, and the rows of the builds; makes those that are missing.
 
     `progress` gets 1 for each that is made, at most `most_made`.
     """
@@ -95,7 +87,10 @@ def sketches_of(
 ) -> dict[str, SketchRow]:
     """As `sketches`, of some builds."""
     wanted = {row.digest: row for row in rows}
-    found = {one.digest: one for one in library.catalog.read(lambda index: index.sketches()) if one.digest in wanted}
+    some = None if len(wanted) > _AT_ONCE else list(wanted)
+    found = {
+        one.digest: one for one in library.catalog.read(lambda index: index.sketches(some)) if one.digest in wanted
+    }
     made: list[SketchRow] = []
     for digest in sorted(wanted.keys() - found.keys())[:most_made]:
         made.append(_made(library, wanted[digest]))
@@ -125,12 +120,7 @@ def _made(library: InstalledBuilds, row: BuildRow) -> SketchRow:
         return sketched(build.manifest.digest, subject)
 
 
-def rebuild_index(library: InstalledBuilds, progress: Progress | None = None) -> int:
-    """Make the index again, with the sketches, from the installed folders; returns how many builds it holds.
-
-    Without numpy, the first command that compares updates makes the sketches.
-    """
-    count = library.catalog.rebuild(set_newer_aside=True, keep_sketches=False)
+def remake(library: InstalledBuilds, progress: Progress | None = None) -> None:
+    """Make the sketches that are missing; without numpy, the first command that compares updates makes them."""
     if find_spec("numpy") is not None:
         sketches(library, progress)
-    return count

@@ -28,7 +28,10 @@ class KeptTrials:
         self._store = store
 
     def find(self, what: Digest, question: Mapping[str, Any]) -> tuple[float, int] | None:
-        """The loss in nats a token of a build, or of a base by its weights, and the tokens; None if none is kept."""
+        """Return the loss in nats a token of a build, or of a base by its weights, and the tokens.
+
+        None if none is kept.
+        """
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             value = read_json(self._path(what, question), _LIMIT_BYTES)
             loss, tokens = float(value["loss"]), int(value["tokens"])

@@ -5,7 +5,7 @@
     its update               the same change of the base in other numbers, or one that is near
     names and shapes         which registered base, and which well-known family, has these modules in these sizes
 
-Each match says how sure it is. *proven*: the bytes are the same. *likely*: nothing else that is known here fits.
+Each match has a degree of certainty. *proven*: the bytes are the same. *likely*: nothing else that is known here fits.
 *possible*: it fits, as do others, or only a claim supports it.
 """
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adapterhub.core.digests import Digest, Progress
-from adapterhub.core.disk.files import digest_of_file, ensure_there, is_own
+from adapterhub.core.disk.files import digest_of_file, ensure_there, is_own, not_read
 from adapterhub.core.errors import AdapterNotFound, CouldNotTell, Malformed, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import MEDIA_TYPES
@@ -58,9 +59,16 @@ __all__ = [
     "Match",
     "MatchedFamily",
     "Sureness",
+    "holds_several",
     "identify",
     "identify_files",
 ]
+
+
+def holds_several(path: Path) -> bool:
+    """Return whether a folder is one of many files, and not that of one adapter."""
+    is_adapter = any((path / name).exists() for name in ("adapter_config.json", "adapter_model.safetensors"))
+    return path.is_dir() and not is_adapter and len(list(islice(path.rglob("*.safetensors"), 2))) > 1
 
 
 def identify(library: Library, path: Path, progress: Progress | None = None) -> Identity:
@@ -86,7 +94,7 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
                                hint="ADAPTERHUB_LIMITS=file_bytes=… allows more")  # fmt: skip
         digests = {name: digest_of_file(file, progress)[0] for name, file in files.items()}
     except OSError as error:
-        raise CouldNotTell(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
+        raise not_read(error, shown(str(path), 200), CouldNotTell) from None
     orphan = read_orphan(path, files)
     lora = look_at(orphan.weights.path) if orphan.weights is not None and orphan.reading is not None else None
     hashes = hashes_of(lora.path) if lora is not None else None
@@ -98,7 +106,7 @@ def identify(library: Library, path: Path, progress: Progress | None = None) -> 
 
 
 def identify_files(library: Library, paths: Sequence[Path], progress: Progress | None = None) -> LoraFiles:
-    """What each of many files is, from its header: program, family, rank, words that trigger it, and duplicates.
+    """Identify each of many files by its header: program, family, rank, trigger words, and duplicates.
 
     Args:
         library: the library whose adapters are named where one was made of a file.
@@ -112,7 +120,7 @@ def identify_files(library: Library, paths: Sequence[Path], progress: Progress |
 
 
 def _originals(library: Library) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The installed adapters that were made of another program's file, and what is kept of it."""
+    """Yield the installed adapters that were made of another program's file, and what is kept of it."""
     for build in library.installed():
         origin = build.manifest.annotations.get("origin")
         if isinstance(origin, dict):
@@ -154,7 +162,7 @@ def _matches(library: Library, orphan: Orphan, digests: dict[str, Digest]) -> It
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """The plain files to look at, by name: the one file, or what a folder has that could be of an adapter.
+    """Return the plain files to look at, by name: the one file, or what a folder has that could be of an adapter.
 
     Raises:
         AdapterNotFound: there is no such file or folder.
@@ -169,4 +177,4 @@ def _files(path: Path) -> dict[str, Path]:
     if path.is_file():
         raise Malformed(f"`{shown(str(path), 200)}` is a link out of its folder", hint="give the file that it leads to")
     ensure_there(path, hint="give a file or a folder")
-    raise AdapterNotFound(f"`{shown(str(path), 200)}` is no plain file", hint="give a file or a folder")
+    raise AdapterNotFound(f"`{shown(str(path), 200)}` is not a regular file", hint="give a file or a folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,20 +31,25 @@ class BaseGuess:
     todo: str = ""
 
     def sentence(self, name: str) -> str:
-        """The guess in words, about the adapter `name`."""
+        """Return the guess in words, about the adapter `name`."""
         if self.record is not None:
             return f"took base `{self.record.alias}` for `{name}` ({self.why}); `--base` names another"
         return f"the base of `{name}` stays unknown: {self.why}; {self.todo.replace('NAME', name)}"
 
 
 def guess_name(folder: Path) -> AdapterName:
-    """The name of the folder, as adapters are named: `Legal QA` gives `legal-qa`.
+    """Return the name of the folder, as adapters are named: `Legal QA` gives `legal-qa`.
+
+    Accents are left off, and letters of other scripts are written as domain names write them, by Punycode.
 
     Raises:
         UsageProblem: no name can be made of it.
     """
     own = folder.resolve().name
-    name = made_name(own)
+    plain = "".join(c for c in unicodedata.normalize("NFKD", own) if not unicodedata.combining(c))
+    foreign = "".join(c for c in unicodedata.normalize("NFKC", plain) if c.isalnum() and not c.isascii())
+    code = foreign.encode("punycode").decode().strip("-")
+    name = "-".join(filter(None, (made_name(plain), code)))
     try:
         if name and not looks_like_revision(name):
             return parse_name(name)
@@ -53,7 +59,9 @@ def guess_name(folder: Path) -> AdapterName:
 
 
 def guess_base(library: Library, folder: Path, base_sha256: str = "") -> BaseGuess:
-    """The one registered base that the adapter in `folder` fits; of several that fit, the one that its config names.
+    """Return the one registered base that the adapter in `folder` fits.
+
+    Of several that fit, the one that its config names.
 
     Else the one whose single file has the hash `base_sha256`, which another program's header states. Reads headers and
     configs, weights only where the adapter has more than LoRA pairs, and files of bases only to compare that hash.
@@ -98,7 +106,7 @@ def _of_several(records: list[BaseRecord], base_sha256: str) -> BaseGuess:
 
 
 def _hash_of(path: Path | None) -> str:
-    """The sha256 of a base in one file; "" for a folder, and for a file that cannot be read."""
+    """Return the sha256 of a base in one file; "" for a folder, and for a file that cannot be read."""
     try:
         if path is None or path.suffix != ".safetensors":
             return ""

@@ -1,6 +1,6 @@
 """LoRA files by their headers: the program, the family of models, ranks, words that trigger them, and duplicates.
 
-Reads the header of each file, and the numbers of those alone that look like copies of another.
+Reads the header of each file, and the numbers only of those that look like copies of another.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.foreign.conversion import foreign
 from adapterhub.formats.foreign.reading import PEFT, Reading, read_metadata
-from adapterhub.formats.foreign.tables import UNETS
+from adapterhub.formats.foreign.telling import family_of_images
 from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.formats.safetensors.file import read_header
 
@@ -29,12 +29,11 @@ _SAMPLES: Final = 32
 _SAMPLE_BYTES: Final = 64
 _LEGACY_AT: Final = 1 << 20
 _LEGACY_BYTES: Final = 1 << 16
-_CONTEXTS: Final = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "SDXL"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraFile(Documented):
-    """What the header of one file says. `problem` is why it would be refused, "" for one that `add` takes."""
+    """The facts in the header of one file. `problem` is why it would be refused, "" for one that `add` takes."""
 
     path: Annotated[Path, "a path on this machine"]
     program: Annotated[str, "the program whose names it has; empty where unknown"]
@@ -84,7 +83,7 @@ class LoraFiles(Documented):
 
 
 def files_in(paths: Sequence[Path]) -> list[Path]:
-    """The safetensors files among `paths` and in the folders among them, sorted.
+    """Return the safetensors files among `paths` and in the folders among them, sorted.
 
     Raises:
         CouldNotTell: a folder cannot be listed, or holds too many files.
@@ -98,12 +97,14 @@ def files_in(paths: Sequence[Path]) -> list[Path]:
             inside.sort()
             found.update((Path(folder, name), None) for name in sorted(names) if name.lower().endswith(_ENDING))
             if len(found) > _MOST_FILES:
-                raise CouldNotTell(f"`{shown(str(path), 200)}` holds more than {_MOST_FILES} files")
+                raise CouldNotTell(
+                    f"`{shown(str(path), 200)}` holds more than {_MOST_FILES} files", hint="name one of its folders"
+                )
     return list(found)
 
 
 def look_at(path: Path) -> LoraFile:
-    """What one file is, from its header alone; never raises for its content."""
+    """Identify one file by its header; never raises for its content."""
     size = path.stat().st_size if path.is_file() else 0
     nothing = LoraFile(
         path=path, program="", family="", method="", parts=(), rank=None, modules=0, size_bytes=size, problem="?"
@@ -113,7 +114,7 @@ def look_at(path: Path) -> LoraFile:
             if found is not None:
                 header = found.header
                 return replace(
-                    _of_reading(nothing, found.reading),
+                    _of_reading(nothing, found.reading, header.architecture),
                     title=header.title,
                     triggers=tuple(trigger.text for trigger in header.triggers),
                     data_start=found.file.header.data_start,
@@ -125,13 +126,13 @@ def look_at(path: Path) -> LoraFile:
         return replace(nothing, problem=f"cannot be read: {error.strerror}")
 
 
-def _of_reading(nothing: LoraFile, reading: Reading) -> LoraFile:
+def _of_reading(nothing: LoraFile, reading: Reading, architecture: str) -> LoraFile:
     is_dora = any("lora_magnitude_vector" in module.slots for module in reading.modules)
     names = {"LORA": "DoRA" if is_dora else "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
     return replace(
         nothing,
         program=reading.scheme,
-        family=family_of_images(reading),
+        family=family_of_images(reading, architecture),
         method=names[reading.method],
         parts=tuple(part for part in reading.parts if part),
         rank=max(module.rank for module in reading.modules),
@@ -141,7 +142,7 @@ def _of_reading(nothing: LoraFile, reading: Reading) -> LoraFile:
 
 
 def _of_peft(nothing: LoraFile) -> LoraFile:
-    """A file in PEFT's names, or none known here."""
+    """Return a file in PEFT's names, or none known here."""
     header = read_header(nothing.path)
     factors = [spec for spec in header.tensors if ".lora_A." in f"{spec.name}."]
     if not any(spec.name.startswith("base_model.model.") for spec in header.tensors):
@@ -158,24 +159,6 @@ def _of_peft(nothing: LoraFile) -> LoraFile:
         problem="" if is_whole else f"PEFT's weights without a config beside them, or not named `{WEIGHTS_FILE}`",
         data_start=header.data_start,
     )
-
-
-def family_of_images(reading: Reading) -> str:
-    """The family of image models, by the width of the text that its attention reads, else by names; "" if unknown."""
-    names = {module.name for module in reading.modules if module.part not in ("text_encoder", "text_encoder_2")}
-    if not names:
-        return "CLIP" if any(reading.parts) else ""
-    if any(name.startswith("single_transformer_blocks.") for name in names):
-        return "FLUX.1"
-    if not any(reading.parts) or "unet" not in reading.parts:
-        return ""
-    for module in reading.modules:
-        a = module.slots.get("lora_A.weight")
-        width = a.shape[1] if a is not None else 0
-        if module.name.endswith(("attn2.to_k", "attn2.to_v")) and width in _CONTEXTS:
-            return _CONTEXTS[width]
-    fitting = [unet for unet in UNETS if names <= unet.ldm.keys()]
-    return fitting[0].title if len(fitting) == 1 else ""
 
 
 # ---------------------------------------------------------------- hashes and duplicates
@@ -201,7 +184,7 @@ def hashes_of(path: Path, progress: Progress | None = None) -> Hashes:
 
 
 def list_files(paths: Sequence[Path], origins: Mapping[str, Any], progress: Progress | None = None) -> LoraFiles:
-    """What each file is, which are copies of another, and which are installed.
+    """Identify each file, the copies of others among them, and the installed ones.
 
     `origins` has the name of the adapter by the data hash of the file that it was made of, as `by_origin` gives it.
     `progress` gets 1 for each file.
@@ -248,7 +231,7 @@ def _compare(rows: list[LoraFile], numbers: Sequence[int], origins: Mapping[str,
 
 
 def _samples(row: LoraFile) -> bytes:
-    """A few bytes of its numbers: equal for copies, and different for nearly all others."""
+    """Return a few bytes of its numbers: equal for copies, and different for nearly all others."""
     found = bytearray()
     try:
         with open_plain(row.path) as stream:
@@ -275,7 +258,7 @@ def _digest(stream: IO[bytes]) -> str:
 
 
 def by_origin(named: Iterator[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The names of adapters by the data hash of their originals, from their names and `annotations.origin`."""
+    """Return the names of adapters by the data hash of their originals, from their names and `annotations.origin`."""
     names: dict[str, str] = {}
     sizes: set[int] = set()
     for name, origin in named:
@@ -288,7 +271,7 @@ def by_origin(named: Iterator[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def matches_hash(text: str, origin: Mapping[str, Any]) -> str:
-    """Which hash of an original begins with `text`, in words; "" for none."""
+    """Return which hash of an original begins with `text`, in words; "" for none."""
     for key, what in (("sha256", "AutoV2"), ("data_sha256", "AutoV3")):
         digest = origin.get(key)
         if isinstance(digest, str) and hex_of(Digest(digest)).startswith(text):
@@ -297,5 +280,5 @@ def matches_hash(text: str, origin: Mapping[str, Any]) -> str:
 
 
 def is_hash(text: str) -> bool:
-    """Whether an argument can be a hash of a file: 10 to 64 hexadecimal digits."""
+    """Return whether an argument can be a hash of a file: 10 to 64 hexadecimal digits."""
     return 10 <= len(text) <= 64 and set(text.lower()) <= set("0123456789abcdef")

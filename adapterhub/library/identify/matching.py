@@ -15,11 +15,12 @@ from typing import IO, Annotated, Final, Literal
 from adapterhub.core.digests import Digest, parse_digest
 from adapterhub.core.disk.files import open_plain, read_plain
 from adapterhub.core.errors import AdapterHubError, MalformedConfig, MalformedManifest, MalformedTensorFile
-from adapterhub.formats.base.fingerprint import may_be_same, stored_bytes
+from adapterhub.formats.base.fingerprint import may_be_same, split_numbers, stored_bytes
 from adapterhub.formats.base.weight_files import read_facts
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.foreign.conversion import foreign, planned
 from adapterhub.formats.foreign.reading import Reading
+from adapterhub.formats.foreign.telling import family_of_images
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Manifest
 from adapterhub.formats.modules import place_of
 from adapterhub.formats.peft.config import AdapterConfig
@@ -27,7 +28,7 @@ from adapterhub.formats.peft.keys import PREFIX, AdapterKeys, KeyPair, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile, read_header
 from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec, sample_offsets
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.identify.lora_files import Hashes, LoraFile, family_of_images
+from adapterhub.library.identify.lora_files import Hashes, LoraFile
 from adapterhub.library.library import Library
 from adapterhub.trust.verify import Subject
 from adapterhub.trust.verify.checks.digests import read_manifest_file
@@ -54,7 +55,7 @@ class Match(Documented, keys="what name sure how digest path=folder"):
 class Identity(Documented, keys="path files lora hashes matches notes", title="Identified"):
     """The possible identities of a file or folder. `notes` list what could not be used.
 
-    `lora` is what the header of another program's file says, and `hashes` are those that sites know it by.
+    `lora` holds the facts in the header of another program's file, and `hashes` are those that sites know it by.
     """
 
     path: Annotated[Path, "a path on this machine"]
@@ -294,7 +295,7 @@ class Orphan:
 
     @property
     def plain(self) -> TensorFile | None:
-        """The weights file as if it held the pairs alone, in PEFT's names."""
+        """The weights file as if it held only the pairs, in PEFT's names."""
         if self.weights is None:
             return None
         specs = tuple(spec for pair in self.pairs for spec in (pair.a, pair.b) if spec is not None)
@@ -302,7 +303,7 @@ class Orphan:
 
 
 def read_orphan(path: Path, files: Mapping[str, Path]) -> Orphan:
-    """The readable parts of `files`; `notes` list the others."""
+    """Return the readable parts of `files`; `notes` list the others."""
     notes: list[str] = []
     weights = _weights(files, notes)
     config = _config(files, notes)
@@ -336,7 +337,7 @@ def _reading(weights: TensorFile) -> tuple[Reading | None, str]:
 
 
 def plain_tensor_name(name: str) -> str:
-    """A tensor's name without what writers differ in: PEFT's prefix and the adapter's name in memory."""
+    """Return a tensor's name without what writers differ in: PEFT's prefix and the adapter's name in memory."""
     return _IN_MEMORY.sub(r"\1", name).removeprefix(PREFIX)
 
 
@@ -434,7 +435,7 @@ def _how(orphan: Orphan, fit: _BaseFit, *, rivals: int, shapes: int) -> str:
 def _declared(
     library: Library, orphan: Orphan, builds: Sequence[Known], adapters: Sequence[Match]
 ) -> Iterator[tuple[BaseRecord | None, Match]]:
-    """The base of an adapter that it is known to be, else of the manifest beside it."""
+    """Yield the base of an adapter that it is known to be, or of the manifest beside it."""
     known: dict[str, Known] = {build.manifest.digest: build for build in builds}
     proven = [known[m.digest] for m in adapters if m.sure == "proven" and m.digest in known]
     for build in proven:
@@ -471,7 +472,7 @@ def _copied(orphan: Orphan, records: Sequence[BaseRecord]) -> Iterator[tuple[Bas
 
 
 def _fit(orphan: Orphan, record: BaseRecord) -> _BaseFit | None:
-    """How the base has the orphan's modules; None when it lacks one or one has another size."""
+    """Return how the base has the orphan's modules; None when it lacks one or one has another size."""
     weights = orphan.plain
     if weights is None:
         return None
@@ -481,19 +482,20 @@ def _fit(orphan: Orphan, record: BaseRecord) -> _BaseFit | None:
         listing=FolderListing(taken={}, findings=()),
         config=config,
         weights=weights,
-        base_tensors={fact.name: fact for fact in record.tensors},
+        base_tensors={fact.name: fact for fact in record.weights},
+        base_type=record.hints.model_type,
     )
     codes = {finding.code for finding in check(subject)}
     if "E_BASE_MISMATCH" in codes or not config.is_lora:
         return None
     mine = layers_of(pair.module for pair in orphan.pairs)
-    theirs = layers_of(fact.name.rpartition(".")[0] for fact in record.tensors)
+    theirs = layers_of(fact.name.rpartition(".")[0] for fact in record.weights)
     short = f"it has {theirs} layers, the adapter is on the first {mine}" if 0 < mine < theirs else ""
     return _BaseFit(record=record, is_named=is_named(orphan, record), is_quantised="U_SHAPE" in codes, short=short)
 
 
 def is_named(orphan: Orphan, record: BaseRecord) -> bool:
-    """Whether the config names this base, by its Hub id, its alias or its folder."""
+    """Return whether the config names this base, by its Hub id, its alias or its folder."""
     named = orphan.config.base_model_name_or_path if orphan.config else None
     if not named:
         return False
@@ -644,7 +646,7 @@ def _facts(path: Path) -> tuple[TensorFacts, ...]:
 
 def _telling(facts: Sequence[TensorFacts]) -> list[TensorFacts]:
     """Those that can tell anything: a tensor of one number all over (an untrained B) is that of every adapter."""
-    return [f for f in facts if len(set(_numbers(f.dtype, f.samples))) > 1]
+    return [f for f in facts if len(set(split_numbers(f.dtype, f.samples))) > 1]
 
 
 def _samples_agree(own: Sequence[TensorFacts], header: TensorFile) -> tuple[bool, bool]:
@@ -681,13 +683,8 @@ def _samples(stream: IO[bytes], spec: TensorSpec) -> bytes:
 def _is_near(fact: TensorFacts, dtype: str, samples: bytes) -> bool:
     if dtype == fact.dtype:
         return False  # another precision of itself it is not
-    pairs = zip(_numbers(fact.dtype, fact.samples), _numbers(dtype, samples), strict=True)
+    pairs = zip(split_numbers(fact.dtype, fact.samples), split_numbers(dtype, samples), strict=True)
     return all(may_be_same(fact.dtype, mine, dtype, theirs) for mine, theirs in pairs)
-
-
-def _numbers(dtype: str, raw: bytes) -> list[bytes]:
-    width = stored_bytes(dtype)
-    return [raw[at : at + width] for at in range(0, len(raw), width)]
 
 
 def _match(known: Known, sure: str, how: str) -> Match:

@@ -1,4 +1,4 @@
-"""One name, one meaning: a new build never joins a name, version and base that exist unless the user says so.
+"""One name, one meaning: a new build never joins a name, version and base that exist without the user's consent.
 
 A spec names no rank. A second build under a version would give `legal-qa` two meanings, and the resolver would go on
 choosing one of them. Builds that are installed from a remote are not new: their author gave them their versions.
@@ -6,13 +6,14 @@ choosing one of them. Builds that are installed from a remote are not new: their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from adapterhub.core.errors import ReleaseExists, UsageProblem, shown
 from adapterhub.core.specs import version_of
-from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
+from adapterhub.formats.base.comparison import compare
+from adapterhub.formats.base.fingerprint import BaseFingerprint, BaseVerdict
 from adapterhub.formats.manifest import Manifest
 from adapterhub.library.store.catalog import Installed
 
@@ -25,7 +26,7 @@ def check_naming(bump: str | None, *, variant: bool, version: str | None = None)
     """Refuse choices that exclude each other.
 
     Raises:
-        UsageProblem: `bump` is no part of a version, or comes with `variant` or a version.
+        UsageProblem: `bump` is not a part of a version, or comes with `variant` or a version.
     """
     if bump is not None and bump not in BUMPS:
         raise UsageProblem(f"bump `{shown(bump)}`, expected one of {', '.join(BUMPS)}")
@@ -37,32 +38,47 @@ def check_naming(bump: str | None, *, variant: bool, version: str | None = None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namesakes:
-    """The installed builds with one full name for one base, under any version; `base` is the base in words."""
+    """The installed builds with one full name for one base, in any precision, under any version.
 
-    builds: tuple[Installed, ...]
-    base: str
+    `look` gives those builds of the name that have a version, or the newest where it is None; others may be among them.
+    As `base`, None stands for an unknown one.
+    """
 
-    @classmethod
-    def among(cls, builds: Iterable[Installed], namespace: str | None, base: BaseFingerprint | None) -> Namesakes:
-        """Those of `builds` in `namespace` whose base is `base`, in any precision; None stands for an unknown base."""
-        found = tuple(b for b in builds if b.namespace == namespace and _is_same(b.base.fingerprint, base))
-        return cls(builds=found, base=(found[0].base_name if found else "") or "an unknown base")
+    look: Callable[[str | None], Iterable[Installed]]
+    namespace: str | None
+    base: BaseFingerprint | None
+
+    def _found(self, version: str | None) -> tuple[Installed, ...]:
+        return tuple(
+            build
+            for build in self.look(version)
+            if build.namespace == self.namespace and _is_same(build.base.fingerprint, self.base)
+        )
 
     def with_version(self, version: str) -> tuple[Installed, ...]:
-        """The builds of one version, however it is written."""
-        return tuple(build for build in self.builds if version_of(build.manifest.version) == version_of(version))
+        """Return the builds of one version, however it is written."""
+        wanted = version_of(version)
+        return tuple(build for build in self._found(version) if version_of(build.manifest.version) == wanted)
+
+    def newest(self) -> str | None:
+        """Return the newest version; None without a build."""
+        found = [build.manifest.version for build in self._found(None)]
+        return newest_of(found) if found else None
 
     def next_version(self, bump: Bump = "patch") -> str:
-        """The version after the newest one; there is a build."""
-        return next_version([build.manifest.version for build in self.builds], bump)
+        """Return the version after the newest one; there is a build."""
+        newest = self.newest()
+        assert newest is not None
+        return next_version([newest], bump)
 
     def named(self, manifest: Manifest, bump: Bump) -> Manifest:
         """`manifest` under the next version, or under the newest one where that has this very content."""
-        if not self.builds:
+        newest = self.newest()
+        if newest is None:
             return manifest
-        again = replace(manifest, version=newest_of([build.manifest.version for build in self.builds]))
-        is_there = any(build.manifest.digest == again.digest for build in self.builds)
-        return again if is_there else replace(manifest, version=self.next_version(bump))
+        again = replace(manifest, version=newest)
+        is_there = any(build.manifest.digest == again.digest for build in self.with_version(newest))
+        return again if is_there else replace(manifest, version=next_version([newest], bump))
 
     def ensure_room(self, version: str, what: str, *, rank: int | None = None, variant: bool = False) -> None:
         """Refuse a build of `version` that cannot be one of those that exist; `what` names it in messages.
@@ -95,26 +111,29 @@ class Namesakes:
         self.ensure_room(manifest.version, what, rank=manifest.rank, variant=variant)
 
     def taken(self, there: Sequence[Installed], what: str) -> ReleaseExists:
-        """The exception for `what`, which would be another build beside `there`."""
+        """Return the exception for `what`, which would be another build beside `there`."""
         labels = " and ".join(f"`{build.full_name}` {build.manifest.label}" for build in there)
-        verb = "is" if len(there) == 1 else "are"
+        verb, base = "is" if len(there) == 1 else "are", there[0].base_name or "an unknown base"
         return ReleaseExists(
-            f"{labels} {verb} installed for {self.base}; {what} would be another build of this version, and the name "
-            "would have two meanings. Nothing was stored",
+            f"{labels} {verb} installed for {base}; {what} would be another build of this version, and the name would "
+            "have two meanings. Nothing was stored",
             hint=f"`--bump patch` makes it {self.next_version()}; `--variant` adds another rank to "
             f"{there[0].manifest.version} on purpose",
         )
 
 
 def newest_of(versions: Sequence[str]) -> str:
-    """The newest of these versions, at least one."""
+    """Return the newest of these versions, at least one."""
     from packaging.version import Version
 
     return max(versions, key=Version)
 
 
 def next_version(versions: Sequence[str], bump: Bump) -> str:
-    """The first version after all of `versions` with only zeros below the part `bump`; `2.0.0` follows `2.0.0rc1`."""
+    """Return the first version after all of `versions` with only zeros below the part `bump`.
+
+    `2.0.0` follows `2.0.0rc1`.
+    """
     from packaging.version import Version
 
     newest = Version(newest_of(versions))
@@ -127,7 +146,7 @@ def next_version(versions: Sequence[str], bump: Bump) -> str:
 
 
 def exists_otherwise(existing: Installed, manifest: Manifest, *, hint: str = "") -> ReleaseExists:
-    """The exception for a release that is installed with other content."""
+    """Return the exception for a release that is installed with other content."""
     old, new = existing.manifest.to_json(), manifest.to_json()
     differs = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     same = "" if old["version"] == new["version"] else f", the same version as {manifest.version},"
@@ -139,7 +158,11 @@ def exists_otherwise(existing: Installed, manifest: Manifest, *, hint: str = "")
 
 
 def _is_same(one: BaseFingerprint | None, other: BaseFingerprint | None) -> bool:
-    """Whether two builds for these bases can both answer to one spec."""
+    """Return whether two builds for these bases can both answer to one spec.
+
+    A base and its quantised copy are two: an adapter trained on one of them is another build.
+    """
     if one is None or other is None:
         return one is other
-    return compare(one, other).verdict.allows_attach
+    found = compare(one, other)
+    return found.verdict.allows_attach and found.verdict is not BaseVerdict.SAME_WEIGHTS_QUANTISED

@@ -28,8 +28,8 @@ def _empty() -> Mapping[str, Any]:
 class Description:
     """The author's description of an adapter; everything else comes from its files.
 
-    `examples` are prompts that show what one asks it.
-    `base` is the reference to its base where no base record exists.
+    `examples` are prompts that show what the adapter is for. `base` is the reference to its base where no base record
+    exists. `dialect` names that of the files where they can be read in several ways.
     """
 
     name: AdapterName
@@ -44,6 +44,7 @@ class Description:
     recipe: Mapping[str, Any] = field(default_factory=_empty)
     metrics: Mapping[str, Any] = field(default_factory=_empty)
     annotations: Mapping[str, Any] = field(default_factory=_empty)
+    dialect: str = ""
 
 
 _MOST_CHARACTERS: Final = {"task": 200, "description": 10_000, "license": 1_000}
@@ -53,7 +54,7 @@ def check_description(about: Description) -> None:
     """Refuse what no manifest should hold, before anything is read or stored.
 
     Raises:
-        UsageProblem: a text is none, or too long, or the prompt form or the examples are of another type.
+        UsageProblem: a text is not a string, or too long, or the prompt form or the examples are of another type.
     """
     from adapterhub.formats.prompts.form import PromptForm
 
@@ -72,7 +73,7 @@ def check_description(about: Description) -> None:
 
 
 def base_declared(config: AdapterConfig, description: Description, base: BaseRecord | None) -> BaseRef:
-    """The base that the manifest will declare: `base`, else that of the description, else the one the config names."""
+    """Return the base for the manifest: `base`, or that of the description, or the one that the config names."""
     if base is not None:
         return BaseRef(fingerprint=base.fingerprint, hints=base.hints)
     if description.base is not None:
@@ -84,7 +85,7 @@ def base_declared(config: AdapterConfig, description: Description, base: BaseRec
 def describe(
     subject: Subject, entries: Sequence[FileEntry], description: Description, base: BaseRecord | None
 ) -> Manifest:
-    """The manifest of the adapter in `subject`, whose files are `entries`."""
+    """Return the manifest of the adapter in `subject`, whose files are `entries`."""
     from adapterhub.formats.cards.card import license_in
 
     config, facts = subject.config, subject.facts
@@ -106,18 +107,24 @@ def describe(
         parents=description.parents,
         recipe=description.recipe,
         metrics=description.metrics,
-        annotations=description.annotations,
+        annotations={**description.annotations, **_dialect_of(subject)},
         card=card,
     )
     made = made.with_examples(checked_examples(description.examples))
     return made.with_prompt(description.prompt or _prompt_of_contract(subject))
 
 
+def _dialect_of(subject: Subject) -> dict[str, str]:
+    """Return the dialect in which the files are read from now on, where more than one reads such files."""
+    inner = subject.inner
+    return {"dialect": inner.dialect} if inner is not None and inner.pairs and not inner.unclear else {}
+
+
 def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
-    """The example prompts as a manifest holds them: each once, without blanks at its ends.
+    """Return the example prompts as a manifest holds them: each once, without blanks at its ends.
 
     Raises:
-        UsageProblem: they are no texts, there are more than 16, one has more than 500 characters, or one is empty.
+        UsageProblem: they are not texts, there are more than 16, one has more than 500 characters, or one is empty.
     """
     from adapterhub.formats.relevance import MAX_PROMPT, MAX_PROMPTS
 
@@ -135,7 +142,10 @@ def checked_examples(examples: Sequence[str]) -> tuple[str, ...]:
 
 
 def _prompt_of_contract(subject: Subject) -> PromptForm | None:
-    """The form in which a contract asks; None without one. Another check says what is wrong with a broken one."""
+    """Return the form in which a contract asks; None without one.
+
+    Another check reports the faults of a broken one.
+    """
     from adapterhub.trust.verify.checks.contract import contract_of
 
     with contextlib.suppress(Malformed, DigestMismatch, CouldNotTell, OSError):
@@ -145,7 +155,7 @@ def _prompt_of_contract(subject: Subject) -> PromptForm | None:
 
 
 def _card(subject: Subject) -> str:
-    """The author's own card, if it is readable text of bounded size."""
+    """Return the author's own card, if it is readable text of bounded size."""
     from adapterhub.formats.cards.card import CARD_LIMIT_BYTES
 
     entry = subject.listing.taken.get(CARD_FILE)

@@ -1,4 +1,4 @@
-"""What `add` learns of an adapter's prompt form from its folder. It takes what is certain; a note says the rest.
+"""Finds an adapter's prompt form in its folder, for `add`. Takes only a certain one; a note reports any other.
 
 | in the folder | is |
 | --- | --- |
@@ -53,7 +53,7 @@ class FoundTemplate:
 
 
 def choose_form(folder: Path, asked: PromptForm | None, base: BaseHints | None) -> PromptChoice:
-    """The prompt form of the adapter in `folder`; `asked` is what the user typed, `base` the hints of its base.
+    """Return the prompt form of the adapter in `folder`; `asked` is what the user typed, `base` the hints of its base.
 
     Raises:
         UsageProblem: `asked` is a chat, and the folder's chat template is too long to keep.
@@ -88,7 +88,7 @@ def choose_form(folder: Path, asked: PromptForm | None, base: BaseHints | None) 
 
 
 def says_nothing(folder: Path) -> bool:
-    """Whether the folder has neither a contract nor a card that says what the adapter is for."""
+    """Return True if the folder has neither a contract nor a card that describes the adapter."""
     card = _read(folder, CARD_FILE, CARD_LIMIT_BYTES) or b""
     return not (
         own_words(card.decode(errors="replace")) or claims_contract(_read(folder, CONTRACT_FILE, MAX_BYTES) or b"")
@@ -96,7 +96,7 @@ def says_nothing(folder: Path) -> bool:
 
 
 def template_in(folder: Path) -> FoundTemplate | None:
-    """The chat template beside an adapter or a model, if it can be read; of several, the default one."""
+    """Return the chat template beside an adapter or a model, if it can be read; of several, the default one."""
     jinja = _read(folder, _JINJA, CONFIG_LIMIT_BYTES)
     if jinja is not None:
         return FoundTemplate(text=jinja.decode(errors="replace"), digest=digest_of(jinja))
@@ -131,7 +131,7 @@ def with_template(form: PromptForm, template: FoundTemplate) -> PromptForm:
 
 
 def _completed(asked: PromptForm, template: FoundTemplate | None, known: Digest | None) -> PromptChoice:
-    """What the user typed, with the chat template that belongs to it."""
+    """Return the user's input, with the chat template that belongs to it."""
     if asked.form != "chat" or asked.chat_template_sha256 is not None:
         return PromptChoice(form=asked)
     if template is None:
@@ -159,7 +159,7 @@ def _lesser_hints(folder: Path) -> list[str]:
 
 
 def _gguf_prefix(folder: Path) -> tuple[str, str] | None:
-    """The first GGUF file with a prompt prefix, and the prefix as a template's text."""
+    """Return the first GGUF file with a prompt prefix, and the prefix as a template's text."""
     for path in sorted(folder.glob("*.gguf"))[:_MOST_GGUFS]:
         head = _read(folder, path.name, LOOKED_AT_BYTES, whole=False)
         text = prompt_prefix(head) if head is not None else None
@@ -169,7 +169,10 @@ def _gguf_prefix(folder: Path) -> tuple[str, str] | None:
 
 
 def _read(folder: Path, name: str, limit_bytes: int, *, whole: bool = True) -> bytes | None:
-    """The bytes of a plain file of the folder, or the first ones; None where it is absent, a link out, or too long."""
+    """Return the bytes of a plain file of the folder, or the first ones.
+
+    None if it is absent, a link out, or too long.
+    """
     entry = take(folder, name)
     if not isinstance(entry, Entry) or (whole and entry.size_bytes > limit_bytes):
         return None

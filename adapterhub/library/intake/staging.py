@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -18,14 +19,17 @@ from adapterhub.core.errors import (
     RefusedAdapter,
     RemoteUnreachable,
     SignatureRefused,
+    explained_by,
     shown,
 )
+from adapterhub.formats.base.comparison import Judge
 from adapterhub.formats.manifest import MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE, FileEntry, Manifest
 from adapterhub.formats.release import Release
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.store.blobs import Store, WriteIntent
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.signing.appraisal import read_signature
-from adapterhub.trust.verify import Finding, Report, Subject, open_subject, verify
+from adapterhub.trust.verify import Report, Subject, open_subject, verify
 from adapterhub.trust.verify.subject import Entry
 
 if TYPE_CHECKING:
@@ -125,7 +129,7 @@ class Staging:
         return digest
 
     def _continued(self, part: Path, stream: IO[bytes]) -> IO[bytes]:
-        """The stream, preceded by the bytes of an earlier try if it can seek."""
+        """Return the stream, preceded by the bytes of an earlier try if it can seek."""
         begun = self._staging / part.name
         if not stream.seekable():
             return stream
@@ -173,7 +177,7 @@ class Staging:
 
 
 def _is_linked(store: Store, file: Path, target: Path) -> bool:
-    """Link `target` to a file; False where the file system has no links."""
+    """Link `target` to a file; False if the file system has no links."""
     with store.os_errors_as_refusals():
         try:
             os.link(file, target)
@@ -185,7 +189,11 @@ def _is_linked(store: Store, file: Path, target: Path) -> bool:
 
 
 def _is_same(file: Path, blob: Path) -> bool:
-    return not file.is_symlink() and file.exists() and file.samefile(blob)
+    """Return whether both are one file; False if `file` is a link, or a `remove` took it meanwhile."""
+    try:
+        return os.path.samestat(file.lstat(), blob.lstat())
+    except FileNotFoundError:
+        return False
 
 
 class Continued(io.RawIOBase):
@@ -216,7 +224,7 @@ class Continued(io.RawIOBase):
 
 
 def signature_objects(folder: Path) -> list[Digest]:
-    """The digest of the signature in a folder, if there is one: an object to keep.
+    """Return the digest of the signature in a folder, if there is one: an object to keep.
 
     Raises:
         SignatureRefused: `model.sig` is not a signature file.
@@ -257,14 +265,18 @@ def checked(
     base: BaseRecord | None,
     seen: Sequence[Finding],
     scanned: Subject | None = None,
+    *,
+    judge: Judge,
 ) -> Report:
-    """Run every check on a folder that should match `manifest`; `scanned` as for `open_subject`."""
+    """Run every check on a folder that should match `manifest`; `scanned` and `judge` as for `open_subject`."""
     subject, findings = open_subject(
         folder,
-        base_tensors=base.tensors if base else None,
-        base_fingerprint=base.fingerprint if base and manifest.base.fingerprint else None,
+        base_tensors=base.weights if base else None,
+        base_fingerprint=base.fingerprint if base else None,
+        base_type=base.hints.model_type if base else None,
         manifest=manifest,
         scanned=scanned,
+        judge=judge,
     )
     found = [*seen, *findings]
     return Report.of(found) if subject is None else verify(subject, seen=found)
@@ -272,15 +284,14 @@ def checked(
 
 def ensure_no_errors(what: str, findings: Sequence[Finding]) -> None:
     """Raise `refused` if a finding is an error."""
-    if any(f.severity == "error" for f in findings):
+    if "error" in map(attrgetter("severity"), findings):
         raise refused(what, findings)
 
 
 def refused(what: str, findings: Sequence[Finding]) -> RefusedAdapter | BaseMismatch:
-    """The exception for the errors among `findings`."""
+    """Return the exception for the errors among `findings`."""
     errors = [f for f in findings if f.severity == "error"]
-    explain = f"`adapt help {errors[0].code}` says what to do" if errors else ""
-    hint = next((f.hint for f in errors if f.hint), explain)
+    hint = next((f.hint for f in errors if f.hint), explained_by(errors[0].code) if errors else "")
     head = f"refused `{shown(what.strip('`'), 200)}`. Nothing was stored"
     if errors and all(f.code == "E_BASE_MISMATCH" for f in errors):
         return BaseMismatch("\n".join([f"{head}: it does not fit the base", *(f"  {f}" for f in errors)]), hint=hint)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import SignatureRefused
 from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
-from adapterhub.library.results import ResultFiles
 from adapterhub.library.store.blobs import Store
+from adapterhub.library.store.signed_files import SignedFiles
 from adapterhub.trust.signing.results import SignedStatement, read_made
 from adapterhub.trust.signing.trust import TrustFile, clock
 
@@ -29,18 +29,18 @@ MOST: Final = 20
 """Statements on one build that a library takes."""
 
 
-def files_in(store: Store, manifest: Digest) -> ResultFiles:
+def files_in(store: Store, manifest: Digest) -> SignedFiles:
     """Those of a library on one manifest."""
-    return ResultFiles(store.root / "made", manifest, store, limit_bytes=SIGNATURE_LIMIT_BYTES)
+    return SignedFiles(store.root / "made", manifest, store, limit_bytes=SIGNATURE_LIMIT_BYTES)
 
 
-def files_beside(build: Path, manifest: Digest) -> ResultFiles:
+def files_beside(build: Path, manifest: Digest) -> SignedFiles:
     """Those beside the folder of a published build."""
-    return ResultFiles(build.parent / ".made", manifest, limit_bytes=SIGNATURE_LIMIT_BYTES)
+    return SignedFiles(build.parent / ".made", manifest, limit_bytes=SIGNATURE_LIMIT_BYTES)
 
 
 def statements_of(library: Library, build: Installed) -> tuple[list[SignedStatement], list[str]]:
-    """The statements that a library has on a build, each verified now, and why others do not count.
+    """Return the statements that a library has on a build, each verified now, and why others do not count.
 
     Raises:
         NotAllowed, Malformed: the file of the trusted keys cannot be used.
@@ -59,7 +59,7 @@ def statements_of(library: Library, build: Installed) -> tuple[list[SignedStatem
 
 
 def statements_at(source: Source, release: Release) -> Sequence[bytes]:
-    """The statements that a place offers on a release, unverified; none where its kind has no room for them."""
+    """Return the statements that a place offers on a release, unverified; none if its kind has no room for them."""
     if isinstance(store := getattr(source, "store", None), Store):  # another library
         return files_in(store, release.digest).read()
     read = getattr(source, "statements", None)

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -28,24 +30,28 @@ from adapterhub.core.disk.files import (
     NO_LINKS,
     RealFolder,
     clone_or_copy,
+    digest_of_file,
     is_sound,
     make_folder,
     open_plain,
     read_plain,
     sync_file,
+    sync_folder,
     write_new,
 )
+from adapterhub.core.disk.held_file import REPAIR_HINT
 from adapterhub.core.disk.root import Held, Root, claim, finished
 from adapterhub.core.errors import BlobNotFound, DigestMismatch
 from adapterhub.formats.manifest import LIMIT_BYTES, Manifest
 
 
+@dataclass(frozen=True)
 class WriteIntent:
     """A running writer: its staging folder, and the objects it will need, which no sweep deletes."""
 
-    def __init__(self, store: Store, held: Held, folder: Path) -> None:
-        self.folder = folder
-        self._store, self._held = store, held
+    _store: Store
+    _held: Held
+    folder: Path
 
     def need(self, digests: Iterable[Digest]) -> None:
         """Declare the objects that the writer needs; from now on no sweep deletes them.
@@ -57,59 +63,76 @@ class WriteIntent:
             self._held.write(digests)
 
 
+def settle_objects(objects: Mapping[Path, Digest], folder: Path | None = None, *, look: bool = False) -> None:
+    """Make objects durable whose mode says that they are not yet, with the names in `folder`; then change the mode.
+
+    Raises:
+        DigestMismatch: with `look`, one of those has not the bytes that it should have.
+        OSError: one is gone, or the disk failed.
+    """
+    pending = [path for path in objects if path.stat().st_mode & stat.S_IWUSR]
+    for path in pending:
+        if look and (found := digest_of_file(path)[0]) != objects[path]:
+            raise DigestMismatch(str(path), expected=objects[path], actual=found, hint=REPAIR_HINT)
+        sync_file(path)
+    if pending and folder is not None:
+        sync_folder(folder)
+    for path in pending:
+        path.chmod(0o444)
+
+
 class Store(Root):
     """Objects under `root`. Cheap to make; folders appear with the first write."""
 
     # ------------------------------------------------------------ names
     def blob_path(self, digest: Digest) -> Path:
-        """The path of a blob, whether it exists or not."""
+        """Return the path of a blob, whether it exists or not."""
         return Path(self.blob_name(digest))
 
     def blob_name(self, digest: Digest) -> str:
-        """The same as text, for thousands of lookups: a `Path` costs as much as a `stat`."""
+        """Return the same as text, for thousands of lookups: a `Path` costs as much as a `stat`."""
         name = hex_of(digest)
         return f"{self.root}/blobs/sha256/{name[:2]}/{name}"
 
     def manifest_path(self, digest: Digest) -> Path:
-        """The path of a manifest, whether it exists or not."""
+        """Return the path of a manifest, whether it exists or not."""
         return Path(self.manifest_name(digest))
 
     def manifest_name(self, digest: Digest) -> str:
-        """The same as text."""
+        """Return the same as text."""
         return f"{self.root}/manifests/sha256/{hex_of(digest)}.json"
 
     def part_path(self, digest: Digest) -> Path:
-        """Where the beginning of an interrupted blob is kept; `gc` deletes old ones."""
+        """Return the file that keeps the beginning of an interrupted blob; `gc` deletes old ones."""
         return self.root / "tmp" / f"part-{hex_of(digest)}"
 
     def has_blob(self, digest: Digest) -> bool:
-        """Whether the blob exists; its bytes are not checked."""
+        """Return whether the blob exists; its bytes are not checked."""
         return self.blob_path(digest).is_file()
 
     def has_manifest(self, digest: Digest) -> bool:
-        """Whether the manifest exists."""
+        """Return whether the manifest exists."""
         return self.manifest_path(digest).is_file()
 
     # ------------------------------------------------------------ write
-    def adopt(self, path: Path, digest: Digest) -> None:
+    def adopt(self, path: Path, digest: Digest, *, is_manifest: bool = False, durable: bool = True) -> None:
         """Make the finished file `path` (on the store's own file system) the blob `digest`, which its bytes have.
 
-        An existing blob stays, so that hard links keep sharing it; a damaged one goes into quarantine.
+        An existing blob stays, so that hard links keep sharing it; a damaged one goes into quarantine. With
+        `is_manifest`, it is the canonical JSON of a manifest. Without `durable`, it stays writable for its owner until
+        `settle` or another writer that needs it makes it durable.
         """
-        self._adopt(path, digest, self.blob_path(digest))
-
-    def adopt_manifest(self, path: Path, digest: Digest) -> None:
-        """The same for a manifest's canonical JSON."""
-        self._adopt(path, digest, self.manifest_path(digest))
-
-    def _adopt(self, path: Path, digest: Digest, final: Path) -> None:
+        final = self.manifest_path(digest) if is_manifest else self.blob_path(digest)
         with self.os_errors_as_refusals():
             if final.exists() and (final.samefile(path) or is_sound(final, digest)):
                 os.utime(final)  # young again, so that a sweep on another host spares it
+                if durable:
+                    settle_objects({final: digest})
                 return
             if os.path.lexists(final):
                 self.quarantine(final)
-            sync_file(path, mode=0o444)  # before the name: a power cut must leave no name on half the bytes
+            if durable:
+                sync_file(path, mode=0o444)  # before the name: a power cut must leave no name on half the bytes
             make_folder(final.parent)
             path.rename(final)
 
@@ -125,7 +148,7 @@ class Store(Root):
 
     @contextlib.contextmanager
     def intent(self, what: str) -> Iterator[WriteIntent]:
-        """A fresh folder on the store's file system, for the objects of an add; gone when the block ends.
+        """Provide a fresh folder on the store's file system, for the objects of an add; gone when the block ends.
 
         The leftovers of killed writers are deleted first, so that a full disk does not stay full.
 
@@ -135,7 +158,10 @@ class Store(Root):
         import shutil  # 2 ms of the start of a command that only reads
 
         self.ensure_real_folders()
-        self._clear_finished()
+        for path in finished(self.root / "intents"):
+            shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         folder: Path | None = None
         with contextlib.ExitStack() as stack:
             try:  # from before the folder is there: a signal may end us at any line
@@ -150,17 +176,9 @@ class Store(Root):
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A fresh folder on the store's file system for unfinished objects; deleted when the block ends."""
+        """Provide a fresh folder on the store's file system for unfinished objects; deleted when the block ends."""
         with self.intent("scratch") as intent:
             yield intent.folder
-
-    def _clear_finished(self) -> None:
-        import shutil
-
-        for path in finished(self.root / "intents"):
-            shutil.rmtree(self.root / "tmp" / path.name, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                path.unlink()
 
     def stage_file(
         self, source: IO[bytes], target: Path, progress: Progress | None, limit_bytes: int | None = None
@@ -171,14 +189,14 @@ class Store(Root):
 
     # ------------------------------------------------------------ read
     def open_blob(self, digest: Digest) -> IO[bytes]:
-        """The blob's bytes as a stream."""
+        """Return the blob's bytes as a stream."""
         try:
             return open_plain(self.blob_path(digest))
         except FileNotFoundError:
             raise BlobNotFound(f"the store has no object {digest}", hint="`adapt verify --all` lists damage") from None
 
     def read_manifest(self, digest: Digest) -> Manifest:
-        """The manifest, parsed and checked against its digest."""
+        """Return the manifest, parsed and checked against its digest."""
         path = self.manifest_path(digest)
         try:
             raw = read_plain(path, LIMIT_BYTES)
@@ -190,15 +208,14 @@ class Store(Root):
         return manifest
 
     # ------------------------------------------------------------ out
-    def link(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
-        """Make `target` the blob: hard link, else a copy-on-write clone, else a copy. With `into`, a name in it."""
-        self._link(self.blob_name(digest), target, digest, into)
+    def link(
+        self, digest: Digest, target: str | Path, *, into: RealFolder | None = None, is_manifest: bool = False
+    ) -> None:
+        """Make `target` the blob, or the manifest: by a hard link, or a copy-on-write clone, or a copy.
 
-    def link_manifest(self, digest: Digest, target: str | Path, *, into: RealFolder | None = None) -> None:
-        """The same for a manifest."""
-        self._link(self.manifest_name(digest), target, digest, into)
-
-    def _link(self, source: str, target: str | Path, digest: Digest, into: RealFolder | None) -> None:
+        With `into`, `target` is a name in it.
+        """
+        source = self.manifest_name(digest) if is_manifest else self.blob_name(digest)
         try:
             os.link(source, target, dst_dir_fd=into.handle if into else None)
         except FileNotFoundError:

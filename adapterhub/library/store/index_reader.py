@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from adapterhub.library.store.index import Index
-    from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit, SketchRow
+    from adapterhub.library.store.rows import BaseCount, BaseRow, BuildRow, Filters, Hit, SketchRow
 
 
 class EmptyIndex:
@@ -34,9 +34,33 @@ class EmptyIndex:
         """Nothing."""
         return []
 
+    def numbers(self, filters: Filters) -> list[int]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
     def names(self) -> list[str]:
         """Nothing."""
         return []
+
+    def of_digest(self, digest: str) -> BuildRow | None:  # noqa: ARG002 - as Index
+        """None."""
+        return None
+
+    def children(self, digest: str) -> list[BuildRow]:  # noqa: ARG002 - as Index
+        """None."""
+        return []
+
+    def parents(self) -> set[str]:
+        """None."""
+        return set()
+
+    def per_base(self) -> list[BaseCount]:
+        """No base."""
+        return []
+
+    def of_images(self, numbers: Sequence[int]) -> tuple[bool, bool]:  # noqa: ARG002 - as Index
+        """None is."""
+        return False, False
 
     def bases(self) -> list[BaseRow]:
         """Nothing."""
@@ -54,11 +78,11 @@ class EmptyIndex:
         """Nothing."""
         return {}
 
-    def sketches(self) -> list[SketchRow]:
-        """Nothing."""
-        return []
+    def has_any(self, numbers: Sequence[int], named: Iterable[tuple[str, str]]) -> bool:  # noqa: ARG002 - as Index
+        """None has."""
+        return False
 
-    def sketches_that(self, choose: Callable[[bytes], Iterable[int]]) -> list[SketchRow]:  # noqa: ARG002 - as Index
+    def sketches(self, digests: Sequence[str] | None = None) -> list[SketchRow]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
 

@@ -30,12 +30,12 @@ _URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://")
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is reached over a network; otherwise it is a path."""
+    """Return whether a place is reached over a network; otherwise it is a path."""
     return _URL.match(place) is not None
 
 
 def address_in(place: str, repository: str) -> str:
-    """A repository of a place, as one text; without a repository the place."""
+    """Return a repository of a place, as one text; without a repository the place."""
     return f"{place}/{repository}" if repository else place
 
 
@@ -62,11 +62,11 @@ class Origin:
         return address_in(self.place, self.repository)
 
 
+@dataclass(frozen=True)
 class Origins:
     """The records of one library."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    _store: Store
 
     def record(self, origin: Origin) -> None:
         """Record the origin of a build under its full name; this replaces an older record of that name."""
@@ -88,23 +88,26 @@ class Origins:
             self._write(self._path(adapter), Origin(adapter=adapter, name=name, place=""))
 
     def is_made_here(self, adapter: Digest) -> bool:
-        """Whether a build was made in this library and came from nowhere else since."""
+        """Return whether a build was made in this library and came from nowhere else since."""
         found = self._read(self._path(adapter))
         return found is not None and not found.place
 
     def of(self, adapter: Digest) -> Origin | None:
-        """The latest origin of a build under any name; None if it was made here or the record is missing or damaged."""
+        """Return the latest origin of a build under any name.
+
+        None if it was made here or the record is missing or damaged.
+        """
         found = self._read(self._path(adapter))
         return found if found is not None and found.place else None
 
     def under(self, adapter: Digest, name: str) -> Origin | None:
-        """The origin of a build under this full name; None if the record is missing or damaged."""
+        """Return the origin of a build under this full name; None if the record is missing or damaged."""
         latest = self.of(adapter)
         found = latest if latest is not None and latest.name == name else self._read(self._path_under(adapter, name))
         return found if found is not None and (found.adapter, found.name) == (adapter, name) else None
 
     def place_of(self, adapter: Digest, name: str) -> str:
-        """The place that a build came from under this full name; the library itself if no record exists."""
+        """Return the place that a build came from under this full name; the library itself if no record exists."""
         origin = self.under(adapter, name)
         return origin.place if origin else absolute(self._store.root)
 
@@ -124,7 +127,7 @@ class Origins:
 
 
 def read_origin(path: Path) -> Origin:
-    """The origin in a file.
+    """Return the origin in a file.
 
     Raises:
         OSError, ValueError: it is missing or damaged.
@@ -139,18 +142,18 @@ def read_origin(path: Path) -> Origin:
     return Origin(adapter=digest, name=value["name"], place=value["place"], repository=repository)
 
 
+@dataclass(frozen=True)
 class Yanks:
     """The records of one library."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    _store: Store
 
     def reason(self, adapter: Digest, address: str) -> str | None:
-        """Why a build was yanked at `address`, as far as was seen; "" without a reason, None if it was not."""
+        """Return why a build was yanked at `address`, as far as was seen; "" without a reason, None if it was not."""
         return self.places(adapter).get(address)
 
     def noted(self) -> set[str]:
-        """The digests of the builds that some place was seen to have yanked; one read of a folder."""
+        """Return the digests of the builds that some place was seen to have yanked; one read of a folder."""
         try:
             names = os.listdir(self._store.root / "yanked")  # noqa: PTH208 - names alone
         except OSError:
@@ -177,7 +180,7 @@ class Yanks:
                     path.unlink(missing_ok=True)
 
     def places(self, adapter: Digest) -> Mapping[str, str]:
-        """The reason of each address where a build was seen to be yanked."""
+        """Return the reason of each address where a build was seen to be yanked."""
         try:
             value = read_json(self._path(adapter))
         except (OSError, ValueError):

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from adapterhub.formats import relevance
 from adapterhub.formats.relevance import All, Matched, Wording, question_words, wording_of
+from adapterhub.library.store.rows import ORDER, BuildRow
 
+_TABLE: Final = (
+    "CREATE VIRTUAL TABLE builds_fts USING fts5(name, task, description, prompts, base, tokenize='porter unicode61')"
+)
 SCHEMA: Final = (
-    "CREATE VIRTUAL TABLE builds_fts USING fts5(name, task, description, prompts, base, tokenize='porter unicode61')",
+    _TABLE,
     "CREATE TRIGGER builds_gone AFTER DELETE ON builds BEGIN DELETE FROM builds_fts WHERE rowid = old.rowid; END",
 )
+_ALL: Final = "rowid, name, task, description, prompts, base"
 _SPOKEN: Final = "{name task description prompts}"
 _MOST_BASES: Final = 50
 _MOST_READ: Final = 500
 """Of more builds that a beginning finds, the words are not read again: their names give the order."""
+_MOST_TRIED: Final = 1_000
+"""So many builds by name are looked at for a word that very many have, before the index gives all that have it."""
 _LONGEST_ENDING: Final = 4
 _FEWEST_LETTERS: Final = 4
 
@@ -33,7 +42,7 @@ class WhereClause(NamedTuple):
     bases: Sequence[str] | None = None
 
     def matching(self, query: str) -> str:
-        """The query of the index for the words of `query` in the builds of the bases."""
+        """Return the query of the index for the words of `query` in the builds of the bases."""
         spoken = f"{_SPOKEN} : ({query})"
         if not self.bases or len(self.bases) > _MOST_BASES:
             return spoken
@@ -43,7 +52,7 @@ class WhereClause(NamedTuple):
 class Found(NamedTuple):
     """A build that a search found, by its row's number; without a score where the order is that of the names.
 
-    `matched` is None where too many builds were found to look at each.
+    `matched` is None if too many builds were found to look at each.
     """
 
     number: int
@@ -51,17 +60,12 @@ class Found(NamedTuple):
     matched: Matched | None
 
 
-def put_words(connection: sqlite3.Connection, builds: Iterable[tuple[str, str, Wording]]) -> None:
+def put_words(connection: sqlite3.Connection, builds: Iterable[BuildRow]) -> None:
     """Index the words of builds by their folders, whose rows were just put in, and by the weights of their bases."""
-    rows = (
-        (*wording_of(*text[:3], text.prompts.splitlines()), base.removeprefix("sha256:"), folder)
-        for folder, base, text in builds
-    )
-    connection.executemany(
-        "INSERT INTO builds_fts (rowid, name, task, description, prompts, base)"
-        " SELECT rowid, ?, ?, ?, ?, ? FROM builds WHERE folder = ?",
-        rows,
-    )
+    sql = f"INSERT INTO builds_fts ({_ALL}) SELECT rowid, ?, ?, ?, ?, ? FROM builds WHERE folder = ?"
+    for row in builds:
+        words = wording_of(row.name, row.task, row.says, f"{row.prompts}\n{row.triggers}".splitlines())
+        connection.execute(sql, (*words, row.base_weights.removeprefix("sha256:"), row.folder))
 
 
 def _either(words: Iterable[str], mark: str = "") -> str:
@@ -71,9 +75,9 @@ def _either(words: Iterable[str], mark: str = "") -> str:
 def find_words(
     connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None, *, all_words: bool
 ) -> list[Found]:
-    """Builds whose words `text` asks for: by relevance, or those where each word begins a word, in any order.
+    """Return builds whose words `text` asks for: by relevance, or those where each word begins a word, in any order.
 
-    One word alone is looked for as a beginning, too.
+    A single word is also looked for as a beginning.
     """
     words = question_words(text)
     if all_words or len(text.split()) == 1:
@@ -101,7 +105,7 @@ def find_words(
 
 
 def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, Wording]:
-    """The indexed texts of builds."""
+    """Return the indexed texts of builds."""
     found: dict[int, Wording] = {}
     for at in range(0, len(numbers), 500):  # SQLite bounds the number of values
         some = numbers[at : at + 500]
@@ -112,18 +116,15 @@ def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
 
 
 def _beginning(connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None) -> list[Found]:
-    """The builds where each word of `text` begins a word, those first whose name it begins.
+    """Return the builds where each word of `text` begins a word, those first whose name it begins.
 
     The index holds stems, and `translatio` begins none: then shorter beginnings find builds, whose words are looked at.
     """
     words = relevance.words_of(text)
-    conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
-    sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"
-    sql += " ORDER BY builds.name, builds.namespace, builds.added_at DESC, builds.digest"
     for cut in range(_LONGEST_ENDING + 1) if words else ():
-        query = " AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words)
-        found = [row[0] for row in connection.execute(sql, (where.matching(query), *where.values))]
-        if len(found) > _MOST_READ:
+        query = where.matching(" AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words))
+        found, are_many = _in_order(connection, query, where, limit)
+        if are_many:
             return [Found(number, None, None) for number in found[:limit]]
         texts = _texts(connection, found)
         places = {number: _place(words, texts[number]) for number in found}
@@ -134,11 +135,57 @@ def _beginning(connection: sqlite3.Connection, text: str, where: WhereClause, li
     return []
 
 
+def _in_order(
+    connection: sqlite3.Connection, query: str, where: WhereClause, limit: int | None
+) -> tuple[list[int], bool]:
+    """Return the builds that match, in the order of their names, and whether they are more than are read.
+
+    Of few, the rows are read and sorted; of many, the index of names is followed until there are enough.
+    """
+    some = "SELECT rowid FROM builds_fts WHERE builds_fts MATCH ? LIMIT ?"
+    found = {row[0] for row in connection.execute(some, (query, _MOST_READ + 1))}
+    if len(found) <= _MOST_READ:
+        conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
+        sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"
+        return [row[0] for row in connection.execute(f"{sql} ORDER BY {ORDER}", (query, *where.values))], False
+    conditions = f" WHERE {' AND '.join(where.conditions)}" if where.conditions else ""
+    by_name = f"SELECT rowid FROM builds{conditions} ORDER BY {ORDER}"
+    # what the query does not hold may leave few, whose words have a say in the order
+    is_all = not where.conditions or (len(where.conditions) == len(where.bases or ()) == 1)
+    if is_all and limit and (first := _first(connection, query, by_name, where.values, limit)):
+        return first, True
+    found = {row[0] for row in connection.execute(some, (query, -1))}
+    every = (row[0] for row in connection.execute(by_name, where.values))
+    most = limit and max(limit, _MOST_READ + 1)
+    listed = list(islice((number for number in every if number in found), most))
+    return listed, len(listed) > _MOST_READ
+
+
+def _first(connection: sqlite3.Connection, query: str, by_name: str, values: Sequence[object], limit: int) -> list[int]:
+    """Return the first builds by name that match; none if fewer than `limit` are among the first names.
+
+    An index in memory of only these names answers, as the whole one gives no order but that of the rows.
+    """
+    one, tried = f"SELECT {_ALL} FROM builds_fts WHERE rowid = ?", list[int]()
+    names = connection.execute(f"{by_name} LIMIT ?", (*values, _MOST_TRIED))
+    with contextlib.closing(sqlite3.connect(":memory:")) as few:
+        few.execute(_TABLE)
+        while some := [row[0] for row in names.fetchmany(2 * limit)]:
+            tried += some
+            texts = (connection.execute(one, (number,)).fetchone() for number in some)
+            few.executemany(f"INSERT INTO builds_fts ({_ALL}) VALUES (?, ?, ?, ?, ?, ?)", texts)
+            matching = few.execute("SELECT rowid FROM builds_fts WHERE builds_fts MATCH ?", (query,))
+            found = {row[0] for row in matching}
+            if len(found) >= limit:
+                return [number for number in tried if number in found][:limit]
+    return []
+
+
 _PLACES: Final = ("in the name", "in any text", "as another form of the word")
 
 
 def _place(words: Sequence[str], wording: Wording) -> int:
-    """The first of `_PLACES` that holds for all of `words`."""
+    """Return the first of `_PLACES` that holds for all of `words`."""
     for place, text in enumerate((wording.name, " ".join(wording))):
         tokens = relevance.words_of(text)
         if all(any(token.startswith(word) for token in tokens) for word in words):

@@ -1,6 +1,7 @@
 """Damage in a library: objects that do not match their name, builds without objects, an outdated index.
 
-The search changes nothing. An object that disappears meanwhile was removed by another process, and is no damage.
+The search changes nothing. An object that disappears during the search was removed by another process, and does not
+count as damage.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from adapterhub.core.digests import Digest, Progress, digest_of, hex_of
 from adapterhub.core.disk.files import RealFolder, digest_of_file, matching, read_json, read_plain
@@ -25,12 +26,12 @@ from adapterhub.library.library import Library
 from adapterhub.library.own_settings import OwnSettings
 from adapterhub.library.remotes import Remotes
 from adapterhub.library.store.aliases import Aliases
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import Installed, RowOf
 from adapterhub.library.store.origins import read_origin
 from adapterhub.library.store.roots import KnownProjects
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.signing.appraisal import FirstUseFile
 from adapterhub.trust.signing.trust import TrustFile
-from adapterhub.trust.verify import Finding
 
 Kind = Literal["bytes", "missing", "writable", "index"]
 
@@ -53,43 +54,56 @@ class Damage:
         where = self.path.relative_to(root).as_posix()
         if self.kind == "writable":
             hint = "`adapt doctor --repair` makes it read-only"
-            return Finding(code="W_WRITABLE", severity="warning", where=where, message=self.message, hint=hint)
+            return Finding("W_WRITABLE", where, self.message, hint=hint)
         if self.kind == "index":
             hint = "`adapt doctor --rebuild-index` makes it again"
-            return Finding(code="E_INDEX", severity="error", where=where, message=self.message, hint=hint)
+            return Finding("E_INDEX", where, self.message, hint=hint)
         hint = "`adapt doctor --repair` puts it in quarantine and fetches it again"
         expected = self.digest or ""
-        return Finding(
-            code="E_DIGEST", severity="error", where=where, message=self.message, expected=expected, hint=hint
-        )
+        return Finding("E_DIGEST", where, self.message, expected=expected, hint=hint)
+
+
+Hashed = tuple[int, int, str]
+"""Device, inode and hex digest of a file that was hashed."""
 
 
 def damaged_objects(
-    library: Library, looked_at: Collection[Installed] = (), progress: Progress | None = None
+    library: Library, hashed: Collection[Hashed] = (), progress: Progress | None = None, sound: Sound | None = None
 ) -> Iterator[Damage]:
-    """Objects of the store that are damaged, writable, or missing although a build needs them.
+    """Objects of the store that are damaged or writable.
 
-    Every byte is read, except those of files of the builds `looked_at`, which were hashed before.
+    Every byte is read, except those of files that were `hashed` before, and of those that `sound` knows.
     """
-    hashed = {facts for build in looked_at for facts in _hashed_with(build)}
     yield from _linked_folders(library.root)
     for path in _objects(library.root):
         try:
-            damage = _damage_of(path, hashed, progress)
+            damage = _damage_of(path, hashed, progress, sound)
         except FileNotFoundError:
             continue
         if damage is not None:
             yield damage
-    for build in library.installed():
-        for path, digest in objects_of(library, build):
-            if not os.path.lexists(path) and build.folder.exists():
-                message = f"is missing, though `{build.full_name}` {build.manifest.label} names it"
-                yield Damage(kind="missing", path=path, digest=digest, message=message)
 
 
-def unhashed_bytes(library: Library, looked_at: Collection[Installed]) -> int:
-    """How many bytes `damaged_objects` reads after the builds `looked_at`."""
-    hashed = {facts for build in looked_at for facts in _hashed_with(build)}
+def missing_objects(library: Library, build: Installed) -> Iterator[Damage]:
+    """Yield the objects that a build needs and the store does not have."""
+    for path, digest in objects_of(library, build):
+        if not os.path.lexists(path) and build.folder.exists():
+            message = f"is missing, though `{build.full_name}` {build.manifest.label} names it"
+            yield Damage(kind="missing", path=path, digest=digest, message=message)
+
+
+class Sound(Protocol):
+    """What an earlier run found to be sound."""
+
+    def knows(self, path: Path, facts: os.stat_result) -> bool:
+        """Return whether it hashed a file with these facts."""
+
+    def note(self, path: Path, facts: os.stat_result) -> None:
+        """Note that a file is sound, which had these facts before it was hashed."""
+
+
+def unhashed_bytes(library: Library, hashed: Collection[Hashed]) -> int:
+    """Return how many bytes `damaged_objects` reads after files were `hashed`."""
     total = 0
     for path in _objects(library.root):
         with contextlib.suppress(OSError):
@@ -114,9 +128,9 @@ def _linked_folders(root: Path) -> Iterator[Damage]:
                 yield Damage(kind="bytes", path=folder.path / name, digest=None, message="is a link")
 
 
-def damaged_index(library: Library) -> Iterator[Damage]:
-    """The problems of the index."""
-    for message in library.catalog.differences():
+def damaged_index(library: Library, installed: Iterable[RowOf] | None = None) -> Iterator[Damage]:
+    """Yield the problems of the index; `installed` are the rows of all builds, where they are read anyway."""
+    for message in library.catalog.differences(installed):
         yield Damage(kind="index", path=library.catalog.index.path, digest=None, message=message)
 
 
@@ -139,7 +153,8 @@ def objects_of(library: Library, build: Installed) -> list[tuple[Path, Digest]]:
     return [*blobs, (store.manifest_path(manifest.digest), manifest.digest)]
 
 
-def _hashed_with(build: Installed) -> Iterator[tuple[int, int, str]]:
+def hashed_with(build: Installed) -> Iterator[Hashed]:
+    """Yield the files of a build, which a check of it has hashed."""
     for entry in build.manifest.files:
         try:
             facts = (build.folder / entry.path).lstat()
@@ -148,7 +163,7 @@ def _hashed_with(build: Installed) -> Iterator[tuple[int, int, str]]:
         yield facts.st_dev, facts.st_ino, hex_of(entry.sha256)
 
 
-def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress | None) -> Damage | None:
+def _damage_of(path: Path, hashed: Collection[Hashed], progress: Progress | None, sound: Sound | None) -> Damage | None:
     facts, name = path.lstat(), path.name.removesuffix(".json")
     if not _HEX.fullmatch(name) or (path.parent.name not in ("sha256", name[:2])):
         return Damage(kind="bytes", path=path, digest=None, message="is not named like an object")
@@ -156,7 +171,12 @@ def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress
     if not stat.S_ISREG(facts.st_mode):
         kind = "a link" if stat.S_ISLNK(facts.st_mode) else "no plain file"
         return Damage(kind="bytes", path=path, digest=digest, message=f"is {kind}")
-    if (facts.st_dev, facts.st_ino, name) not in hashed:
+    is_known = (facts.st_dev, facts.st_ino, name) in hashed
+    if not is_known and sound is not None and sound.knows(path, facts):
+        is_known = True
+        if progress is not None:
+            progress(facts.st_size)
+    if not is_known:
         try:
             found, size_bytes = digest_of_file(path, progress)
         except FileNotFoundError:
@@ -165,6 +185,8 @@ def _damage_of(path: Path, hashed: set[tuple[int, int, str]], progress: Progress
             return Damage(kind="bytes", path=path, digest=digest, message=f"cannot be read: {error.strerror}")
         if found != digest:
             return Damage(kind="bytes", path=path, digest=digest, message=f"is {found} ({size_bytes:,} bytes)")
+        if sound is not None:
+            sound.note(path, facts)
     if facts.st_mode & 0o222:
         return Damage(kind="writable", path=path, digest=digest, message="is writable; objects never change")
     return None
@@ -178,18 +200,19 @@ _HINTS: Final = {
     "origins": "delete it; an `adapt install` from the same place notes it again",
     "pins": "delete it, then `adapt base pin` pins the base again",
     "projects": "delete it, then `adapt sync` in the project writes it again",
-    "yanked": "delete it; `adapt outdated` asks again what was yanked",
+    "yanked": "delete it; `adapt upgrade --check` asks again what was yanked",
     "tests": "delete it, and ask its tester for the result again",
     "made": "delete it, and ask its signer for the statement again",
+    "published": "delete it; an `adapt install` from the same registry takes it again",
     "mismatches": "delete it; `adapt install --allow-base-mismatch` notes it again",
     "synced": "delete it, then `adapt sync` in the project writes it again",
     "history": "delete it; the project cannot roll back past this point",
 }
-_DEPTHS: Final = {"tests": 2, "made": 2}
+_DEPTHS: Final = {"tests": 2, "made": 2, "published": 2}
 
 
 def damaged_records(root: Path, whole: Mapping[str, Callable[[], object]]) -> Iterator[Finding]:
-    """A finding for each record of the library under `root` that cannot be read, with its path and remedy.
+    """Yield a finding for each record of the library under `root` that cannot be read, with its path and remedy.
 
     `whole` reads more files of the root, by their names.
     """
@@ -211,6 +234,7 @@ def damaged_records(root: Path, whole: Mapping[str, Callable[[], object]]) -> It
         "projects": KnownProjects(root).read_at,
         "tests": _named_by_its_bytes,
         "made": _named_by_its_bytes,
+        "published": _named_by_its_bytes,
     }
     for folder, hint in _HINTS.items():
         pattern = "/".join(["*"] * (_DEPTHS.get(folder, 1) - 1) + ["[!.]*.json"])
@@ -238,7 +262,7 @@ def _finding(path: Path, root: Path, read: Read, hint: str) -> Iterator[Finding]
 
 def _damage(path: Path, root: Path, message: str, hint: str) -> Finding:
     where = path.relative_to(root).as_posix()
-    return Finding(code="E_RECORD", severity="error", where=shown(where, 200), message=shown(message, 300), hint=hint)
+    return Finding("E_RECORD", shown(where, 200), shown(message, 300), hint=hint)
 
 
 def _object(path: Path) -> None:
@@ -247,6 +271,6 @@ def _object(path: Path) -> None:
 
 
 def _named_by_its_bytes(path: Path) -> None:
-    """A signed file has the digest of its bytes as its name."""
+    """Check that a signed file has the digest of its bytes as its name."""
     if path.stem != hex_of(digest_of(read_plain(path, _LIMIT_BYTES))):
         raise ValueError("its bytes do not match its name")

@@ -5,21 +5,24 @@ A node is an adapter by the digest of its manifest. Only the manifests of merges
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
 from adapterhub.core.digests import Digest, hex_of, parse_digest
 from adapterhub.core.errors import AdapterNotFound, MalformedManifest, shown
 from adapterhub.formats.documented import Documented
-from adapterhub.library.store.rows import BuildRow
+from adapterhub.library.store.rows import BuildRow, Filters
 
 if TYPE_CHECKING:
     from adapterhub.core.specs import AdapterSpec
     from adapterhub.formats.manifest import Manifest
+    from adapterhub.library.store.index_reader import IndexReader
 
+T = TypeVar("T")
 State = Literal["installed", "stored", "missing", "unknown"]
 Branch = tuple[str, Sequence[Any]]
 """A line of a tree, and what is below it."""
@@ -27,6 +30,13 @@ LONGEST: Final = 400
 """Characters in a line: a manifest may name a parent with any text."""
 MOST_LEVELS: Final = 64
 """Levels that are followed; digests allow no circle, but a damaged store might."""
+
+
+class Ask(Protocol):
+    """Puts a question to the index of a library."""
+
+    def __call__(self, question: Callable[[IndexReader], T], /) -> T:
+        """Return the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -58,21 +68,35 @@ class Node(Documented):
 
 
 class Lineage:
-    """The graph of the library under `root`, whose index holds `rows`."""
+    """The graph of the library under `root`; `ask` puts questions to its index, which one build costs a few of."""
 
-    def __init__(self, root: Path, rows: Sequence[BuildRow]) -> None:
-        self._root = root
-        self.rows = rows
-        self._by_digest: Mapping[str, BuildRow] = {row.digest: row for row in reversed(rows)}
+    def __init__(self, root: Path, ask: Ask) -> None:
+        self._root, self._ask = root, ask
+        self._rows: dict[str, BuildRow | None] = {}
         self._manifests: dict[str, Manifest | None] = {}
 
+    @cached_property
+    def rows(self) -> Sequence[BuildRow]:
+        """Every installed build, in the order of the index."""
+        return self._ask(lambda index: index.search(Filters()))
+
+    @cached_property
+    def _parents_of_any(self) -> set[str]:
+        return self._ask(lambda index: index.parents())
+
+    def row(self, digest: str) -> BuildRow | None:
+        """Return the installed build with that digest, the first by name; None if there is none."""
+        if digest not in self._rows:
+            self._rows[digest] = self._ask(lambda index: index.of_digest(digest))
+        return self._rows[digest]
+
     def node_of(self, row: BuildRow) -> Node:
-        """An installed build and all its ancestors, under its own full name."""
+        """Return an installed build and all its ancestors, under its own full name."""
         return replace(self.node(row.digest), name=row.full_name)
 
     def node(self, digest: str, *, weight: float | None = None, spec: str = "", level: int = 0) -> Node:
-        """The adapter with that manifest and all its ancestors; `spec` names one that is not here."""
-        row = self._by_digest.get(digest)
+        """Return the adapter with that manifest and all its ancestors; `spec` names one that is not here."""
+        row = self.row(digest)
         manifest = self._manifest(digest) if row is None or row.parents else None
         if row is None and manifest is None:
             name, _, rest = spec.partition("==")
@@ -107,19 +131,20 @@ class Lineage:
 
     def children(self, digest: str) -> Iterator[tuple[BuildRow, float]]:
         """Installed merges made directly from the adapter, each with the adapter's weight."""
-        for row in self.rows:
-            if row.parents and (manifest := self._manifest(row.digest)) is not None:
+        if "rows" in vars(self) and digest not in self._parents_of_any:  # every build is asked about, one by one
+            return
+        for row in self._ask(lambda index: index.children(digest)):
+            self._rows.setdefault(row.digest, row)
+            if (manifest := self._manifest(row.digest)) is not None:
                 weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
                 if weights:
                     yield row, sum(weights)
 
     def roots(self) -> list[BuildRow]:
         """Installed builds that no installed merge was made from, in the order of the index."""
-        inside: set[str] = set()
-        for row in self.rows:
-            if row.parents and (manifest := self._manifest(row.digest)) is not None:
-                inside |= {parent.digest for parent in manifest.parents if parent.digest}
-        return [row for row in self.rows if row.digest not in inside]
+        roots = [row for row in self.rows if row.digest not in self._parents_of_any]
+        self._rows.update((row.digest, row) for row in reversed(roots))
+        return roots
 
     def named(self, spec: AdapterSpec) -> list[BuildRow]:
         """Every installed build that matches a spec, for any base.
@@ -127,13 +152,11 @@ class Lineage:
         Raises:
             AdapterNotFound: none.
         """
+        same = Filters(name=spec.name, namespace=spec.namespace)
         found = [
             row
-            for row in self.rows
-            if row.name == spec.name
-            and spec.namespace in (None, row.namespace)
-            and spec.matches(row.version)
-            and row.digest.startswith(spec.digest_prefix or "")
+            for row in self._ask(lambda index: index.search(same))
+            if spec.matches(row.version) and row.digest.startswith(spec.digest_prefix or "")
         ]
         if not found:
             raise AdapterNotFound(f"no adapter `{spec}` is installed here", hint="`adapt list` shows what is installed")
@@ -143,7 +166,7 @@ class Lineage:
         if digest not in self._manifests:
             from adapterhub.formats.manifest import MANIFEST_FILE  # its import costs more than a tree without merges
 
-            row = self._by_digest.get(digest)
+            row = self.row(digest)
             places = [self._root / row.folder / MANIFEST_FILE] if row else []
             with suppress(ValueError):
                 places.append(self._root / "manifests" / "sha256" / f"{hex_of(Digest(parse_digest(digest)))}.json")
@@ -161,7 +184,7 @@ def _read(path: Path) -> Manifest | None:
 
 
 def drawn(label: str, children: Sequence[Any], draw: Callable[[Any], tuple[str, Sequence[Any]]]) -> Iterator[str]:
-    """The lines of a tree under `label`; `draw` gives the label and the children of a child."""
+    """Yield the lines of a tree under `label`; `draw` gives the label and the children of a child."""
     yield label
     for number, child in enumerate(children):
         is_last = number == len(children) - 1
@@ -193,19 +216,19 @@ class Tree(DrawnLineage, Documented, keys="project adapters"):
 
     @classmethod
     def of(cls, nodes: Sequence[Node]) -> Tree:
-        """The tree under each node."""
+        """Return the tree under each node."""
         return cls(
             text=lines_of(line for node in nodes for line in drawn(*branch_of(node), branch_of)), adapters=tuple(nodes)
         )
 
 
 def lines_of(lines: Iterable[str]) -> str:
-    """The lines as one text, none too long."""
+    """Return the lines as one text, none too long."""
     return "\n".join(shown(line, LONGEST) for line in lines)
 
 
 def branch_of(node: Node) -> Branch:
-    """A node as a line, and what is below it."""
+    """Return a node as a line, and what is below it."""
     weight = f"{node.weight:g} x " if node.weight is not None else ""
     method = f" [{node.method}]" if node.method else ""
     state = {"stored": "  (removed)", "missing": "  (not here)"}.get(node.state, "")

@@ -17,7 +17,7 @@ from adapterhub.core.digests import Digest, copy_hashed
 from adapterhub.core.disk.files import digest_of_file, is_sound, make_folder, write_durably, write_file, write_new
 from adapterhub.core.errors import AdapterHubError, AdapterNotFound, Malformed, SignatureRefused
 from adapterhub.core.specs import AdapterName, AdapterSpec
-from adapterhub.formats.cards.card import card_for
+from adapterhub.formats.cards.card import make_card
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, FileEntry, Manifest
 from adapterhub.library.intake.description import Description, describe
@@ -35,7 +35,7 @@ from adapterhub.trust.verify.subject import Entry, list_folder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Documented, keys="action path detail mended=is_mended", title="RepairStep"):
-    """One step of a repair, taken or planned. `is_mended` is False where damage remains."""
+    """One step of a repair, taken or planned. `is_mended` is False if damage remains."""
 
     action: Annotated[str, "such as `restored` or `quarantined`"]
     path: Annotated[Path, "a path on this machine"]
@@ -52,8 +52,7 @@ def repair(
     """
     if not library.root.exists():
         return []
-    library = Library(library.root)
-    library.bases.passes_over_damage = True
+    library = library.past_damage()
     if dry_run:
         return list(_Repair(library, find_source, sources, None).steps())
     with library.store.intent("doctor --repair") as intent:
@@ -74,7 +73,7 @@ class _Repair:
         self._needed: set[Digest] = set()
 
     def _rows_by_folder(self) -> dict[str, BuildRow]:
-        """The index rows by folder: the only trace of a manifest that is lost everywhere else."""
+        """Return the index rows by folder: the only trace of a manifest that is lost everywhere else."""
         try:
             rows = self._library.catalog.index.search(Filters())
             return {os.fspath(self._library.root / row.folder): row for row in rows}
@@ -145,14 +144,14 @@ class _Repair:
             with self._store.os_errors_as_refusals():
                 write_file(staged, manifest.to_bytes())
             self._need(wanted)
-            self._store.adopt_manifest(staged, wanted)
+            self._store.adopt(staged, wanted, is_manifest=True)
         if is_sound(path, wanted):
             yield Step(action="restored", path=self._store.manifest_path(wanted), detail=origin)
         else:
             yield from self._replace(path, wanted, self._store.manifest_path(wanted), broken.reason, origin)
 
     def _wanted_manifest(self, folder: Path) -> Digest | None:
-        """The digest of the folder's manifest, found by the damaged object that it shares, the index, or the store."""
+        """Return the digest of the folder's manifest, found by the damaged shared object, the index, or the store."""
         with contextlib.suppress(OSError):
             facts = (folder / MANIFEST_FILE).lstat()
             if (shared := self._manifests_at.get((facts.st_dev, facts.st_ino))) is not None:
@@ -168,7 +167,7 @@ class _Repair:
         return self._own_manifest(folder)
 
     def _own_manifest(self, folder: Path) -> Digest | None:
-        """The digest of the folder's own manifest, if it belongs in this folder and all files match it."""
+        """Return the digest of the folder's own manifest, if it belongs in this folder and all files match it."""
         try:
             manifest = Manifest.read(folder / MANIFEST_FILE)
         except (OSError, Malformed):
@@ -193,7 +192,7 @@ class _Repair:
         return self._places.first_with(released, wanted)
 
     def _made_again(self, folder: Path, wanted: Digest) -> Manifest | None:
-        """The manifest as `adapt add` made it, if it has the digest `wanted`.
+        """Return the manifest as `adapt add` made it, if it has the digest `wanted`.
 
         It is made from the files, the index, the base records, the licence in our card, and the author's own card,
         which is read from the folder that was added.
@@ -241,7 +240,7 @@ class _Repair:
                 yield from self._replace(file, entry.sha256, blob, why, origin)
 
     def _fetch(self, build: Installed, entry: FileEntry, whole: Path | None) -> tuple[bool, str]:
-        """Restore a blob: whether that worked, and where the bytes came from, else why it failed."""
+        """Restore a blob: whether that worked, and where the bytes came from, or why it failed."""
         copies = [whole] if whole else [
             other.folder / e.path
             for other in self._library.installed()
@@ -261,7 +260,7 @@ class _Repair:
         return bool(is_back), origin
 
     def _signature_of(self, build: Installed) -> Iterator[Step]:
-        """Move away a `model.sig` that is no signature file; a sweep would stop at it."""
+        """Move away a `model.sig` that is not a signature file; a sweep would stop at it."""
         path = build.folder / SIGNATURE_FILE
         try:
             signature_objects(build.folder)
@@ -293,7 +292,7 @@ class _Repair:
                 if found.where == CARD_FILE:
                     if self._intent:
                         with self._store.os_errors_as_refusals():
-                            write_durably(path, card_for(build.manifest).encode())
+                            write_durably(path, make_card(build.manifest).text.encode())
                     yield Step(action="restored", path=path, detail="from the manifest")
 
     def _from(self, source: Source, spec: AdapterSpec, build: Digest, entry: FileEntry) -> bool:
@@ -336,8 +335,7 @@ class _Repair:
         if self._intent:
             with self._library.store.lock("publish", exclusive=True), self._store.os_errors_as_refusals():
                 fresh = self._intent.folder / "link"
-                link = self._store.link_manifest if source.suffix == ".json" else self._store.link
-                link(digest, fresh)
+                self._store.link(digest, fresh, is_manifest=source.suffix == ".json")
                 fresh.replace(path)
         yield Step(action="relinked", path=path, detail=origin)
 
@@ -384,7 +382,10 @@ class Places:
     def first_with(
         self, take: Callable[[Source, AdapterSpec], T | None], build: Digest, name: str = ""
     ) -> tuple[T | None, str]:
-        """The first result of `take` that is not empty, and its place; else None, and why each place has nothing."""
+        """Return the first result of `take` that is not empty, and its place.
+
+        Else None, and why each place has nothing.
+        """
         reasons = []
         for label, place, spec in self._of(build, name):
             try:

@@ -1,6 +1,6 @@
 """The holders of objects in a library (installed builds, projects, running processes), and the space of each.
 
-An object may have several holders; removing a holder frees what it holds alone.
+An object may have several holders; removing a holder frees only the objects that no other one holds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapterhub.library.store.roots import KnownProjects
 
 Kind = Literal["installed", "project", "process"]
 
-_OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys", "tests", "made")
+_OTHER: Final = ("quarantine", "tmp", "cache", "index.db", "bases", "keys", "tests", "made", "published")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class SpaceHolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldSpace(Documented, keys="kind=holder.kind name=holder.name objects size_bytes alone_bytes"):
-    """The space that one holder uses, and the bytes that it holds alone."""
+    """The space that one holder uses, and the bytes that no other holder uses."""
 
     holder: SpaceHolder
     objects: int
@@ -83,7 +83,7 @@ def holders_of(library: Library) -> list[SpaceHolder]:
 
 
 def _users_of(library: Library) -> list[SpaceHolder]:
-    """The holders that are no builds: projects, then processes at work."""
+    """Return the holders that are not builds: projects, then processes at work."""
     found = [
         SpaceHolder(kind="project", name=str(project.folder), digests=project.digests)
         for project in KnownProjects(library.root).all()
@@ -101,7 +101,7 @@ def objects_of(build: Installed) -> list[Digest]:
 
 
 def space_of(library: Library) -> Space:
-    """The space of a library, the largest holders first."""
+    """Return the space of a library, the largest holders first."""
     sizes = dict(_stored(library.root))
     holders = holders_of(library)
     named = Counter(digest for holder in holders for digest in holder.digests)
@@ -159,7 +159,7 @@ def unused_builds(library: Library) -> list[Installed]:
 
     Raises:
         Malformed: an alias or the record of a project is damaged, so that it may need any build.
-        NotAllowed: a folder of the library is a link, so that what lies behind it is no record of the library.
+        NotAllowed: a folder of the library is a link, so that the files behind it are not records of the library.
     """
     library.store.ensure_real_folders()
     installed = list(library.installed())

@@ -4,19 +4,10 @@
   const form = document.getElementById("play");
   if (!form) return;
   const stop = document.getElementById("stop"), state = document.getElementById("state");
-  const warnings = document.getElementById("warnings");
+  const warnings = document.getElementById("warnings"), asked = document.getElementById("asked");
   const of = (kind, number) => form.querySelector(`[data-${kind}="${number}"]`);
+  const keep = (kind, number, text) => { form.elements[`${kind}-${number}`].value = text; }; // the form brings it back
   let running = null;
-
-  for (const number of form.querySelectorAll("input.weight")) {
-    const slider = document.createElement("input");
-    slider.type = "range";
-    for (const name of ["min", "max", "step", "value"]) slider[name] = number[name];
-    slider.setAttribute("aria-label", number.getAttribute("aria-label") + ", slider");
-    slider.addEventListener("input", () => { number.value = slider.value; });
-    number.addEventListener("input", () => { slider.value = number.value; });
-    number.after(slider);
-  }
 
   const show = (event) => {
     if (event.kind === "begun") {
@@ -27,10 +18,16 @@
         return item;
       }));
     } else if (event.kind === "piece") {
-      of("column", event.column).textContent += event.text;
+      of("column", event.column).append(event.text);
     } else if (event.kind === "ended") {
-      of("about", event.column).textContent = event.about;
-      of("about", event.column).classList.toggle("bad", event.failed);
+      const about = of("about", event.column);
+      about.textContent = event.about;
+      about.classList.toggle("bad", event.failed);
+      about.classList.toggle("quiet", !event.failed);
+      keep("answer", event.column, of("column", event.column).textContent);
+      keep("about", event.column, event.about);
+      keep("label", event.column, event.failed ? "" : event.label);
+      document.dispatchEvent(new Event("answered"));
     } else if (event.kind === "failed") {
       state.textContent = event.message;
     }
@@ -58,11 +55,19 @@
   };
 
   form.addEventListener("submit", async (submitted) => {
-    if (submitted.submitter && submitted.submitter.value !== "answer") return;
+    if (submitted.submitter && submitted.submitter.value !== "answer") {
+      if (running) running.abort();
+      return;
+    }
     submitted.preventDefault();
     if (running) running.abort();
     const mine = running = new AbortController();
+    const prompt = form.elements.prompt.value;
     for (const part of form.querySelectorAll("[data-column], [data-about]")) part.textContent = "";
+    for (const field of form.querySelectorAll("input[type=hidden]"))
+      if (/^(answer|about|label)-/.test(field.name)) field.value = "";
+    form.elements.asked.value = asked.textContent = prompt;
+    asked.parentElement.hidden = false;
     state.textContent = "The base is loading, or answers another question.";
     stop.hidden = false;
     try {
@@ -73,4 +78,12 @@
     if (mine === running) stop.hidden = true;
   });
   stop.addEventListener("click", () => running && running.abort());
+  document.getElementById("base").addEventListener("change", () => {
+    const button = document.createElement("button");
+    button.name = "do";
+    button.value = "show";
+    button.hidden = true;
+    form.append(button);
+    form.requestSubmit(button);
+  });
 })();

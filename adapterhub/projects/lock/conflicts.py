@@ -15,7 +15,6 @@ import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from adapterhub.core.dates import time_text
 from adapterhub.core.digests import Digest
@@ -23,17 +22,23 @@ from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import ProjectConflict, SpecError, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.resolve import Candidate
-from adapterhub.formats.base.fingerprint import BaseFingerprint, compare
+from adapterhub.formats.base.comparison import Judge, compare
+from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.projects.file import parse_exclude_newer, refusal
-from adapterhub.projects.values import AdapterRequirement, LockedAdapter, LockedBase, Policy, Project
-
-SHOWN_DIGEST: Final = 19  # `sha256:` and 12 hex digits
+from adapterhub.projects.values import (
+    SHOWN_DIGEST,
+    AdapterRequirement,
+    LockedAdapter,
+    LockedBase,
+    Policy,
+    Project,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectClash:
-    """One contradiction. `reasons` are pairs of a place and what it says; `hint` is the command to type."""
+    """One contradiction. `reasons` are pairs of a place and its demand; `hint` is the command to type."""
 
     summary: str
     reasons: tuple[tuple[str, str], ...]
@@ -48,7 +53,7 @@ def conflict(found: Sequence[ProjectClash]) -> ProjectConflict:
 
 
 def conflicts_in(project: Project, weights_of: Callable[[BaseSpec], str | None] | None = None) -> list[ProjectClash]:
-    """The clashes that the project file alone shows: different bases, and ranks over the maximum.
+    """Return the clashes that the project file shows by itself: different bases, and ranks over the maximum.
 
     `weights_of` returns the weights digest of a known base, so that two names of one base do not clash.
     """
@@ -114,17 +119,20 @@ def built_for_several_bases(
     )
 
 
-def moved_base(locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = ()) -> ProjectClash | None:
-    """A base whose weights differ from those locked under its name.
+def moved_base(
+    locked: LockedBase, here: BaseRecord, evidence: Iterable[BaseFingerprint] = (), judge: Judge = compare
+) -> ProjectClash | None:
+    """Return a base whose weights differ from those locked under its name.
 
     `evidence` are the fingerprints that locked builds declare. With the fingerprint of the locked weights, another
-    precision of the same base is distinguishable from other weights; it does not clash.
+    precision of the same base, and a quantised copy, are distinguishable from other weights; they do not clash.
+    `judge` compares two.
     """
     now = here.fingerprint
     if locked.weights is None or locked.weights == now.weights:
         return None
     known = next((one for one in evidence if one.weights == locked.weights), None)
-    is_same = known is not None and compare(known, now).verdict.is_same_model
+    is_same = known is not None and judge(known, now).verdict.stands_for
     if is_same or locked.tensors == now.tensors:
         return None
     same_shapes = locked.structure is not None and locked.structure == now.structure
@@ -147,7 +155,7 @@ def _way_back(base: str) -> str:
 
 # ---------------------------------------------------------------- ranks and the rest of the policy
 def rank_over_maximum(policy: Policy, wanted: AdapterRequirement) -> ProjectClash | None:
-    """A required rank above the largest that the policy allows."""
+    """Return a required rank above the largest that the policy allows."""
     least, most = wanted.ranks.low, policy.max_rank
     if least is None or most is None or least <= most:
         return None
@@ -161,11 +169,14 @@ def rank_over_maximum(policy: Policy, wanted: AdapterRequirement) -> ProjectClas
 
 
 def kept_out(policy: Policy, wanted: AdapterRequirement, candidates: Iterable[Candidate], now: float) -> str:
-    """The hint for an adapter whose every release the policy refuses: the rule to change; "" if it is not one rule."""
+    """Return the hint for an adapter whose every release the policy refuses: the rule to change.
+
+    "" if it is not one rule.
+    """
     builds = [one for one in candidates if _is_asked_for(wanted, one) and refusal(policy, one, now)]
 
     def held_by(free: Policy) -> list[Candidate]:
-        """Builds that the policy `free` would accept."""
+        """Return builds that the policy `free` would accept."""
         return [one for one in builds if refusal(free, one, now) is None]
 
     if held := held_by(replace(policy, max_rank=None)):
@@ -247,7 +258,7 @@ def in_two_remotes(wanted: AdapterRequirement, offers: Mapping[str, Sequence[Can
 def other_remotes_notice(
     wanted: AdapterRequirement, taken: tuple[str, Candidate], others: Mapping[str, Candidate]
 ) -> str | None:
-    """A notice that other remotes of the project have a different build than `taken`, which the first remote has.
+    """Return a notice that other remotes of the project have a different build than `taken` from the first remote.
 
     `others` maps the name of each remote to its build.
     """
@@ -278,7 +289,7 @@ def _described(offer: Candidate) -> str:
 
 # ---------------------------------------------------------------- yanked
 def yanked_notice(key: str, name: str, version: str, reason: str) -> str:
-    """The notice for a locked build that was yanked later; a locked build is installed anyway."""
+    """Return the notice for a locked build that was yanked later; a locked build is installed anyway."""
     return (
         f"{_yanked(key, name, version, reason)}; it is locked, so it is installed anyway. "
         f"`adapt lock --upgrade {key}` chooses another"
@@ -286,7 +297,7 @@ def yanked_notice(key: str, name: str, version: str, reason: str) -> str:
 
 
 def left_notice(before: LockedAdapter, reason: str, now: LockedAdapter) -> str:
-    """The notice that `now` replaces a locked build that was yanked."""
+    """Return the notice that `now` replaces a locked build that was yanked."""
     other = shown(now.version) if now.name == before.name else f"{now.name} {shown(now.version)}"
     if now.version == before.version:
         other = f"another build of {other}"
@@ -294,7 +305,7 @@ def left_notice(before: LockedAdapter, reason: str, now: LockedAdapter) -> str:
 
 
 def yanked_hint(wanted: AdapterRequirement, candidates: Iterable[Candidate]) -> str:
-    """The hint for an adapter of which only yanked builds are allowed; "" if there is none."""
+    """Return the hint for an adapter of which only yanked builds are allowed; "" if there is none."""
     yanked = [one for one in candidates if one.yanked is not None and _is_asked_for(wanted, one)]
     if not yanked:
         return ""

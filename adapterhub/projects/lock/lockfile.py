@@ -1,4 +1,4 @@
-"""Reads and writes `adapters.lock`, and says what is stale in it; see `docs/reference/lock-file.md`.
+"""Reads and writes `adapters.lock`, and finds stale entries in it; see `docs/reference/files.md`.
 
 The text is canonical (order, spaces, quotes), so equal locks are equal files, and a file that does not print as it came
 read is damaged. Errors name the line. Any TOML reader can read it.
@@ -6,21 +6,20 @@ read is damaged. Errors name the line. Any TOML reader can read it.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.digests import parse_digest
-from adapterhub.core.disk.files import output_place, read_plain, write_durably
+from adapterhub.core.disk.files import not_read, output_place, read_plain, write_durably
 from adapterhub.core.disk.home import LOCK_FILE, PROJECT_FILE
 from adapterhub.core.errors import Malformed, NotAllowed, NotFound, problem_list, shown
 from adapterhub.core.specs import AdapterName, AdapterSpec, parse_hub_id, parse_name, parse_version, version_of
 from adapterhub.distribution.remote_kinds import KIND_OF_KEY, kind_by_keys, kind_named
 from adapterhub.formats.contract.standards import bound_text
-from adapterhub.formats.documents import DocumentReader, both_sides, toml_of
+from adapterhub.formats.documents import DocumentReader, both_sides, line_of, lines_of, toml_of
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.projects.aliases import parse_key
 from adapterhub.projects.values import (
@@ -66,7 +65,7 @@ _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 # ---------------------------------------------------------------- files
 def read_lock(folder: Path) -> Lock:
-    """The lock of the project in `folder`.
+    """Return the lock of the project in `folder`.
 
     Raises:
         NotFound: there is no lock file.
@@ -78,7 +77,7 @@ def read_lock(folder: Path) -> Lock:
     except FileNotFoundError:
         raise NotFound(f"`{shown(str(folder), 200)}` has no `{LOCK_FILE}`", hint="`adapt lock` writes it") from None
     except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be read: {error.strerror}") from None
+        raise not_read(error, shown(str(path), 200), NotAllowed) from None
     if len(raw) > LIMIT_BYTES:
         raise _damaged(str(path), [f"larger than the limit of {LIMIT_BYTES:,} bytes for a lock file"])
     try:
@@ -90,7 +89,7 @@ def read_lock(folder: Path) -> Lock:
 
 
 def previous_lock(project: Project) -> Lock | None:
-    """The lock of the project; None if there is none yet.
+    """Return the lock of the project; None if there is none yet.
 
     Raises:
         Malformed: it is damaged.
@@ -122,13 +121,16 @@ def write_lock(folder: Path, lock: Lock) -> bool:
     try:
         write_durably(output_place(path), data)
     except OSError as error:
-        raise NotAllowed(f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged") from error
+        raise NotAllowed(
+            f"`{shown(str(path), 200)}` cannot be written: {error.strerror}. It is unchanged",
+            hint="check its permissions and the free space",
+        ) from error
     return True
 
 
 # ---------------------------------------------------------------- printing
 def lock_text(lock: Lock) -> str:
-    """The canonical text of a lock; the order of its entries does not matter."""
+    """Return the canonical text of a lock; the order of its entries does not matter."""
     parts = [_HEAD, f"schema = {text_of(SCHEMA)}\n"]
     if lock.base is not None:
         parts.append("\n[base]\n" + _pairs({one.name: getattr(lock.base, one.name) for one in fields(LockedBase)}))
@@ -141,7 +143,7 @@ def lock_text(lock: Lock) -> str:
 
 
 def policy_table(policy: Policy) -> dict[str, object]:
-    """A policy as a table, without unset keys."""
+    """Return a policy as a table, without unset keys."""
     told = {one.name.replace("_", "-"): getattr(policy, one.name) for one in fields(Policy)}
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -187,7 +189,7 @@ def _recipe(step: MergeStep) -> dict[str, Any]:
 
 
 def _ordered(table: dict[str, Any]) -> dict[str, Any]:
-    """The same table with the options of every level in the order of their names."""
+    """Return the same table with the options of every level in the order of their names."""
     if "options" in table:
         table["options"] = dict(sorted(table["options"].items()))
     table["inputs"] = [
@@ -217,7 +219,7 @@ def _numbered(character: str) -> str:
 
 
 def value_of(value: object) -> str:
-    """A value on one line."""
+    """Return a value on one line."""
     if isinstance(value, str):
         return text_of(value)
     if isinstance(value, bool):
@@ -251,16 +253,18 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
         document = toml_of(text.encode())
     except ValueError as error:
         raise _damaged(where, [_with_line(str(error), text)]) from None
-    reader = _LockReader(text)
     schema = document.get("schema")
     if schema != SCHEMA:
         newer = isinstance(schema, str) and schema.startswith("adapterhub-lock/")
         hint = "a newer adapterhub wrote it: `pip install -U adapterhub`" if newer else _HINT
-        found = f"expected `{SCHEMA}`, got {f'`{shown(schema)}`' if isinstance(schema, str) else 'nothing'}"
-        raise _damaged(where, [f"line {reader.root.line_of('schema')}: schema: {found}"], hint)
+        got = f"expected `{SCHEMA}`, got {f'`{shown(schema)}`' if isinstance(schema, str) else 'nothing'}"
+        raise _damaged(where, [f"line {lines_of(text).get('schema', 1)}: schema: {got}"], hint)
+    reader = _LockReader()
     lock = reader.lock(document)
-    if lock is None:
-        raise _damaged(where, reader.found)
+    if reader.problems:
+        lines = lines_of(text)
+        found = [(line_of(path, lines) or 1, path, problem) for path, problem in reader.problems]
+        raise _damaged(where, [f"line {line}: {shown(path, 200)}: {problem}" for line, path, problem in found])
     printed = lock_text(lock)
     if printed != text:
         raise _damaged(where, [_first_difference(text, printed)])
@@ -268,7 +272,7 @@ def parse_lock(text: str, where: str = LOCK_FILE) -> Lock:
 
 
 def _with_line(told: str, text: str) -> str:
-    """What the parser says, with the line in front."""
+    """Return the parser's message, with the line in front."""
     place = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)", told)
     if place is None:
         return told if told.startswith("line ") else f"line 1: {told}"
@@ -276,199 +280,135 @@ def _with_line(told: str, text: str) -> str:
     return f"line {line}: {told[: place.start()]}{told[place.end() :]}"
 
 
-@dataclass
-class _Section:
-    """Where one table stands: its line, and by key the lines of a value, the first that of the key, then of items."""
+class _LockReader(DocumentReader):
+    """Reads the whole file and collects every problem."""
 
-    line: int = 1
-    lines: dict[str, list[int]] = field(default_factory=dict)
+    def lock(self, top: Mapping[str, Any]) -> Lock:
+        self.known(top, ("schema", "base", "policy", "adapter", "merge"))
+        base, policy = (self.take(top, key, dict) for key in ("base", "policy"))
+        adapters = [self.adapter(values, path) for path, values in self.tables(top, "adapter")]
+        merges = [self.merge(values, path) for path, values in self.tables(top, "merge")]
+        first: dict[str, str] = {}
+        for key in ("adapter", "merge"):
+            for at, values in enumerate(top.get(key) or ()):
+                if isinstance(values, dict) and isinstance(name := values.get("key"), str) and name in first:
+                    self.say(f"{key}[{at}].key", f"`{shown(name)}` is locked twice, here and by {first[name]}")
+                elif isinstance(values, dict) and isinstance(name, str):
+                    first[name] = f"{key}[{at}]"
+        return Lock(
+            base=self.base(base) if base is not None else None,
+            policy=self.policy(policy or {}),
+            adapters=tuple(filter(None, adapters)),
+            merges=tuple(filter(None, merges)),
+        )
 
-    def line_of(self, path: str) -> int:
-        """The line of a value such as `files[2].size`; that of the table when it lacks the key."""
-        key, _, rest = path.partition("[")
-        lines = self.lines.get(path) or self.lines.get(key.partition(".")[0]) or [self.line]
-        item = rest.partition("]")[0]
-        return lines[int(item) + 1] if item.isdecimal() and int(item) + 1 < len(lines) else lines[0]
-
-
-def _sections(text: str) -> Iterator[tuple[str, _Section]]:
-    """The tables of a text as `lock_text` prints them, each with its header; of another text, at least their lines."""
-    header, section, is_list, lines = "", _Section(), False, list[int]()
-    for number, line in enumerate(text.split("\n"), 1):
-        if is_list:
-            is_list = line != "]"
-            lines.append(number)
-        elif line.startswith("["):
-            yield header, section
-            header, section = line.strip("[] "), _Section(number)
-        elif line and not line.startswith("#"):
-            key, _, value = line.partition("=")
-            section.lines[key.strip()] = lines = [number]
-            is_list = value.strip() == "["
-    yield header, section
-
-
-class _TableReader(DocumentReader):
-    """Reads one table; its problems go to `found` with their line."""
-
-    def __init__(self, values: Mapping[str, Any], section: _Section, found: list[str]) -> None:
-        super().__init__()
-        self.values, self.section, self.found = values, section, found
-
-    def say(self, path: str, text: str) -> None:
-        super().say(path, text)
-        self.found.append(f"line {self.section.line_of(path)}: {shown(path, 200)}: {text}")
-
-    def base(self) -> LockedBase:
-        self.known(self.values, _BASE)
-        digests = {key: self.checked(self.values, key, parse_digest) for key in ("weights", "tensors", "structure")}
+    def base(self, values: Mapping[str, Any]) -> LockedBase:
+        self.known(values, _BASE, "base.")
+        digests = {key: self.checked(values, key, parse_digest, "base.") for key in ("weights", "tensors", "structure")}
         return LockedBase(
-            spec=self.checked(self.values, "spec", _text, required=True) or "",
-            hub_id=self.checked(self.values, "hub_id", parse_hub_id),
+            spec=self.checked(values, "spec", _text, "base.", required=True) or "",
+            hub_id=self.checked(values, "hub_id", parse_hub_id, "base."),
             **digests,
         )
 
-    def policy(self) -> Policy:
-        self.known(self.values, _POLICY)
+    def policy(self, values: Mapping[str, Any]) -> Policy:
+        self.known(values, _POLICY, "policy.")
         fields: dict[str, Any] = {}
         for key, name in _POLICY.items():
-            if key not in self.values:
+            if key not in values:
                 continue
             if name == "max_rank":
-                fields[name] = self.take(self.values, key, int)
+                fields[name] = self.take(values, key, int, "policy.")
             elif name in _POLICY_TEXTS:
-                fields[name] = self.checked(self.values, key, _text)
+                fields[name] = self.checked(values, key, _text, "policy.")
             else:
-                fields[name] = self.texts(self.values, key, parse=bound_text if name == "tests_bounds" else None)
+                parse = bound_text if name == "tests_bounds" else None
+                fields[name] = self.texts(values, key, "policy.", parse)
         return Policy(**fields)
 
-    def adapter(self) -> LockedAdapter | None:
-        self.known(self.values, _ADAPTER)
+    def adapter(self, values: Mapping[str, Any], path: str) -> LockedAdapter | None:
+        before = len(self.problems)
+        self.known(values, _ADAPTER, path)
         entry = LockedAdapter(
-            key=self.checked(self.values, "key", parse_key, required=True),
-            wanted=self.checked(self.values, "wanted", _text, required=True),
-            name=self.checked(self.values, "name", _full_name, required=True),
-            contract=self.checked(self.values, "contract", parse_digest),
-            **self.build(),
+            key=self.checked(values, "key", parse_key, path, required=True),
+            wanted=self.checked(values, "wanted", _text, path, required=True),
+            name=self.checked(values, "name", _full_name, path, required=True),
+            contract=self.checked(values, "contract", parse_digest, path),
+            **self.build(values, path),
         )
-        if self.problems:
+        if len(self.problems) > before:
             return None
-        for path, text in _adapter_problems(entry):
-            self.say(path, text)
+        for key, text in _adapter_problems(entry):
+            self.say(f"{path}{key}", text)
         return entry
 
-    def merge(self, at: _Section) -> LockedMerge | None:
-        """The merge; its recipe stands at `at`."""
-        self.known(self.values, _MERGE)
-        table = self.take(self.values, "recipe", dict, required=True) or {}
-        recipe = _TableReader(table, at, self.found)
-        entry = LockedMerge(
-            key=self.checked(self.values, "key", parse_name, required=True),
-            step=recipe.step(),
-            task=self.take(self.values, "task", str),
-            description=self.take(self.values, "description", str) or "",
-            license=self.take(self.values, "license", str),
-            **self.build(),
+    def merge(self, values: Mapping[str, Any], path: str) -> LockedMerge:
+        self.known(values, _MERGE, path)
+        return LockedMerge(
+            key=self.checked(values, "key", parse_name, path, required=True),
+            step=self.step(self.take(values, "recipe", dict, path, required=True) or {}, f"{path}recipe."),
+            task=self.take(values, "task", str, path),
+            description=self.take(values, "description", str, path) or "",
+            license=self.take(values, "license", str, path),
+            **self.build(values, path),
         )
-        return None if self.problems or recipe.problems else entry
 
-    def build(self) -> dict[str, Any]:
-        """The fields that adapters and merges share."""
+    def build(self, values: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Return the fields that adapters and merges share."""
         return {
-            "version": self.checked(self.values, "version", _version_text, required=True),
-            "digest": self.checked(self.values, "digest", parse_digest, required=True),
-            "base": self.checked(self.values, "base", parse_digest),
-            "rank": self.rank(self.values, "rank"),
-            "group": self.checked(self.values, "group", parse_name),
-            "source": self.source(),
-            "files": self.files(),
+            "version": self.checked(values, "version", _version_text, path, required=True),
+            "digest": self.checked(values, "digest", parse_digest, path, required=True),
+            "base": self.checked(values, "base", parse_digest, path),
+            "rank": self.rank(values, "rank", path),
+            "group": self.checked(values, "group", parse_name, path),
+            "source": self.source(self.take(values, "source", dict, path, required=True) or {}, f"{path}source"),
+            "files": self.files(values, path),
         }
 
-    def source(self) -> LockedSource:
-        table = self.take(self.values, "source", dict, required=True) or {}
-        named = self.text(table, "kind", "source.")
-        kind = self.parsed(named or "", lambda text: kind_by_keys(table, text or None), "source.kind")
+    def source(self, table: Mapping[str, Any], path: str) -> LockedSource:
+        named = self.text(table, "kind", f"{path}.")
+        kind = self.parsed(named or "", lambda text: kind_by_keys(table, text or None), f"{path}.kind")
         if kind is None and len(KIND_OF_KEY.keys() & table.keys()) > 1:
-            self.say("source", "expected either `url` or `path`")
+            self.say(path, "expected either `url` or `path`")
         place = (kind.address_key, *kind.pin_keys) if kind else tuple(KIND_OF_KEY)
         keys = ("remote", *(["kind"] if "kind" in table else []), *place)
-        self.known(table, keys, "source.")
-        texts = {key: self.text(table, key, "source.") or "" for key in keys if key in table}
+        self.known(table, keys, f"{path}.")
+        texts = {key: self.text(table, key, f"{path}.") or "" for key in keys if key in table}
         if kind is None:
             return LockedSource(remote=texts.get("remote", ""))
         address = texts.get(kind.address_key, "")
         pin = {key: texts[key] for key in kind.pin_keys if texts.get(key)}
         for problem in kind.problems(address, pin):
             key, _, reason = problem.rpartition(": ") if problem[0] == "`" else problem.partition(": ")
-            self.say(f"source.{key}" if key else "source", reason)
+            self.say(f"{path}.{key}" if key else path, reason)
         return LockedSource(remote=texts.get("remote", ""), kind=kind.name, address=address, pin=pin)
 
-    def files(self) -> tuple[LockedFile, ...]:
-        if self.values.get("files") == []:
-            self.say("files", "none; every file of a build is locked with its hash")
+    def files(self, values: Mapping[str, Any], path: str) -> tuple[LockedFile, ...]:
+        if values.get("files") == []:
+            self.say(f"{path}files", "none; every file of a build is locked with its hash")
         found = []
-        for path, item in self.tables(self.values, "files", required=True):
+        for place, item in self.tables(values, "files", path, required=True):
             if item.keys() != _FILE_KEYS:
-                self.known(item, sorted(_FILE_KEYS), path)
-            size = self.take(item, "size", int, path, required=True) or 0
+                self.known(item, sorted(_FILE_KEYS), place)
+            size = self.take(item, "size", int, place, required=True) or 0
             if size < 0:
-                self.say(f"{path}size", f"expected a whole number of bytes, got {shown(size)}")
-            name = self.parsed(self.take(item, "path", str, path, required=True), _file_name, path, "path")
-            sha256 = self.parsed(self.take(item, "sha256", str, path, required=True), parse_digest, path, "sha256")
+                self.say(f"{place}size", f"expected a whole number of bytes, got {shown(size)}")
+            name = self.parsed(self.take(item, "path", str, place, required=True), _file_name, place, "path")
+            sha256 = self.parsed(self.take(item, "sha256", str, place, required=True), parse_digest, place, "sha256")
             found.append(LockedFile(path=name, sha256=sha256, size_bytes=size))
         return tuple(found)
 
-    def step(self) -> MergeStep:
-        self.known(self.values, _RECIPE)
-        step, problems = step_from({key: self.values[key] for key in _RECIPE if key in self.values}, "")
-        for path, text in problems:
-            self.say(path, text)
+    def step(self, values: Mapping[str, Any], path: str) -> MergeStep:
+        self.known(values, _RECIPE, path)
+        step, problems = step_from({key: values[key] for key in _RECIPE if key in values}, path)
+        self.problems += problems
         if not problems and any(leaf.digest is None for leaf in step.leaves()):
-            self.say("inputs", "an input has no digest; every input is locked with its digest")
+            self.say(f"{path}inputs", "an input has no digest; every input is locked with its digest")
         return step
 
 
-class _LockReader(_TableReader):
-    """Reads the whole file and collects every problem."""
-
-    def __init__(self, text: str) -> None:
-        self.sections = list(_sections(text))
-        self.root, self.first = self.sections[0][1], dict[str, int]()
-        self.root.lines |= {name: [section.line] for name, section in reversed(self.sections) if name}
-        super().__init__({}, self.root, [])
-
-    def at(self, header: str) -> Iterator[_Section]:
-        """Where the tables of that name stand, in order."""
-        found = [section for name, section in self.sections if name == header]
-        return itertools.chain(found, itertools.repeat(_Section()))
-
-    def tables_at(self, document: Mapping[str, Any], key: str) -> Iterator[_TableReader]:
-        """A reader for each table of a list, after a look whether another has its key."""
-        for (_, values), section in zip(self.tables(document, key), self.at(key), strict=False):
-            if isinstance(name := values.get("key"), str):
-                line = section.line_of("key")
-                if (first := self.first.setdefault(name, line)) != line:
-                    self.found.append(f"line {line}: `{shown(name)}` is locked twice, here and on line {first}")
-            yield _TableReader(values, section, self.found)
-
-    def lock(self, document: Mapping[str, Any]) -> Lock | None:
-        """The lock; None when there is a problem."""
-        self.known(document, ("schema", "base", "policy", "adapter", "merge"))
-        base, policy = (self.take(document, key, dict) for key in ("base", "policy"))
-        adapters = [r.adapter() for r in self.tables_at(document, "adapter")]
-        recipes = self.at("merge.recipe")
-        merges = [r.merge(next(recipes)) for r in self.tables_at(document, "merge")]
-        made = Lock(
-            base=_TableReader(base, next(self.at("base")), self.found).base() if base is not None else None,
-            policy=_TableReader(policy or {}, next(self.at("policy")), self.found).policy(),
-            adapters=tuple(filter(None, adapters)),
-            merges=tuple(filter(None, merges)),
-        )
-        return None if self.found else made
-
-
 def _adapter_problems(entry: LockedAdapter) -> Iterator[tuple[str, str]]:
-    """What does not fit together in an adapter whose values are right alone: the path of a value, and why."""
+    """Yield the contradictions in an adapter whose values are right one by one: the path of a value, and the reason."""
     if entry.contract is not None and (CONTRACT_FILE, entry.contract) not in [(f.path, f.sha256) for f in entry.files]:
         yield "contract", f"is not the digest of `{CONTRACT_FILE}` among the files"
     namespace, slash, _ = entry.name.rpartition("/")
@@ -516,20 +456,15 @@ def _damaged(where: str, problems: list[str], hint: str = _HINT) -> Malformed:
 
 
 def wanted_text(wanted: AdapterRequirement) -> str:
-    """A requirement as a lock records it: `acme/legal-qa>=1.2,<2 rank=-16 remote=ours`."""
+    """Return a requirement as a lock records it: `acme/legal-qa>=1.2,<2 rank=-16 remote=ours`."""
     more = {"rank": wanted.ranks.written} if wanted.ranks.written else {}
     more |= {} if wanted.remote is None else {"remote": wanted.remote}
     more |= {} if wanted.weight is None else {"weight": f"{wanted.weight!r}"}
     return " ".join([str(wanted.spec), *(f"{name}={value}" for name, value in more.items())])
 
 
-def exact_spec(entry: Locked) -> str:
-    """The spec of this locked build with its version: `acme/legal-qa==1.2.0`."""
-    return f"{entry.name if isinstance(entry, LockedAdapter) else entry.key}=={entry.version}"
-
-
 def locked_step(step: MergeStep, entries: Mapping[AdapterName, Locked]) -> MergeStep:
-    """The recipe of a merge, with each name replaced by the exact spec and digest locked under it.
+    """Return the recipe of a merge, with each name replaced by the exact spec and digest locked under it.
 
     Raises:
         KeyError: a name that `entries` lacks.
@@ -540,12 +475,12 @@ def locked_step(step: MergeStep, entries: Mapping[AdapterName, Locked]) -> Merge
             inputs.append(replace(item, step=locked_step(item.step, entries)))
         else:
             entry = entries[AdapterName(item.spec)]
-            inputs.append(Leaf(spec=exact_spec(entry), weight=item.weight, digest=entry.digest))
+            inputs.append(Leaf(spec=f"{entry.name}=={entry.version}", weight=item.weight, digest=entry.digest))
     return replace(step, inputs=tuple(inputs))
 
 
 def lock_problems(project: Project, lock: Lock) -> list[str]:
-    """Why `lock` is stale for `project`, one sentence each; empty if it is up to date."""
+    """Return why `lock` is stale for `project`, one sentence each; empty if it is up to date."""
     problems = [*_base_problems(project, lock), *policy_changes(lock.policy, project.policy)]
     entries = lock.entries
     for wanted in project.adapters:
@@ -565,7 +500,7 @@ def lock_problems(project: Project, lock: Lock) -> list[str]:
 
 
 def adapter_problems(project: Project, wanted: AdapterRequirement, entry: LockedAdapter) -> list[str]:
-    """Why a locked adapter does not meet its requirement."""
+    """Return why a locked adapter does not meet its requirement."""
     problems = []
     if entry.wanted != (text := wanted_text(wanted)):
         problems.append(
@@ -584,7 +519,7 @@ def adapter_problems(project: Project, wanted: AdapterRequirement, entry: Locked
 
 
 def merge_problems(wanted: MergeRequirement, entry: LockedMerge, entries: Mapping[AdapterName, Locked]) -> list[str]:
-    """Why a locked merge does not meet its requirement."""
+    """Return why a locked merge does not meet its requirement."""
     problems = []
     try:
         step = locked_step(wanted.step, entries)
@@ -603,7 +538,7 @@ def merge_problems(wanted: MergeRequirement, entry: LockedMerge, entries: Mappin
 
 
 def policy_changes(locked: Policy, now: Policy) -> list[str]:
-    """The differences between the policy of a lock and that of its project."""
+    """Return the differences between the policy of a lock and that of its project."""
     changed = []
     for one in fields(Policy):
         before, after = getattr(locked, one.name), getattr(now, one.name)

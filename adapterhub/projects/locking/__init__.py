@@ -31,7 +31,6 @@ from adapterhub.core.errors import (
 from adapterhub.core.specs import AdapterName, version_of
 from adapterhub.distribution.install import looking_ahead
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
-from adapterhub.distribution.resolve import Objection
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.library.aliasing import ensure_no_base
@@ -46,15 +45,11 @@ from adapterhub.projects.locking.choosing import (
     Asking,
     Chosen,
     base_choice,
-    base_moved_since,
     choose_build,
-    in_project,
-    locked_adapter,
-    locked_source,
-    remote_of,
     weights_of,
 )
 from adapterhub.projects.values import (
+    SHOWN_DIGEST,
     AdapterRequirement,
     Lock,
     Locked,
@@ -66,27 +61,6 @@ from adapterhub.projects.values import (
     Policy,
     Project,
 )
-
-__all__ = [
-    "ALL",
-    "Asking",
-    "Change",
-    "Chosen",
-    "DropIn",
-    "LockOutcome",
-    "LockReport",
-    "MakeMerge",
-    "SourcesFor",
-    "base_choice",
-    "base_moved_since",
-    "changes_between",
-    "choose_build",
-    "in_project",
-    "lock_project",
-    "locked_adapter",
-    "locked_source",
-    "remote_of",
-]
 
 ALL: Final = frozenset({"*"})
 """A value of `upgrade` that chooses everything again."""
@@ -154,22 +128,21 @@ DROP_IN_WORDS: Final = {"PASS": "drop-in", "CHANGED": "behaviour changed", "UNKN
 """What a verdict by the older contract means for an upgrade."""
 
 
-def lock_project(  # noqa: PLR0913 - the sides of one request
+def lock_project(
     library: Library,
     project: Project,
     sources_for: SourcesFor,
     *,
     previous: Lock | None = None,
     upgrade: Collection[str] = (),
-    refuse: Objection | None = None,
     make_merge: MakeMerge | None = None,
     given: Mapping[AdapterName, LockedAdapter] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LockOutcome:
     """Lock every requirement of `project`; nothing is written.
 
-    `upgrade` names entries to choose again (`ALL`: everything). `refuse` is the objection of the project's policy.
-    `given` are builds to lock if a place has them. `progress` gets the number of adapters done and their total.
+    `upgrade` names entries to choose again (`ALL`: everything). `given` are builds to lock if a place has them.
+    `progress` gets the number of adapters done and their total.
 
     Raises:
         NotFound: no place has a name, or `upgrade` names nothing of the project.
@@ -190,7 +163,7 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
         library=library,
         project=project,
         base=base,
-        refuse=refuse or objection_of(project.policy, now),
+        refuse=objection_of(project.policy, now),
         now=now,
     )
     search = _Search(asking=asking, sources_for=sources_for, previous=previous)
@@ -202,17 +175,12 @@ def lock_project(  # noqa: PLR0913 - the sides of one request
     for merge in _in_order(project.merges):
         old = previous.entries.get(merge.key) if previous else None
         entries[merge.key] = _merge(merge, entries, old, make_merge, is_upgraded=merge.key in upgrade)
-    lock = Lock(
-        base=base.locked,
-        policy=project.policy,
-        adapters=tuple(sorted(adapters, key=lambda entry: entry.key)),
-        merges=tuple(sorted((e for e in entries.values() if isinstance(e, LockedMerge)), key=lambda entry: entry.key)),
-    )
+    lock = Lock.of(entries.values(), base.locked, project.policy)
     return LockOutcome(lock=lock, changes=changes_between(previous, lock), warnings=tuple(dict.fromkeys(warnings)))
 
 
 def ensure_contracts(policy: Policy, adapters: Sequence[LockedAdapter]) -> list[str]:
-    """Apply the policy `tests` to what a lock knows of contracts; returns warnings under `warn`.
+    """Apply the policy `tests` to the contracts that a lock records; returns warnings under `warn`.
 
     Whether a build passed its contract is for `sync`, which has it.
 
@@ -242,7 +210,7 @@ class _Search:
         given: Mapping[AdapterName, LockedAdapter],
         progress: Callable[[int, int], None] | None,
     ) -> tuple[list[LockedAdapter], list[str]]:
-        """The locked entry of every adapter of the project, and warnings."""
+        """Return the locked entry of every adapter of the project, and warnings."""
         project, known = self.asking.project, self.previous.entries if self.previous else {}
         policy_is_new = self.previous is not None and bool(policy_changes(self.previous.policy, project.policy))
         found: dict[AdapterName, LockedAdapter] = {}
@@ -270,7 +238,7 @@ class _Search:
         return [found[wanted.key] for wanted in project.adapters], warnings
 
     def before(self, wanted: AdapterRequirement) -> LockedAdapter | None:
-        """The adapter that is locked under this name."""
+        """Return the adapter that is locked under this name."""
         old = self.previous.entries.get(wanted.key) if self.previous else None
         return old if isinstance(old, LockedAdapter) else None
 
@@ -279,7 +247,7 @@ class _Search:
         to_ask: Sequence[tuple[AdapterRequirement, LockedAdapter | None]],
         progress: Callable[[int, int], None] | None,
     ) -> list[Chosen]:
-        """The choice for each adapter, or one refusal that names every adapter without one."""
+        """Return the choice for each adapter, or one refusal that names every adapter without one."""
         places = [self.sources_for(wanted) for wanted, _ in to_ask]
         are_servers = any(kind_of(source.place).is_server for one in places for source in one)
 
@@ -302,8 +270,9 @@ class _Search:
 
 
 def _alias(library: Library, weights: Digest) -> str:
-    """The name of a registered base by its weights; "" if it is not registered."""
-    return next((r.alias for r in library.bases.list() if r.fingerprint.weights == weights), "")
+    """Return the name of a registered base by its weights; "" if it is not registered."""
+    record = library.bases.by_weights(weights)
+    return record.alias if record else ""
 
 
 def _refusal(failed: Sequence[tuple[AdapterName, AdapterHubError]]) -> AdapterHubError:
@@ -338,7 +307,7 @@ def _check_names(project: Project, upgrade: Collection[str]) -> None:
 
 
 def _in_order(merges: Sequence[MergeRequirement]) -> list[MergeRequirement]:
-    """Merges in order of dependency; the reader of the project has refused cycles."""
+    """Sort merges in order of dependency; the reader of the project has refused cycles."""
     by_key = {merge.key: merge for merge in merges}
     done: dict[AdapterName, MergeRequirement] = {}
 
@@ -363,7 +332,7 @@ def _merge(
     *,
     is_upgraded: bool,
 ) -> LockedMerge:
-    """The locked merge if it is up to date, else the result of running it."""
+    """Return the locked merge if it is up to date, otherwise the result of running it."""
     if isinstance(old, LockedMerge) and not is_upgraded:
         kept = replace(old, group=wanted.group)
         if not merge_problems(wanted, kept, entries):
@@ -376,7 +345,6 @@ def _merge(
     return replace(made, key=wanted.key, step=locked_step(wanted.step, entries), group=wanted.group)
 
 
-_SHORT: Final = 19
 _SIGNS: Final = {"added": "+", "removed": "-", "changed": "~"}
 
 
@@ -397,7 +365,7 @@ class Change(Documented, keys="kind key text"):
 
     @property
     def short(self) -> str:
-        """`~ legal-qa  1.2.0 -> 1.3.0`: the versions alone, without digests and places."""
+        """Form with only the versions, without digests and places: `~ legal-qa 1.2.0 -> 1.3.0`."""
         before, after = self.before, self.after
         text = self.text
         if before is None or after is None:
@@ -435,18 +403,18 @@ def changes_between(before: Lock | None, after: Lock) -> tuple[Change, ...]:
 def _about(entry: Locked) -> str:
     name = entry.name if isinstance(entry, LockedAdapter) else "merge"
     rank = f" rank {entry.rank}" if entry.rank else ""
-    return f"{name} {entry.version}{rank}  {entry.digest[:_SHORT]}  {place_text(entry.source)}"
+    return f"{name} {entry.version}{rank}  {entry.digest[:SHOWN_DIGEST]}  {place_text(entry.source)}"
 
 
 def place_text(source: LockedSource) -> str:
-    """Where a locked build comes from, in words."""
+    """Describe in words the place that a locked build comes from."""
     if source.is_library:
         return "from the library"
     return f"from {shown(kind_named(source.kind).describe(source.address, source.pin), 200)}"
 
 
 def _difference(one: Locked, other: Locked) -> str:
-    """The fields that differ, the most important first."""
+    """Return the fields that differ, the most important first."""
     told = []
     if isinstance(one, LockedAdapter) and isinstance(other, LockedAdapter):
         if one.name != other.name:
@@ -460,7 +428,7 @@ def _difference(one: Locked, other: Locked) -> str:
     if one.version != other.version:
         told.append(f"{one.version} -> {other.version}")
     if one.digest != other.digest:
-        told.append(f"{one.digest[:_SHORT]} -> {other.digest[:_SHORT]}")
+        told.append(f"{one.digest[:SHOWN_DIGEST]} -> {other.digest[:SHOWN_DIGEST]}")
     if one.rank != other.rank:
         told.append(f"rank {one.rank or 'none'} -> {other.rank or 'none'}")
     if one.source != other.source:
@@ -478,6 +446,6 @@ def _base_text(one: LockedBase | None, other: LockedBase | None) -> str | None:
     if other is None:
         return "the project no longer has a base"
     if one is None:
-        return f"base {other.spec}  {(other.weights or 'known by name only')[:_SHORT]}"
+        return f"base {other.spec}  {(other.weights or 'known by name only')[:SHOWN_DIGEST]}"
     names = f"{one.spec} -> {other.spec}" if one.spec != other.spec else one.spec
-    return f"base {names}  {(one.weights or 'unknown')[:_SHORT]} -> {(other.weights or 'unknown')[:_SHORT]}"
+    return f"base {names}  {(one.weights or 'unknown')[:SHOWN_DIGEST]} -> {(other.weights or 'unknown')[:SHOWN_DIGEST]}"

@@ -14,7 +14,6 @@ from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
 from adapterhub.distribution.resolve import Candidate, Objection, Resolution, resolve
-from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.contract.reader import MAX_BYTES, claims_contract
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
 from adapterhub.formats.release import Release
@@ -23,6 +22,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
+from adapterhub.projects.builds import declared_by
 from adapterhub.projects.lock.conflicts import (
     ProjectClash,
     conflict,
@@ -56,7 +56,7 @@ class BaseChoice:
 
 
 def base_choice(library: Library, project: Project, previous: Lock | None, *, takes_new: bool) -> BaseChoice:
-    """The base that `project` names; `takes_new` accepts weights other than the locked ones.
+    """Return the base that `project` names; `takes_new` accepts weights other than the locked ones.
 
     For a base that is not registered here, the lock's record is used.
 
@@ -85,7 +85,7 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
         return BaseChoice(wanted=wanted, locked=LockedBase(spec=text, hub_id=hub_id), is_new=is_new)
     locked = _locked(text, record)
     if previous is not None and old is not None and old.weights != locked.weights:
-        moved = moved_base(old, record, _declared(library, previous))
+        moved = moved_base(old, record, declared_by(library, previous), library.bases.judged)
         if moved is not None and not takes_new:
             raise conflict([moved])
         if moved is None and old.weights is not None:
@@ -95,25 +95,28 @@ def base_choice(library: Library, project: Project, previous: Lock | None, *, ta
 
 
 def base_moved_since(library: Library, lock: Lock) -> ProjectClash | None:
-    """The clash if the locked base's name now stands for other weights in this library. Reads no weight files."""
+    """Return the clash if the locked base's name now stands for other weights in this library.
+
+    Reads no weight files.
+    """
     if lock.base is None or (spec := BaseSpec.parse(lock.base.spec)).kind == "path":
         return None  # only hashing the folder could tell
     try:
         record = library.bases.find(spec)
     except AdapterHubError:  # not registered here, or ambiguous: nothing to compare with
         return None
-    return moved_base(lock.base, record, _declared(library, lock))
+    return moved_base(lock.base, record, declared_by(library, lock), library.bases.judged)
 
 
 def in_project(base: BaseSpec, folder: Path) -> BaseSpec:
-    """A base as the project in `folder` means it: paths are relative to that folder."""
+    """Return a base as the project in `folder` means it: paths are relative to that folder."""
     if base.kind != "path":
         return base
     return BaseSpec(kind="path", text=str(folder / path_of(base.text)))
 
 
 def weights_of(library: Library, project: Project, base: BaseSpec) -> str | None:
-    """The weights digest of a known base; None if it is not known."""
+    """Return the weights digest of a known base; None if it is not known."""
     try:
         found = requested_base(in_project(base, project.folder), library.bases)
     except AdapterHubError:
@@ -132,15 +135,6 @@ def _locked(text: str, record: BaseRecord) -> LockedBase:
     )
 
 
-def _declared(library: Library, lock: Lock) -> Iterator[BaseFingerprint]:
-    """The fingerprints that locked builds in this library declare."""
-    for entry in lock.adapters:
-        if library.store.has_manifest(entry.digest):
-            fingerprint = library.store.read_manifest(entry.digest).base.fingerprint
-            if fingerprint is not None:
-                yield fingerprint
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """The build to lock, and warnings as whole sentences."""
@@ -151,7 +145,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asking:
-    """What every adapter of a project has to fit. `now` is Unix time."""
+    """Requirements that every adapter of a project has to fit. `now` is Unix time."""
 
     library: Library
     project: Project
@@ -160,13 +154,13 @@ class Asking:
     now: float
 
     def spec_of(self, wanted: AdapterRequirement) -> AdapterSpec:
-        """What places are asked for."""
+        """Return the requests for the places."""
         return replace(wanted.spec, base=wanted.spec.base or self.project.base)
 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What one place has of one name. `remote` is its name in the project; "" for one of the user's places."""
+    """Offer of one place for one name. `remote` is its name in the project; "" for one of the user's places."""
 
     source: Source
     remote: str
@@ -182,7 +176,7 @@ def choose_build(
     keep: LockedAdapter | None = None,
     before: LockedAdapter | None = None,
 ) -> Chosen:
-    """The build for `wanted` from the first place with a fitting one; `keep` is preferred if it still fits.
+    """Return the build for `wanted` from the first place with a fitting one; `keep` is preferred if it still fits.
 
     `before` is the build that was locked; a warning says if it was yanked and another one replaces it.
 
@@ -214,7 +208,7 @@ class _Search:
         self._spec = asking.spec_of(wanted)
 
     def first(self, digest: Digest | None) -> Chosen | None:
-        """The choice of the first place with a fitting build, restricted to `digest` if given."""
+        """Return the choice of the first place with a fitting build, restricted to `digest` if given."""
         found: list[tuple[_Offer, Resolution]] = []
         by_remote: defaultdict[str, list[Candidate]] = defaultdict(list)
         for offer in self._each():
@@ -232,7 +226,7 @@ class _Search:
         return self._chosen(*found[0], found[1:]) if found else None
 
     def refusal(self) -> AdapterHubError:
-        """Why there is no choice."""
+        """Return why there is no choice."""
         library, wanted = self._asking.library, self._wanted
         everything = {c.digest: c for offer in self._offers for c in offer.candidates}
         if not everything:
@@ -255,10 +249,10 @@ class _Search:
             return NoCompatibleRelease(error.summary, error.refusals, hint=hint or error.hint)
         except AdapterHubError as error:
             return error
-        raise AssertionError("a release fits all places together but none alone")
+        raise AssertionError("a release fits all places together but no single one")
 
     def _each(self) -> Iterator[_Offer]:
-        """What the places have, in order; empty places are skipped."""
+        """Yield the builds of the places, in order; empty places are skipped."""
         library, project = self._asking.library, self._asking.project
         for number, source in enumerate(self._sources):
             if number == len(self._offers):
@@ -272,7 +266,7 @@ class _Search:
                 yield self._offers[number]
 
     def _with_yanks(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates; what an earlier place has yanked is yanked here, too."""
+        """Return the candidates; one that an earlier place has yanked is also yanked here."""
         for one in candidates:
             if one.yanked is not None and not one.strange:
                 self._yanked.setdefault(one.digest, one.yanked)
@@ -281,13 +275,13 @@ class _Search:
         return [replace(one, yanked=self._yanked.get(one.digest)) for one in candidates]
 
     def left(self, before: LockedAdapter | None, now: LockedAdapter) -> list[str]:
-        """A notice that the build locked before was yanked, if another one replaces it."""
+        """Return a notice that the build locked before was yanked, if another one replaces it."""
         if before is None or before.digest == now.digest or before.digest not in self._yanked:
             return []
         return [left_notice(before, self._yanked[before.digest], now)]
 
     def _may_be_from(self, source: Source, release: Release) -> bool:
-        """Whether a build of the library came from the remote that the adapter names, if it names one."""
+        """Return whether a build of the library came from the remote that the adapter names, if it names one."""
         library, remote = self._asking.library, self._wanted.remote
         if remote is None or source is not library:
             return True
@@ -313,7 +307,9 @@ class _Search:
         notice = other_remotes_notice(self._wanted, (offer.remote, resolution.chosen), elsewhere)
         chosen = resolution.chosen.digest, resolution.chosen.repository
         release = next(r for r in offer.releases if (r.digest, r.repository) == chosen)
-        if offer.source is self._asking.library:
+        if offer.source is not self._asking.library:
+            self._asking.library.heads.check(offer.source, release)
+        else:
             place = self._asking.library.folder_for(release.manifest, release.namespace)
             Admission(self._asking.library).ensure_usable(self._asking.library.read_build(place))
         entry = locked_adapter(self._asking.project, self._asking.library, self._wanted, release, offer.source)
@@ -323,7 +319,7 @@ class _Search:
 def locked_adapter(
     project: Project, library: Library, wanted: AdapterRequirement, release: Release, source: Source
 ) -> LockedAdapter:
-    """A build of `source` as a lock entry."""
+    """Return a build of `source` as a lock entry."""
     manifest = release.manifest
     fingerprint = manifest.base.fingerprint
     return LockedAdapter(
@@ -335,17 +331,14 @@ def locked_adapter(
         base=fingerprint.weights if fingerprint else None,
         rank=manifest.rank,
         source=locked_source(project, library, release, source),
-        files=tuple(
-            LockedFile(path=entry.path, sha256=entry.sha256, size_bytes=entry.size_bytes)
-            for entry in sorted(manifest.files, key=lambda entry: entry.path)
-        ),
+        files=LockedFile.all_of(manifest),
         group=wanted.group,
         contract=_contract_of(release, source) if project.policy.looks_at_tests else None,
     )
 
 
 def _contract_of(release: Release, source: Source) -> Digest | None:
-    """The digest of the build's behaviour contract; None without one. An `evals.jsonl` may be something else."""
+    """Return the digest of the build's behaviour contract; None without one. An `evals.jsonl` may be something else."""
     entry = release.manifest.file(CONTRACT_FILE)
     if entry is None or entry.size_bytes > MAX_BYTES:
         return None
@@ -355,7 +348,7 @@ def _contract_of(release: Release, source: Source) -> Digest | None:
 
 
 def locked_source(project: Project, library: Library, release: Release, source: Source) -> LockedSource:
-    """Where a build of `source` can be had, in words that mean the same on every machine.
+    """Describe the place where a build of `source` is available, in words that mean the same on every machine.
 
     A build of the library comes from where the library got it, as long as others can reach that place.
     """
@@ -377,7 +370,7 @@ def locked_source(project: Project, library: Library, release: Release, source: 
 
 
 def remote_of(project: Project, place: str) -> str:
-    """The project's name for a place as `Source.place` writes it; "" when the project does not name it."""
+    """Return the project's name for a place as `Source.place` writes it; "" when the project does not name it."""
     return next((remote.name for remote in project.remotes if _is_at(project, remote, place)), "")
 
 

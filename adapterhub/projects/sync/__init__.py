@@ -24,14 +24,13 @@ from adapterhub.distribution.install import looking_ahead
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.library.admission import Admission
-from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.directory import PublishedDirectory
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
 from adapterhub.projects.builds import (
+    base_here,
     ensure_admissible,
     exact_spec,
-    full_name_of,
     has_files,
     has_objects,
     installed_folder,
@@ -66,29 +65,6 @@ from adapterhub.projects.sync.folders import (
 )
 from adapterhub.projects.values import Lock, Locked, LockedMerge
 
-__all__ = [
-    "Bar",
-    "Brought",
-    "BuildSources",
-    "Places",
-    "PolicyFor",
-    "Rebuild",
-    "SyncPlan",
-    "SyncResult",
-    "SyncStep",
-    "Synced",
-    "SyncedFolder",
-    "Target",
-    "bring",
-    "bring_locked",
-    "ensure_unblocked",
-    "opened",
-    "plan_sync",
-    "run_sync",
-    "syncing",
-    "wanted_entries",
-]
-
 Bar = Callable[[str, int], AbstractContextManager[Progress]]
 """Shows a progress bar for a number of bytes."""
 
@@ -98,20 +74,16 @@ Rebuild = Callable[[LockedMerge], Brought]
 FolderChange = Literal["kept", "linked", "replaced"]
 
 
-def _no_policy(_entry: Locked) -> None:
-    """No policy for this build alone."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSources:
-    """Where locked builds come from that are not in the library.
+    """The places that locked builds come from if they are not in the library.
 
     `test` looks at them once they are there, and raises if no folder may change.
     """
 
     places: Places
     rebuild: Rebuild
-    policy: PolicyFor = _no_policy
+    policy: PolicyFor = lambda _entry: None
     bar: Bar | None = None
     test: Callable[[Lock, Sequence[Locked]], None] | None = None
 
@@ -153,7 +125,7 @@ class SyncPlan:
 class SyncResult:
     """What a sync did: with each locked adapter, where fetched builds came from, and what was removed.
 
-    `warnings` say which builds the policy `tests = "warn"` would refuse.
+    `warnings` name the builds that the policy `tests = "require"` would refuse.
     """
 
     steps: tuple[tuple[SyncStep, FolderChange], ...]
@@ -211,7 +183,7 @@ class Synced(
         return tuple(
             SyncedFolder(
                 key=step.entry.key,
-                name=full_name_of(step.entry),
+                name=step.entry.name,
                 version=step.entry.version,
                 digest=step.entry.digest,
                 group=step.entry.group,
@@ -255,12 +227,12 @@ class Synced(
 
 
 def wanted_entries(lock: Lock, groups: Collection[str] | None = ()) -> list[Locked]:
-    """The entries for `adapters/`: those in no group and those in `groups` (None: all groups)."""
+    """Return the entries for `adapters/`: those in no group and those in `groups` (None: all groups)."""
     return [e for e in lock.entries.values() if e.group is None or groups is None or e.group in groups]
 
 
 def exact_list(folder: Path, out: Reporter, groups: Collection[str], *, all_groups: bool) -> list[str]:
-    """What the lock in `folder` holds, one `name==version#sha256:…` each, in order; merges only if published.
+    """Return the builds of the lock in `folder`, one `name==version#sha256:…` each, in order; merges only if published.
 
     Raises:
         NotFound: nothing is locked yet.
@@ -268,7 +240,10 @@ def exact_list(folder: Path, out: Reporter, groups: Collection[str], *, all_grou
     """
     lock = read_lock(folder)
     if unknown := [name for name in groups if name not in {entry.group for entry in lock.entries.values()}]:
-        raise UsageProblem(f"the lock file has no adapter in a group `{unknown[0]}`")
+        raise UsageProblem(
+            f"the lock file has no adapter in a group `{unknown[0]}`",
+            hint="`adapt lock` locks the groups of `adapters.toml`",
+        )
     entries = wanted_entries(lock, None if all_groups else groups)
     left = [entry for entry in entries if isinstance(entry, LockedMerge) and entry.source.is_library]
     if left:
@@ -279,7 +254,7 @@ def exact_list(folder: Path, out: Reporter, groups: Collection[str], *, all_grou
 
 @contextlib.contextmanager
 def syncing(library: Library, project: Path) -> Iterator[SyncTarget]:
-    """The project's `adapters/`, locked for one sync at a time; cleans up after a killed one.
+    """Provide the project's `adapters/`, locked for one sync at a time; cleans up after a killed one.
 
     Raises:
         StoreLocked: another sync of the project is running.
@@ -409,7 +384,7 @@ def bring_locked(
     missing = _missing(library, lock, entries, here, admission, {} if homes is None else homes)
     adapters = [entry for entry in missing if not isinstance(entry, LockedMerge)]
     merges = [entry for entry in missing if isinstance(entry, LockedMerge)]
-    base = _base_of(library, lock)
+    base = base_here(library, lock)
     size = sum(_missing_bytes(library, entry) for entry in adapters)
     with contextlib.ExitStack() as stack:
         away = [entry for entry in adapters if entry.key not in here and not has_objects(library, entry)]
@@ -439,7 +414,7 @@ def _missing(
     admission: Admission,
     homes: dict[AdapterName, str],
 ) -> list[Locked]:
-    """The entries that are not installed, inputs before their merges. Inputs count only if the merge has to run.
+    """Return the entries that are not installed, inputs before their merges. Inputs count only if the merge has to run.
 
     A build that did not come from the owner of its namespace counts as missing: the owner may have it as well.
     """
@@ -473,12 +448,6 @@ def _is_ours(library: Library, entry: Locked, admission: Admission) -> bool:
 
 def _missing_bytes(library: Library, entry: Locked) -> int:
     return sum(file.size_bytes for file in entry.files if not library.store.has_blob(file.sha256))
-
-
-def _base_of(library: Library, lock: Lock) -> BaseRecord | None:
-    """The registered base with the locked weights, under any name."""
-    weights = lock.base.weights if lock.base else None
-    return next((r for r in library.bases.list() if r.fingerprint.weights == weights), None) if weights else None
 
 
 # ---------------------------------------------------------------- placing
@@ -516,7 +485,7 @@ def _place_all(
 
 
 def _is_as_judged(adapters: RealFolder, step: SyncStep) -> bool:
-    """Whether the folder to replace is still the one that was inspected."""
+    """Return whether the folder to replace is still the one that was inspected."""
     if step.state.standing != "replace" or step.state.placed is None:
         return False
     with contextlib.suppress(FileNotFoundError):

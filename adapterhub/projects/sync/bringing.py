@@ -1,4 +1,4 @@
-"""Brings a locked build into the library, by its digest, and says whether the policy `tests` lets it into a folder.
+"""Brings a locked build into the library, by its digest, and checks that the policy `tests` allows it in a folder.
 
 A place is not trusted: the digests of the manifest and of the files come from the lock. Objects that the library has
 are not fetched again.
@@ -43,14 +43,13 @@ from adapterhub.projects.builds import (
     SignatureRequirement,
     ensure_locked_build,
     exact_spec,
-    full_name_of,
     has_objects,
     label_of,
     locked_build,
     namespace_of,
 )
 from adapterhub.projects.lock.conflicts import yanked_notice
-from adapterhub.projects.values import Lock, Locked, LockedAdapter, LockedMerge
+from adapterhub.projects.values import SHOWN_DIGEST, Lock, Locked, LockedAdapter, LockedMerge
 
 Places = Callable[[Locked], Iterable[Source]]
 """Yields the places that may have a locked build, first where it was locked from. It may raise."""
@@ -58,7 +57,6 @@ Places = Callable[[Locked], Iterable[Source]]
 PolicyFor = Callable[[Locked], SignatureRequirement]
 """Returns the signature policy of this run for a build; None means the user's policies."""
 
-_SHOWN_DIGEST: Final = 19
 _ELSEWHERE: Final = (RemoteUnreachable, NotFound, DigestMismatch)
 """Failures of one place after which another place is tried."""
 
@@ -92,9 +90,7 @@ def bring(
     """
     admission = Admission(library)
     namespace = namespace_of(entry)
-    proves_itself = isinstance(entry, LockedMerge) or not admission.needs_proof(
-        entry.digest, full_name_of(entry), policy
-    )
+    proves_itself = isinstance(entry, LockedMerge) or not admission.needs_proof(entry.digest, entry.name, policy)
     if proves_itself and has_objects(library, entry):
         manifest = library.store.read_manifest(entry.digest)
         release = Release(manifest=manifest, namespace=exact_spec(entry).namespace, origin=library.label)
@@ -103,7 +99,7 @@ def bring(
     for source in _each(places, entry, failures):
         try:
             admission.ensure_place_allowed(source.place, namespace)
-            release = _locked_one(entry, source.releases(exact_spec(entry)), source)
+            release = locked_one(entry, source.releases(exact_spec(entry)), source)
         except AdapterHubError as error:
             failures.append(_if_elsewhere_may_help(error))
             continue
@@ -126,7 +122,7 @@ def _if_elsewhere_may_help(error: AdapterHubError) -> AdapterHubError:
 
 
 def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubError:
-    """The refusal when no place has the locked build: the wrong content of one place, else the reason of each."""
+    """Return the refusal when no place has the locked build: the wrong content of one place, or each place's reason."""
     asked = [error for error in failures if not isinstance(error, NamespaceBound)]
     if failures and not asked:
         return failures[0]
@@ -146,7 +142,10 @@ def _nowhere(entry: Locked, failures: Sequence[AdapterHubError]) -> AdapterHubEr
 
 
 def server_of(entry: Locked, places: Places) -> list[Source]:
-    """The server that a build was locked from, if any; none if it cannot be opened, for which `bring` has the words."""
+    """Return the server that a build was locked from, if any.
+
+    None if it cannot be opened, for which `bring` has the words.
+    """
     if entry.source.is_library or not kind_named(entry.source.kind).is_server:
         return []
     with contextlib.suppress(AdapterHubError):
@@ -156,15 +155,15 @@ def server_of(entry: Locked, places: Places) -> list[Source]:
 
 
 def _each(places: Places, entry: Locked, failures: list[AdapterHubError]) -> Iterator[Source]:
-    """The places in order; a place that cannot be opened is added to the failures."""
+    """Yield the places in order; a place that cannot be opened is added to the failures."""
     try:
         yield from places(entry)
     except _ELSEWHERE as error:
         failures.append(error)
 
 
-def _locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> Release:
-    """The release with the locked digest."""
+def locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> Release:
+    """Return the release with the locked digest."""
     same = next((release for release in releases if release.digest == entry.digest), None)
     if same is not None:
         return same
@@ -178,7 +177,7 @@ def _locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> R
             hint=f"the place has different content under this version; if you trust it, "
             f"`adapt lock --upgrade {entry.key}` locks it",
         )
-    raise AdapterNotFound(f"{source.label} has no `{label_of(entry)}`")
+    raise AdapterNotFound(f"{source.label} has no `{label_of(entry)}`", hint="`adapt lock` chooses another release")
 
 
 def _take(
@@ -195,7 +194,7 @@ def _take(
     ensure_locked_build(entry, release.manifest.to_json())
     warnings = []
     if release.yanked is not None:
-        warnings.append(yanked_notice(entry.key, full_name_of(entry), entry.version, release.yanked))
+        warnings.append(yanked_notice(entry.key, entry.name, entry.version, release.yanked))
     admitted: Admitted | None = None
     if source is not library:
         declared = release.manifest.base.fingerprint
@@ -209,6 +208,8 @@ def _take(
     if admitted is not None:
         admitted.remember()
     copied = copy(release, source, destination, progress, signature=admitted.signature if admitted else None)
+    if admitted is not None:
+        admitted.arrived()
     build = locked_build(library, entry)
     if build is not None and offered is not None:
         library.note_origin(build, source.place, release.repository)
@@ -230,7 +231,7 @@ def _check_not_taken(library: Library, entry: Locked, release: Release) -> None:
                 expected=entry.digest,
                 actual=there,
                 hint=f"the library has different content under this version; "
-                f"`adapt remove '{full_name_of(entry)}#{there[:_SHOWN_DIGEST]}' --yes` makes room",
+                f"`adapt remove '{entry.name}#{there[:SHOWN_DIGEST]}' --yes` makes room",
             )
 
 
@@ -259,7 +260,7 @@ def ensure_tested(
 ) -> tuple[str, ...]:
     """Apply the policy `tests` of a lock, or the user's own if that is stricter, to builds that are in the library.
 
-    Where no result here suffices, the places of a build are searched for signed ones. Returns warnings under `warn`.
+    If no result here suffices, the places of a build are searched for signed ones. Returns warnings under `warn`.
 
     Raises:
         NotAllowed: under `require`; names each build that may not be used, and why.
@@ -311,7 +312,7 @@ class _Bases:
     def __call__(self, build: Installed) -> AskedBase | None:
         declared, bases = build.base.fingerprint, self._library.bases
         weights = (self._lock.base.weights if self._lock.base else None) or (declared.weights if declared else None)
-        record = next((each for each in bases.list() if each.fingerprint.weights == weights), None)
+        record = bases.by_weights(weights)  # a result is about the weights that were asked, not about their copy
         if record is None:
             return AskedBase(weights=weights) if weights is not None else None
         record = record.narrowed(declared=declared)

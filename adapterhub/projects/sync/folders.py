@@ -22,7 +22,7 @@ from adapterhub.core.disk import files
 from adapterhub.core.disk.files import NO_LINKS, RealFolder, clone_or_copy, not_written, read_plain
 from adapterhub.core.disk.home import ADAPTERS_FOLDER
 from adapterhub.core.errors import DigestMismatch, NotAllowed, shown
-from adapterhub.formats.cards.card import card_for
+from adapterhub.formats.cards.card import make_card
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE
 from adapterhub.library.library import Library
 from adapterhub.library.store.blobs import Store
@@ -39,7 +39,7 @@ _OURS: Final = {*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderState:
-    """The state of a folder compared with the lock. `reasons` say what is wrong with it.
+    """The state of a folder compared with the lock. `reasons` describe its faults.
 
     `placed` is what to record of it: everything for a right folder, the inode for one to replace.
     """
@@ -52,7 +52,7 @@ class FolderState:
 def state_of(
     adapters: RealFolder | None, entry: Locked, placed: Placed | None, *, reads_all: bool = False
 ) -> FolderState:
-    """Whether the folder holds exactly what is locked.
+    """Return whether the folder holds exactly what is locked.
 
     A file with an unchanged stamp is not read again, unless `reads_all`.
     """
@@ -75,7 +75,7 @@ def state_of(
 
 
 def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known: Mapping[str, Stamp]) -> FolderState:
-    """The state by the bytes of the files whose stamps differ from `known`."""
+    """Return the state by the bytes of the files whose stamps differ from `known`."""
     inode = os.fstat(folder.handle).st_ino
     there = folder.names()  # the stamps are taken before reading, so that a later write shows next time
     stamps = {name: stamp_of(folder, name) for name in _locked_names(entry) if name in there}
@@ -94,7 +94,7 @@ def _judge_read(folder: RealFolder, entry: Locked, placed: Placed | None, known:
 
 
 def is_ours(adapters: RealFolder, key: str, placed: Placed) -> bool:
-    """Whether sync created the folder `key` and everything in it."""
+    """Return whether sync created the folder `key` and everything in it."""
     try:
         with adapters.inside(key) as folder:
             return _is_ours(folder, placed, os.fstat(folder.handle).st_ino) and not strangers_in(folder)
@@ -103,7 +103,7 @@ def is_ours(adapters: RealFolder, key: str, placed: Placed) -> bool:
 
 
 def _is_ours(folder: RealFolder, placed: Placed, inode: int) -> bool:
-    """Whether it has the recorded inode or the same manifest: a copy of a project has other inodes."""
+    """Return whether it has the recorded inode or the same manifest: a copy of a project has other inodes."""
     return placed.inode == inode or next(_difference(folder, MANIFEST_FILE, None, Digest(placed.digest)), None) is None
 
 
@@ -115,7 +115,7 @@ def _is_untouched(adapters: RealFolder, entry: Locked, known: Mapping[str, Stamp
 
 
 def _differences(folder: RealFolder, entry: Locked, unread: Collection[str]) -> Iterator[str]:
-    """The differences from the lock; files in `unread` are not read."""
+    """Yield the differences from the lock; files in `unread` are not read."""
     expected: list[tuple[str, int | None, Digest]] = [(MANIFEST_FILE, None, entry.digest)]
     expected += [(file.path, file.size_bytes, file.sha256) for file in entry.files]
     for name, size_bytes, digest in expected:
@@ -127,7 +127,7 @@ def _difference(folder: RealFolder, name: str, size_bytes: int | None, expected:
     try:
         facts = folder.facts(name)
         if not stat.S_ISREG(facts.st_mode):
-            yield f"`{name}` is no plain file"
+            yield f"`{name}` is not a regular file"
             return
         if size_bytes is not None and facts.st_size != size_bytes:
             yield f"`{name}` has {facts.st_size:,} bytes, expected {size_bytes:,}"
@@ -148,12 +148,12 @@ def strangers_in(folder: RealFolder) -> list[str]:
 
 
 def _locked_names(entry: Locked) -> list[str]:
-    """The files whose bytes the lock names: not the card, which may be edited, nor a signature."""
+    """Return the files whose bytes the lock names: not the card, which may be edited, nor a signature."""
     return [MANIFEST_FILE, *(file.path for file in entry.files)]
 
 
 def stamps_in(adapters: RealFolder, entry: Locked) -> dict[str, Stamp]:
-    """The stamps of the locked files of an adapter.
+    """Return the stamps of the locked files of an adapter.
 
     Raises:
         OSError: one is missing.
@@ -193,14 +193,14 @@ def _fill(library: Library, entry: Locked, fresh: RealFolder, installed: str | N
     ensure_locked_build(entry, _locked_manifest(library, entry))
     for file in entry.files:
         store.link(file.sha256, file.path, into=fresh)
-    store.link_manifest(entry.digest, MANIFEST_FILE, into=fresh)
+    store.link(entry.digest, MANIFEST_FILE, into=fresh, is_manifest=True)
     # The card is not in the store and users may edit it: with a link, an edit would change both folders.
     try:
         card = _bytes_of(f"{installed}/{CARD_FILE}") if installed else None
     except FileNotFoundError:
         card = None
     if card is None:  # removed from the library meanwhile
-        card = card_for(store.read_manifest(entry.digest)).encode()
+        card = make_card(store.read_manifest(entry.digest)).text.encode()
     fresh.write_new(CARD_FILE, card)
     if installed is not None:
         _link_signature(library, f"{installed}/{SIGNATURE_FILE}", fresh)
@@ -218,7 +218,7 @@ def _bytes_of(path: str) -> bytes:
 
 
 def _locked_manifest(library: Library, entry: Locked) -> dict[str, Any]:
-    """The JSON value of the locked manifest."""
+    """Return the JSON value of the locked manifest."""
     path = library.store.manifest_name(entry.digest)
     raw = _bytes_of(path)
     if (actual := digest_of(raw)) != entry.digest:
@@ -323,7 +323,7 @@ of mode or times, and when the file gains or loses a hard link.
 class Placed:
     """A folder that sync created: the manifest's digest, the folder's inode, the stamps of its locked files.
 
-    While it is being created it has no stamps, and the inode is that of the folder it replaces, else 0.
+    While it is being created it has no stamps, and the inode is that of the folder it replaces, or 0.
     """
 
     digest: str
@@ -332,7 +332,7 @@ class Placed:
 
 
 def read_state(store: Store, project: Path) -> dict[str, Placed]:
-    """The folders that sync created in the project, by key; none if the record is missing or damaged."""
+    """Return the folders that sync created in the project, by key; none if the record is missing or damaged."""
     try:
         # a record of ours: the checks of `read_json` take as long as the rest of a sync that has nothing to do
         value = json.loads(read_plain(synced_path(store.root, project), _LIMIT_BYTES))
@@ -363,7 +363,7 @@ def write_state(store: Store, project: Path, placed: dict[str, Placed]) -> None:
 
 
 def stamp_of(folder: RealFolder, name: str) -> Stamp:
-    """The stamp of a file in a folder; a link is not followed.
+    """Return the stamp of a file in a folder; a link is not followed.
 
     Raises:
         OSError: there is none.
@@ -376,7 +376,7 @@ _NOTE_FOR_GIT: Final = b"*\n"
 
 
 class SyncTarget:
-    """Where a sync writes, and the store that records what it created."""
+    """The folder that a sync writes, and the store that records the folders that it created."""
 
     def __init__(self, store: Store, project: Path, inside: RealFolder, adapters: RealFolder | None) -> None:
         self.store = store
@@ -390,7 +390,7 @@ class SyncTarget:
         return self.project / ADAPTERS_FOLDER
 
     def make(self) -> RealFolder:
-        """The folder, created with a `.gitignore` if it is missing: the lock can recreate its content.
+        """Return the folder, created with a `.gitignore` if it is missing: the lock can recreate its content.
 
         Raises:
             NotAllowed, DiskFull: it cannot be created, or something else appeared there.
@@ -406,7 +406,7 @@ class SyncTarget:
 
 @contextlib.contextmanager
 def opened(store: Store, project: Path) -> Iterator[SyncTarget]:
-    """The project's `adapters/`.
+    """Provide the project's `adapters/`.
 
     Raises:
         NotAllowed: it is a link, a file or a mount point, or it belongs to another user.

@@ -1,7 +1,7 @@
-"""What a signature proves about a build: who signed it, whether for this adapter, and whether it is unchanged.
+"""Proofs of a signature about a build: its signer, whether it is for this adapter, and whether the build is unchanged.
 
-`examine` checks one signature. A false one (broken, forged, over other files, for another adapter) is refused. Where
-the result depends on the user's trust, it is an `Appraisal`, and the policy decides (`library.admission`).
+`examine` checks one signature. A false one (broken, forged, over other files, for another adapter) is refused. If the
+result depends on the user's trust, it is an `Appraisal`, and the policy decides (`library.admission`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
-from adapterhub.core.disk.files import read_owned, write_durably
+from adapterhub.core.disk.files import not_read, read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Malformed, NotAllowed, SignatureRefused, SpecError, shown
 from adapterhub.core.specs import parse_version
@@ -29,14 +29,14 @@ _LIMIT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstUseBuild:
-    """The newest signed version for one base (a digest, or "" where it is unknown) and one rank."""
+    """The newest signed version for one base (a digest, or "" if it is unknown) and one rank."""
 
     base: str
     rank: int | None
     version: str
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON value."""
+        """Return the JSON value."""
         return {"base": self.base, "rank": self.rank, "version": self.version}
 
 
@@ -56,7 +56,7 @@ class FirstUseFile:
         self.path = root / "seen_signatures.json"
 
     def of(self, full_name: str) -> FirstUse | None:
-        """The record of a full name; None if it was never admitted with a signature.
+        """Return the record of a full name; None if it was never admitted with a signature.
 
         Raises:
             Malformed: the file is damaged; no name may count as new then.
@@ -85,7 +85,7 @@ class FirstUseFile:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, self.path, NotAllowed) from None
         except (ValueError, KeyError, TypeError, AttributeError, SpecError) as error:
             raise Malformed(
                 f"`{self.path}`: {error}", hint="mend the file; deleting it forgets which signed versions were seen"
@@ -103,7 +103,7 @@ class FirstUseFile:
 
 
 def is_older(version: str, other: str) -> bool:
-    """Whether `version` comes before `other` by PEP 440."""
+    """Return whether `version` comes before `other` by PEP 440."""
     from packaging.version import Version
 
     return Version(version) < Version(other)
@@ -123,7 +123,7 @@ MAX_ENTRIES: Final = 20_000
 
 
 def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
-    """The signature in a folder and what lies beside it; links count as links unless `follow_links` is set.
+    """Return the signature in a folder and what lies beside it; links count as links unless `follow_links` is set.
 
     Raises:
         SignatureRefused: `model.sig` is not a regular file, or is too large.
@@ -140,7 +140,7 @@ def provenance_of(folder: Path, *, follow_links: bool = False) -> Provenance:
 
 
 def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
-    """The bytes of a signature file; None where there is none.
+    """Return the bytes of a signature file; None if there is none.
 
     Raises:
         SignatureRefused: it is not a regular file, or is too large.
@@ -163,7 +163,7 @@ def read_signature(path: Path, *, follow_links: bool = False) -> bytes | None:
 
 
 def bounded(raw: bytes, where: str) -> bytes:
-    """The bytes, unless they are too many for a signature.
+    """Return the bytes, unless they are too many for a signature.
 
     Raises:
         SignatureRefused: more than 1 MiB.
@@ -251,7 +251,7 @@ def _is_genuine(key: TrustedKey, bundle: Bundle) -> bool:
 
 
 def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: Sequence[str], now: float) -> Appraisal:
-    """The worth of a genuine signature by a trusted key."""
+    """Return the worth of a genuine signature by a trusted key."""
 
     def judged(standing: Standing, message: str) -> Appraisal:
         return Appraisal(standing=standing, message=message, signer=key.name, fingerprint=key.fingerprint)
@@ -269,7 +269,7 @@ def _standing(key: TrustedKey, statement: Statement, offered: Identity, places: 
 
 
 def known_name(signed: Identity, offered: Identity) -> str:
-    """The full name for first use and scopes, in the namespace that the offer or the signature names."""
+    """Return the full name for first use and scopes, in the namespace that the offer or the signature names."""
     return offered.full_name if offered.namespace else signed.full_name
 
 
@@ -312,7 +312,7 @@ def _strays(signed: Mapping[str, Digest], beside: Mapping[str, str]) -> Iterator
 
 
 def unsigned_beside(provenance: Provenance) -> tuple[str, ...]:
-    """The files of `OF_GIT` beside a signature that does not cover them, sorted; none without a signature.
+    """Return the files of `OF_GIT` beside a signature that does not cover them, sorted; none without a signature.
 
     Such a signature proves nothing about these files, so anyone may have changed them. A policy that requires
     signatures refuses a folder that holds them.

@@ -10,13 +10,12 @@ is made, opened or used, and nowhere else.
 from __future__ import annotations
 
 import re
-import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Progress
-from adapterhub.core.disk.files import digest_of_file, make_folder, write_durably
+from adapterhub.core.disk.files import check_private, digest_of_file, make_folder, not_read, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import (
     Conflict,
@@ -46,11 +45,10 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_OTHERS_MAY_READ: Final = 0o077
 
 
 def parse_key_name(text: str) -> str:
-    """The name of a key.
+    """Return the name of a key.
 
     Raises:
         UsageProblem: unless it is 1 to 64 letters, digits and `._@-` and begins with a letter or digit.
@@ -69,7 +67,7 @@ class SigningKey:
         self.public = public_half(key.public_key(), name)
 
     def sign(self, data: bytes) -> bytes:
-        """An ECDSA signature over `data`, ASN.1."""
+        """Return an ECDSA signature over `data`, ASN.1."""
         from cryptography.hazmat.primitives.asymmetric import ec
 
         return self._key.sign(data, ec.ECDSA(hash_of(self._key.public_key())))
@@ -95,8 +93,13 @@ class SigningKey:
             ) from error
         except Exception as error:  # noqa: BLE001 - the library has many classes for the same two facts
             if password and b"ENCRYPTED" in raw:
-                raise NotAllowed(f"`{where}`: the password is wrong") from None
-            raise Malformed(f"`{where}` is not a private key in PEM: {shown(str(error), 120)}") from None
+                raise NotAllowed(
+                    f"`{where}`: the password is wrong", hint="set ADAPTERHUB_PASSWORD, or type it again"
+                ) from None
+            raise Malformed(
+                f"`{where}` is not a private key in PEM: {shown(str(error), 120)}",
+                hint="`adapt key new NAME` makes a key",
+            ) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise Malformed(f"`{where}` is not an elliptic-curve key", hint="`adapt key new NAME` makes one")
         return cls(key, name)
@@ -111,19 +114,19 @@ class KeyFolder:
         self._folder = root / "keys"
 
     def names(self) -> list[str]:
-        """The names of all keys."""
+        """Return the names of all keys."""
         return sorted(path.stem for path in self._folder.glob("*.pem"))
 
     def path(self, name: str) -> Path:
-        """The path of the private key, whether it exists or not."""
+        """Return the path of the private key, whether it exists or not."""
         return self._folder / f"{parse_key_name(name)}.pem"
 
     def public_path(self, name: str) -> Path:
-        """The path of the public key, whether it exists or not."""
+        """Return the path of the public key, whether it exists or not."""
         return self._folder / f"{parse_key_name(name)}.pub"
 
     def public(self, name: str) -> PublicKey:
-        """The public half.
+        """Return the public half.
 
         Raises:
             NotFound: no key has that name.
@@ -135,11 +138,11 @@ class KeyFolder:
             raise self._missing(name) from None
 
     def is_encrypted(self, name: str) -> bool:
-        """Whether the private half needs a password."""
+        """Return whether the private half needs a password."""
         return b"ENCRYPTED" in self._read(name)
 
     def open(self, name: str, password: str | None) -> SigningKey:
-        """The private half.
+        """Return the private half.
 
         Raises:
             NotFound: no key has that name.
@@ -178,14 +181,12 @@ class KeyFolder:
     def _read(self, name: str) -> bytes:
         path = self.path(name)
         try:
-            facts = path.stat()
             raw = path.read_bytes()
+            check_private(path, "is a private key")
         except FileNotFoundError:
             raise self._missing(name) from None
         except OSError as error:
-            raise NotAllowed(f"`{path}` cannot be read: {error.strerror}") from None
-        if stat.S_IMODE(facts.st_mode) & _OTHERS_MAY_READ:
-            raise NotAllowed(f"`{path}` is a private key that others can read", hint=f"`chmod 600 {path}`")
+            raise not_read(error, path, NotAllowed) from None
         return raw
 
     def _missing(self, name: str) -> NotFound:
@@ -199,7 +200,7 @@ class KeyFolder:
 def sign_folder(
     folder: Path, manifest: Manifest, namespace: str | None, key: SigningKey, progress: Progress | None = None
 ) -> bytes:
-    """The bytes of `model.sig` for the build in `folder`, after comparing every file with `manifest`.
+    """Return the bytes of `model.sig` for the build in `folder`, after comparing every file with `manifest`.
 
     Raises:
         DigestMismatch: a file differs; nothing is signed.
@@ -222,7 +223,7 @@ def sign_folder(
 
 
 def is_signed_by(raw: bytes | None, manifest: Manifest, namespace: str | None, key: PublicKey) -> bool:
-    """Whether `raw` is a signature by `key` over this build, apart from the card."""
+    """Return whether `raw` is a signature by `key` over this build, apart from the card."""
     if raw is None:
         return False
     try:

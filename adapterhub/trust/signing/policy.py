@@ -13,7 +13,7 @@ SIGNATURE_POLICIES: tuple[SignaturePolicy, ...] = get_args(SignaturePolicy)
 
 
 def strict_policy(stored: object) -> tuple[SignaturePolicy, str]:
-    """The policy that a setting stands for, and what is wrong with it: what is no policy counts as `require`."""
+    """Return the policy that a setting stands for, and its fault; a setting that is not a policy means `require`."""
     for policy in SIGNATURE_POLICIES:
         if stored == policy:
             return policy, ""

@@ -27,7 +27,7 @@ class SignedResult(
     Documented,
     keys="name=result.name digest=result.manifest contract=result.contract rules=result.rules"
     " base_weights=result.base dtype=result.dtype load_in=result.load_in base_alone=result.base_alone"
-    " verdict=result.verdict sequence=result.sequence time signer key standing statement=digest",
+    " verdict=result.verdict outcome=result.outcome sequence=result.sequence time signer key standing statement=digest",
 ):
     """A result that a tester signed."""
 
@@ -49,7 +49,7 @@ class SignedResult(
 
 
 def sign_result(statement: Mapping[str, Any], key: SigningKey) -> bytes:
-    """The bytes of a signed result."""
+    """Return the bytes of a signed result."""
     payload = canonical_json(dict(statement))
     signature = key.sign(pre_authentication(payload))
     return Bundle(hint=key.public.fingerprint, payload=payload, signature=signature).to_bytes()
@@ -73,7 +73,7 @@ def read_result(
     try:
         result = Attested.parse(bundle.payload)
     except ValueError as error:
-        raise refused(f"it says `{shown(str(error), 200)}`", "broken") from None
+        raise refused(f"its content is wrong: `{shown(str(error), 200)}`", "broken") from None
     if result.manifest != manifest:
         raise refused(f"it is about {result.manifest[:19]}…, not about {manifest[:19]}…", "other_build")
     if result.time > now + CLOCKS_DIFFER_S:
@@ -90,7 +90,7 @@ def read_result(
 def opened(
     raw: bytes, trust: Trust, limit_bytes: int, refused: Callable[[str, str], SignatureRefused]
 ) -> tuple[Bundle, TrustedKey | None]:
-    """A bundle, and the trusted key that made it; None for a key that is unknown. `refused` makes the error.
+    """Return a bundle, and the trusted key that made it; None for a key that is unknown. `refused` makes the error.
 
     Raises:
         SignatureRefused: it is broken, or not made with the key that it names.
@@ -112,7 +112,7 @@ def opened(
 
 
 def standing_of(key: TrustedKey | None, full_name: str, places: Sequence[str], now: float) -> ResultStanding:
-    """Whether the user trusts a key for an adapter."""
+    """Return whether the user trusts a key for an adapter."""
     if key is None:
         return "unknown_key"
     if key.is_over(now):
@@ -121,7 +121,7 @@ def standing_of(key: TrustedKey | None, full_name: str, places: Sequence[str], n
 
 
 def newest(results: Iterable[SignedResult]) -> list[SignedResult]:
-    """The results that no later one by the same key on the same question supersedes, the latest first.
+    """Return the results that no later one by the same key on the same question supersedes, the latest first.
 
     A result by a key that is not trusted supersedes none by a trusted one: keys differ.
     """
@@ -141,7 +141,7 @@ def _order(one: SignedResult) -> tuple[int, bool, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedStatement:
-    """Who states how a build was made. `standing` says whether the user trusts the key for this adapter."""
+    """A signed statement of how a build was made. `standing` is the user's trust in the key for this adapter."""
 
     digest: Digest
     key: Digest

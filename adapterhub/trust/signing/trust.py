@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 
 from adapterhub.core.arguments import parse
 from adapterhub.core.digests import Digest, canonical_json, parse_digest, strict_json
-from adapterhub.core.disk.files import read_owned, write_durably
+from adapterhub.core.disk.files import not_read, read_owned, write_durably
 from adapterhub.core.disk.root import Root
 from adapterhub.core.errors import Conflict, Malformed, NotAllowed, NotFound, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
@@ -70,20 +70,20 @@ class TrustedKey(Documented, keys="name kind fingerprint adapters remotes not_af
         return f"<TrustedKey {self.name} {self.fingerprint[:19]} for {' '.join(self.adapters)}>"
 
     def covers(self, full_name: str, places: Sequence[str]) -> bool:
-        """Whether it may sign `full_name` in a place that goes by one of these names."""
+        """Return whether it may sign `full_name` in a place that goes by one of these names."""
         at_place = "*" in self.remotes or any(fnmatchcase(place, g) for g in self.remotes for place in places)
         return at_place and _matches(full_name, self.adapters)
 
     def takes_over(self, full_name: str, signers: Sequence[str]) -> bool:
-        """Whether it may sign a name that `signers` signed until now."""
+        """Return whether it may sign a name that `signers` signed until now."""
         return self.fingerprint in signers or _matches(full_name, self.accepts) or bool({*signers} & {*self.replaces})
 
     def is_over(self, now: float) -> bool:
-        """Whether its last day is past."""
+        """Return whether its last day is past."""
         return self.not_after is not None and now > self.not_after
 
     def stored(self) -> dict[str, Any]:
-        """The key as the file has it; what is not set is left out."""
+        """Return the key as the file has it; what is not set is left out."""
         value: dict[str, Any] = {"name": self.name, "key": self.key.pem}
         lists = {"adapters": self.adapters, "remotes": self.remotes, "accepts": self.accepts, "replaces": self.replaces}
         value |= {name: list(items) for name, items in lists.items() if items}
@@ -123,7 +123,7 @@ class Terms:
     replaces: tuple[Digest, ...] = ()
 
     def on(self, key: TrustedKey, replaces: tuple[Digest, ...]) -> TrustedKey:
-        """The key with these terms."""
+        """Return the key with these terms."""
         return replace(
             key,
             adapters=self.adapters or key.adapters,
@@ -143,10 +143,10 @@ class EffectivePolicy:
 
     @classmethod
     def of(cls, given: EffectivePolicy | Policy | None) -> EffectivePolicy | None:
-        """The policy of one run; a policy alone counts as given by the option `--signatures`.
+        """Return the policy of one run; a plain policy counts as given by the option `--signatures`.
 
         Raises:
-            UsageProblem: it is no policy.
+            UsageProblem: it is not a policy.
         """
         if given is None or isinstance(given, cls):
             return given
@@ -158,14 +158,14 @@ GivenPolicy = EffectivePolicy | Policy | None
 
 
 def _matches(full_name: str, globs: Sequence[str]) -> bool:
-    """Whether a name matches one of the globs; a namespace alone matches everything in it."""
+    """Return True if a name matches one of the globs; a bare namespace matches everything in it."""
     namespace = full_name.partition("/")[0] if "/" in full_name else None
     return any(fnmatchcase(full_name, g) or g == namespace for g in globs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """The content of the trust file; `problems` are the policies that are none, which count as `require`."""
+    """The content of the trust file; `problems` are invalid policies, which count as `require`."""
 
     keys: tuple[TrustedKey, ...] = ()
     policies: Mapping[str, Policy] = field(default_factory=dict)
@@ -173,20 +173,20 @@ class Trust:
     revoked: tuple[RevokedKey, ...] = ()
 
     def revoked_of(self, fingerprint: str) -> RevokedKey | None:
-        """The revoked key with that fingerprint."""
+        """Return the revoked key with that fingerprint."""
         return next((key for key in self.revoked if key.fingerprint == fingerprint), None)
 
     def key_of(self, fingerprint: str) -> TrustedKey | None:
-        """The trusted key with that fingerprint."""
+        """Return the trusted key with that fingerprint."""
         return next((key for key in self.keys if key.fingerprint == fingerprint), None)
 
     def name_of(self, fingerprint: str) -> str:
-        """A key for messages: its name here, or the start of its fingerprint."""
+        """Return a key for messages: its name here, or the start of its fingerprint."""
         key = self.key_of(fingerprint)
         return f"`{key.name}`" if key else f"{fingerprint[:19]}…"
 
     def policy_for(self, namespace: str | None, of_remote: EffectivePolicy | None) -> EffectivePolicy | None:
-        """The policy for a build: that of its namespace, else `of_remote`, that of its remote, else the general one."""
+        """Return the policy for a build: that of its namespace, or `of_remote` (of its remote), or the general one."""
         if namespace and namespace in self.policies:
             where = f"the policy of the namespace `{namespace}` (`adapt key policy`)"
             return EffectivePolicy(policy=self.policies[namespace], where=where)
@@ -205,7 +205,7 @@ class TrustFile:
         self.path = root / "trusted_keys.json"
 
     def read(self) -> Trust:
-        """The content of the file; empty if it does not exist.
+        """Return the content of the file; empty if it does not exist.
 
         Raises:
             NotAllowed: others may write or own it or its folder, or it cannot be read.
@@ -216,7 +216,7 @@ class TrustFile:
         except FileNotFoundError:
             return Trust()
         except OSError as error:
-            raise NotAllowed(f"`{self.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, self.path, NotAllowed) from None
         try:
             return _trust(strict_json(raw, limit_bytes=_LIMIT_BYTES))
         except (ValueError, KeyError, TypeError, UsageProblem) as error:
@@ -242,7 +242,10 @@ class TrustFile:
             known = next((k for k in trust.keys if k.name == name), None)
             same = trust.key_of(key.fingerprint)
             if same is not None and same.name != name:
-                raise Conflict(f"this key is trusted as `{same.name}` already; nothing was changed")
+                raise Conflict(
+                    f"this key is trusted as `{same.name}` already; nothing was changed",
+                    hint="use that name, or `adapt key untrust` it first",
+                )
             replaces = tuple(dict.fromkeys([*(known.replaces if known else ()), *terms.replaces]))
             if known is not None and known.fingerprint != key.fingerprint:
                 if not replace_key:
@@ -298,7 +301,7 @@ class TrustFile:
         """Set the policy of `namespace`, or the general one; None removes it.
 
         Raises:
-            UsageProblem: it is no policy, or `namespace` no namespace.
+            UsageProblem: `policy` or `namespace` is not valid.
         """
         policy = parse(Policy | None, policy, "`policy`")
         place = GENERAL if namespace is None else parse_namespace(namespace)
@@ -322,7 +325,7 @@ class TrustFile:
 
 
 def parse_reason(text: str) -> str:
-    """Why a key is revoked.
+    """Return why a key is revoked.
 
     Raises:
         UsageProblem: it is longer than 500 characters, or holds control characters.
@@ -333,7 +336,9 @@ def parse_reason(text: str) -> str:
 
 
 def parse_day(text: str) -> int:
-    """The last second of a day (`2027-01-31`), or a moment (`2027-01-31T12:00:00+00:00`), as Unix time; UTC by default.
+    """Return the last second of a day (`2027-01-31`), or a moment (`2027-01-31T12:00:00+00:00`), as Unix time.
+
+    UTC by default.
 
     Raises:
         ValueError: it is neither.
@@ -348,12 +353,12 @@ def parse_day(text: str) -> int:
 
 
 def day_text(moment: int) -> str:
-    """A moment in the form that `parse_day` reads."""
+    """Return a moment in the form that `parse_day` reads."""
     return datetime.fromtimestamp(moment, tz=timezone.utc).isoformat()
 
 
 def clock() -> float:
-    """The time that decides whether a key has expired."""
+    """Return the time that decides whether a key has expired."""
     return time.time()
 
 

@@ -7,6 +7,7 @@ new file in `checks/` with `check(subject) -> Iterator[Finding]`.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import pkgutil
 from collections.abc import Iterable, Mapping
@@ -14,26 +15,34 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from adapterhub.core.arguments import parsed
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.held_file import REPAIR_HINT
-from adapterhub.core.errors import DigestMismatch, Malformed, MalformedConfig, MalformedManifest, MalformedTensorFile
+from adapterhub.core.errors import (
+    DigestMismatch,
+    MalformedConfig,
+    MalformedManifest,
+    MalformedTensorFile,
+    RefusedAdapter,
+    shown,
+)
 from adapterhub.core.limits import limits
+from adapterhub.formats.base.comparison import Judge, compare
 from adapterhub.formats.base.fingerprint import BaseFingerprint
+from adapterhub.formats.dialects import NAMES
 from adapterhub.formats.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorFacts
-from adapterhub.trust.severities import Severity, Status
+from adapterhub.trust.findings import Finding, Severity, Status
 from adapterhub.trust.verify import checks as check_files
 from adapterhub.trust.verify.checks.config import read_config_file
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import changed, differing, ensure_undamaged, read_manifest_file
-from adapterhub.trust.verify.report import Finding, FoundFacts, Report, exit_code_of
-from adapterhub.trust.verify.subject import Entry, FolderListing, Subject, list_folder, take
+from adapterhub.trust.verify.report import FoundFacts, Report, exit_code_of
+from adapterhub.trust.verify.subject import Entry, FolderListing, Subject, list_folder, subject_of, take
 
 __all__ = [
     "AdapterKeys",
@@ -59,68 +68,77 @@ _HASHES: Final = "digests"
 """The check that needs the digest of the weights."""
 
 
-def open_subject(
+def open_subject(  # noqa: PLR0913 - what is known of the base, and how to read
     folder: Path,
     *,
     base_tensors: Iterable[TensorFacts] | Mapping[str, TensorFacts] | None = None,
     base_fingerprint: BaseFingerprint | None = None,
+    base_type: str | None = None,
     manifest: Manifest | None = None,
     base_named: bool = False,
     in_memory: bool | memoryview = False,
     progress: Progress | None = None,
     scanned: Subject | None = None,
+    judge: Judge = compare,
 ) -> tuple[Subject | None, list[Finding]]:
-    """The adapter in `folder`, and findings; never raises for the content of the folder.
+    """Return the adapter in `folder`, and findings; never raises for the content of the folder.
 
     Without a subject the findings hold the reason as an error. With `manifest`, the folder's own `adapterhub.json` is
     not read. `base_named`: the caller knows the base, or leaves it open; its tensors or a manifest imply it. `progress`
     gets the number of bytes of the weights that the checks read. `in_memory` reads the weights whole, or those that fit
     into a given memory: later changes to the file have no effect, and `verify` does its other checks while they are
     hashed. `scanned` is an adapter whose numbers were read: if the weights in `folder` are the file that it holds open,
-    that pass is enough.
+    that pass is enough. `judge` compares the base that a manifest declares with the given one.
     """
     listing = list_folder(folder)
-    known: dict[str, Any] = {}
-    if scanned is not None and scanned.held.is_at(folder / WEIGHTS_FILE):
+    is_scanned = scanned is not None and scanned.held.is_at(folder / WEIGHTS_FILE)
+    if scanned is not None and is_scanned:
         listing = replace(listing, taken={**listing.taken, WEIGHTS_FILE: scanned.listing.taken[WEIGHTS_FILE]})
-        known["numbers"] = scanned.numbers
     findings = list(listing.findings)
     config = weights = None
     if CONFIG_FILE in listing.taken:
         try:
             config = read_config_file(listing.taken[CONFIG_FILE])
         except MalformedConfig as error:
-            findings.append(_refusal(error, error.code, error.where, error.reason))
+            findings.append(Finding(error.code, error.where, error.reason, hint=error.hint))
     if WEIGHTS_FILE in listing.taken:
         try:
             if in_memory:
                 _load(listing.taken[WEIGHTS_FILE], None if in_memory is True else in_memory)
             weights = read_weights_header(listing.taken[WEIGHTS_FILE])
         except MalformedTensorFile as error:
-            findings.append(_refusal(error, error.code, error.where, error.reason))
+            findings.append(Finding(error.code, error.where, error.reason, hint=error.hint))
     if manifest is None and MANIFEST_FILE in listing.taken:
         try:
             manifest = read_manifest_file(listing.taken[MANIFEST_FILE])
         except MalformedManifest as error:
-            findings += [_refusal(error, "E_MANIFEST", error.where, problem) for problem in error.problems]
+            findings += [Finding("E_MANIFEST", error.where, problem, hint=error.hint) for problem in error.problems]
     if config is None or weights is None:
         return None, [*findings, *differing(listing, manifest)]
     if base_tensors is not None and not isinstance(base_tensors, Mapping):
         base_tensors = {facts.name: facts for facts in base_tensors}
     # a manifest names the base or leaves it open; while one is being made, `scanned` tells
     is_told = manifest is not None and (scanned is None or scanned.base_named or manifest.base.fingerprint is not None)
-    return Subject(
-        folder=folder,
-        listing=listing,
-        config=config,
-        weights=weights,
-        base_tensors=base_tensors,
-        base_fingerprint=base_fingerprint,
-        manifest=manifest,
-        base_named=base_named or base_tensors is not None or is_told,
-        progress=progress,
-        _known=known,
-    ), findings
+    try:
+        subject = subject_of(
+            folder,
+            listing,
+            config,
+            weights,
+            dialect=dialect_in(manifest),
+            base_tensors=base_tensors,
+            base_fingerprint=base_fingerprint,
+            base_type=base_type,
+            manifest=manifest,
+            base_named=base_named or base_tensors is not None or is_told,
+            progress=progress,
+            scanned=scanned if is_scanned else None,
+            judge=judge,
+        )
+    except MalformedTensorFile as error:
+        findings.append(Finding(error.code, error.where, error.reason, hint=error.hint))
+        return None, [*findings, *differing(listing, manifest)]
+    return subject, findings
 
 
 def _load(entry: Entry, room: memoryview | None = None) -> None:
@@ -153,8 +171,8 @@ def open_files(
         MalformedConfig, MalformedTensorFile: a file that is missing, leads out of the folder or breaks its format.
         MalformedManifest: the folder's own manifest cannot be read.
     """
+    manifest = manifest_in(folder)
     if expected is None:
-        manifest = manifest_in(folder)
         expected = manifest.digests if manifest else {}
     config = opened.get(CONFIG_FILE) or _plain_file(folder, CONFIG_FILE, MalformedConfig, expected)
     weights = opened.get(WEIGHTS_FILE) or _plain_file(folder, WEIGHTS_FILE, MalformedTensorFile, expected)
@@ -173,11 +191,18 @@ def open_files(
         _ = weights.held.digest  # from here on only these bytes are read
     except OSError as error:
         raise MalformedTensorFile(str(folder / WEIGHTS_FILE), f"cannot be read: {error.strerror}") from None
-    return Subject(folder=folder, listing=FolderListing(taken=taken), config=settings, weights=header)
+    subject = subject_of(folder, FolderListing(taken=taken), settings, header, dialect=dialect_in(manifest))
+    if subject.inner is not None and subject.inner.unclear:
+        raise RefusedAdapter(
+            f"`{shown(str(folder), 200)}` has no one meaning",
+            [("E_DIALECT", f"it {subject.inner.problem}")],
+            hint="add it to the library with its base, or with `--dialect`",
+        )
+    return subject
 
 
 def read_headers(folder: Path) -> tuple[AdapterConfig, TensorFile] | None:
-    """The config and the tensor header in `folder`, without the numbers; None where either file is missing.
+    """Return the config and the tensor header in `folder`, without the numbers; None if either file is missing.
 
     Raises:
         MalformedConfig, MalformedTensorFile: one breaks its format.
@@ -188,8 +213,14 @@ def read_headers(folder: Path) -> tuple[AdapterConfig, TensorFile] | None:
     return read_config_file(taken[CONFIG_FILE]), read_weights_header(taken[WEIGHTS_FILE])
 
 
+def dialect_in(manifest: Manifest | None) -> str:
+    """Return the dialect that was recorded when the adapter was added; "" for none."""
+    found = manifest.annotations.get("dialect") if manifest is not None else None
+    return found if found in NAMES else ""
+
+
 def manifest_in(folder: Path) -> Manifest | None:
-    """The manifest in `folder`; None if there is none.
+    """Return the manifest in `folder`; None if there is none.
 
     Raises:
         MalformedManifest: it cannot be read, or breaks its format.
@@ -225,56 +256,60 @@ def _hold(entry: Entry, expected: Mapping[str, Digest]) -> None:
         entry.held.hold_to(expected.get(entry.name))
 
 
-def _refusal(error: Malformed, code: str, where: str, reason: str) -> Finding:
-    return Finding(code=code, severity="error", where=where, message=reason, hint=error.hint)
-
-
 @cache
 def check_names() -> tuple[str, ...]:
     """Names of the checks, which are the files of `checks/`."""
     return tuple(m.name for m in pkgutil.iter_modules(check_files.__path__))
 
 
-def verify(subject: Subject, *, seen: Iterable[Finding] = (), with_facts: bool = True) -> Report:
-    """Run every check; `seen` are findings to report with theirs, such as those of `open_subject`."""
+def verify(subject: Subject | None, *, seen: Iterable[Finding] = (), with_facts: bool = True) -> Report:
+    """Run every check; `seen` are findings to report with theirs, and all there are of a folder without a subject.
+
+    They are those of `open_subject`.
+    """
+    if subject is None:
+        return Report.of(seen)
     found: dict[str, list[Finding]] = {name: [] for name in check_names()}
-    # weights in memory may be hashed still: the other checks need not wait for that
-    for name in sorted(found, key=lambda name: name == _HASHES and subject.held.is_loaded):
+    last = [_HASHES] if subject.held.is_loaded else []  # hashed still: the other checks need not wait for that
+    for name in sorted(found, key=last.count):
         module = importlib.import_module(f"{check_files.__name__}.{name}")
         try:
             found[name].extend(module.check(subject))
         except MalformedConfig as error:  # patterns that ran out of time, in whichever check
-            found[name].append(_refusal(error, error.code, CONFIG_FILE, error.reason))
+            found[name].append(Finding(error.code, CONFIG_FILE, error.reason, hint=error.hint))
         except MalformedTensorFile as error:  # a file that changed under us
-            found[name].append(_refusal(error, error.code, WEIGHTS_FILE, error.reason))
+            found[name].append(Finding(error.code, WEIGHTS_FILE, error.reason, hint=error.hint))
         except DigestMismatch as error:  # the same, after it was hashed
             found[name].append(changed(error))
     try:
         facts = subject.facts if with_facts else None
     except MalformedConfig:  # reported above
         facts = None
-    return Report.of([*seen, *(finding for of_check in found.values() for finding in of_check)], facts)
+    return Report.of(itertools.chain(seen, *found.values()), facts)
 
 
-@parsed
-def verify_folder(
+def verify_folder(  # noqa: PLR0913 - as `open_subject`
     folder: str | os.PathLike[str],
     *,
     base_tensors: Iterable[TensorFacts] | Mapping[str, TensorFacts] | None = None,
     base_fingerprint: BaseFingerprint | None = None,
+    base_type: str | None = None,
     manifest: Manifest | None = None,
     base_named: bool = False,
     progress: Progress | None = None,
     scanned: Subject | None = None,
+    judge: Judge = compare,
 ) -> Report:
     """`open_subject` and `verify` in one: a report whatever the folder holds."""
     subject, findings = open_subject(
         Path(folder),
         base_tensors=base_tensors,
         base_fingerprint=base_fingerprint,
+        base_type=base_type,
         manifest=manifest,
         base_named=base_named,
         progress=progress,
         scanned=scanned,
+        judge=judge,
     )
-    return verify(subject, seen=findings) if subject is not None else Report.of(findings)
+    return verify(subject, seen=findings)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from adapterhub.core.disk.files import inside
 from adapterhub.core.display import html_table
@@ -13,35 +13,9 @@ from adapterhub.core.errors import EXIT_SOME_FAILED, CouldNotTell, DigestMismatc
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.foreign.reading import PEFT, scheme_among
 from adapterhub.formats.safetensors.file import TensorFile, read_header
-from adapterhub.trust.severities import BySeverity, Severity
+from adapterhub.trust.findings import BySeverity, Finding
 
 _ORDER: Final = ("error", "unknown", "warning", "note")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding(Documented):
-    """One result of a check.
-
-    `code` begins with E, W, U, N or S (a file that was skipped); `where` is a file, a tensor or a module; `expected`
-    is empty where the message is enough; `hint` is a step that helps. Texts from files are escaped.
-    """
-
-    code: Annotated[str, "such as `E_SHAPE`"]
-    severity: Annotated[Severity, "`error`, `unknown`, `warning` or `note`"]
-    where: Annotated[str, "file, tensor or setting; empty for the whole adapter"]
-    message: Annotated[str, "one sentence"]
-    expected: Annotated[str, "what is expected; empty if that is not one thing"] = ""
-    hint: Annotated[str, "what to do; may be empty"] = ""
-
-    @property
-    def text(self) -> str:
-        """The place and the message, for lists that show the code beside it."""
-        return f"{self.where}: {self.message}" if self.where else self.message
-
-    def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        expected = f", expected {self.expected}" if self.expected else ""
-        return f"[{self.code}] {place}{self.message}{expected}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +47,28 @@ class Report(BySeverity, Documented, keys="status findings facts"):
 
     @classmethod
     def of(cls, findings: Iterable[Finding], facts: FoundFacts | None = None) -> Report:
-        """A report in its order, without repetitions."""
+        """Return a report in its order, without repetitions."""
         once = {(f.code, f.severity, f.where, f.message): f for f in findings}
         return cls(findings=tuple(sorted(once.values(), key=lambda f: _ORDER.index(f.severity))), facts=facts)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        """Return the report that a JSON value of one holds."""
+        names = ("code", "where", "message", "expected", "hint")
+        findings = [{name: str(one[name]) for name in names} for one in value["findings"]]
+        facts: dict[str, Any] | None = value["facts"]
+        found = None
+        if facts is not None:
+            pairs = {name: tuple((pair[0], pair[1]) for pair in facts[name]) for name in ("ranks", "scales")}
+            texts = {name: tuple(facts[name]) for name in ("methods", "target_modules")}
+            found = FoundFacts(**{**facts, **pairs, **texts})
+        return cls(findings=tuple(Finding(**one) for one in findings), facts=found)
 
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
     def __repr__(self) -> str:
-        counts = {severity: len(self._with(severity)) for severity in _ORDER}
+        counts = {severity: len(self.of_severity(severity)) for severity in _ORDER}
         told = ", ".join(f"{n} {severity}{'s' * (n != 1)}" for severity, n in counts.items() if n)
         return f"<Report {self.status}{f': {told}' if told else ''}>"
 
@@ -92,9 +79,9 @@ class Report(BySeverity, Documented, keys="status findings facts"):
 
 
 def exit_code_of(findings: Iterable[Finding], counted: Collection[str]) -> int:
-    """The exit code for the worst finding of these severities: 12 for wrong bytes, else 3, else 17 for unknowns."""
+    """Return the exit code of the worst finding of these severities: 12 for wrong bytes or logs, 3, 17 for unknowns."""
     found = [finding for finding in findings if finding.severity in counted]
-    if any(finding.code == "E_DIGEST" and finding.severity == "error" for finding in found):
+    if any(finding.code in ("E_DIGEST", "E_LOG") and finding.severity == "error" for finding in found):
         return DigestMismatch.exit_code
     if any(finding.severity != "unknown" for finding in found):
         return EXIT_SOME_FAILED
@@ -102,7 +89,7 @@ def exit_code_of(findings: Iterable[Finding], counted: Collection[str]) -> int:
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """The first few names, escaped, and how many more there are."""
+    """Return the first few names, escaped, and how many more there are."""
     every = list(names)
     listed = ", ".join(f"`{shown(name)}`" for name in every[:most])
     return listed if len(every) <= most else f"{listed} and {len(every) - most} more"
@@ -115,13 +102,13 @@ CONVERTED: Final = "`adapt add` converts it to a PEFT folder"
 
 
 def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
-    """An error that names the foreign weights of a folder; None when nothing is recognised."""
+    """Return an error that names the foreign weights of a folder; None when nothing is recognised."""
     if "adapters.npz" in names:
         kind = "a LoRA of Apple's MLX in a numpy archive"
-        return _error("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", NO_PEFT)
+        return Finding("E_UNSUPPORTED", "adapters.npz", f"is {kind}, not PEFT's weights", hint=NO_PEFT)
     if "pytorch_adapter.bin" in names:
         kind = "a pickle of AdapterHub's `adapters` library"
-        return _error("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", NO_PEFT)
+        return Finding("E_PICKLE", "pytorch_adapter.bin", f"is {kind}, which is never opened", hint=NO_PEFT)
     candidates = sorted(n for n in names if n.endswith(".safetensors"))[:_LOOKED_AT_FILES]
     for name in candidates:
         file = _header(folder, name)
@@ -132,17 +119,13 @@ def weights_of_others(folder: Path, names: list[str]) -> Finding | None:
         hint = (
             NO_PEFT if scheme is None else RENAME if scheme.key == PEFT else CONVERTED if scheme.reader else scheme.why
         )
-        return _error("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint or NO_PEFT)
+        return Finding("E_UNSUPPORTED", shown(name), f"holds {kind}, not PEFT's weights", hint=hint or NO_PEFT)
     return None
 
 
 def _header(folder: Path, name: str) -> TensorFile | None:
-    """The header of a plain file, None for anything else. Only the header of a stranger's file is read here."""
+    """Return the header of a plain file, None for anything else. Only the header of a stranger's file is read here."""
     try:
         return read_header(inside(folder, name))
     except (OSError, MalformedTensorFile):
         return None
-
-
-def _error(code: str, where: str, message: str, hint: str) -> Finding:
-    return Finding(code=code, severity="error", where=where, message=message, hint=hint)

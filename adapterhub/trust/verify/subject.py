@@ -9,22 +9,24 @@ import struct
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import groupby, repeat
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from adapterhub.core.digests import Progress
 from adapterhub.core.disk.files import NO_LINK, LeadsOut, inside
 from adapterhub.core.disk.held_file import PIECE_BYTES, HeldFile
-from adapterhub.core.errors import MalformedTensorFile, RefusedAdapter, shown
+from adapterhub.core.errors import MalformedTensorFile, RefusedAdapter, UsageProblem, shown
 from adapterhub.core.limits import limits
+from adapterhub.formats.base.comparison import Judge, compare
 from adapterhub.formats.base.fingerprint import BaseFingerprint, fingerprint_tensors
 from adapterhub.formats.base.weight_files import TOKENIZER_FILES
+from adapterhub.formats.dialects import may_differ
 from adapterhub.formats.manifest import (
     CARD_FILE,
     CONFIG_FILE,
@@ -39,7 +41,6 @@ from adapterhub.formats.peft.keys import AdapterKeys, sort_keys
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import (
     DTYPES,
-    FACTOR_DTYPES,
     LOOKED_AT,
     POINTER,
     FloatLayout,
@@ -48,34 +49,33 @@ from adapterhub.formats.safetensors.header import (
     is_pointer,
     recognise,
 )
-from adapterhub.trust.verify.report import Finding, FoundFacts, some
+from adapterhub.formats.safetensors.parts import parts_problem
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify.report import FoundFacts, some
+
+if TYPE_CHECKING:
+    from adapterhub.formats.dialects import Inner
+    from adapterhub.formats.dialects.experts import Stacks
+    from adapterhub.formats.dialects.form import Form
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Kind:
+class _Kind(NamedTuple):
     """How to read a dtype as unsigned integers: without the sign bit, codes order like magnitudes.
 
-    A number whose leading byte, without sign, is `doubtful` or more may be odd, or more than float32 holds.
+    A number whose leading byte, without sign, is `doubtful` or more may be odd, or more than float32 holds. `mask` is
+    all bits but the sign; codes above `largest` are infinity or NaN.
     """
 
     width: int
     layout: FloatLayout
     doubtful: int
-
-    @property
-    def mask(self) -> int:
-        """All bits but the sign."""
-        return self.layout.sign_bit - 1
-
-    @property
-    def largest(self) -> int:
-        """Codes above this one are infinity or NaN."""
-        return self.layout.largest
+    mask: int
+    largest: int
 
 
 _DOUBTFUL: Final = {"F64": 0x47, "F32": 0x7F, "F16": 0x7B, "BF16": 0x7F, "F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
 _KINDS: Final[Mapping[str, _Kind]] = {
-    name: _Kind(width=DTYPES[name].bits // 8, layout=layout, doubtful=doubtful)
+    name: _Kind(DTYPES[name].bits // 8, layout, doubtful, mask=layout.sign_bit - 1, largest=layout.largest)
     for name, doubtful in _DOUBTFUL.items()
     if (layout := DTYPES[name].layout) is not None
 }
@@ -102,18 +102,36 @@ class TensorNumbers(NamedTuple):
 
 
 def scan_weights(held: HeldFile, file: TensorFile, progress: Progress | None = None) -> Mapping[str, TensorNumbers]:
-    """The numbers of each tensor in `FLOATS` by its name; the same pass hashes the file.
+    """Return the numbers of each tensor in `FLOATS` by its name; the same pass hashes the file.
 
     Memory is a few pieces, whatever the size. Raises OSError when the file ends early or grew.
     """
-    looks = _Looks(_look_for(file))
+    codes: dict[str, int] = {}
+    odd: dict[str, int] = {}
     runs = file.once(_runs)
-    pieces = held.pieces(file.data_start, (run.size_bytes for run in runs))
+    sizes = list(map(attrgetter("size_bytes"), runs))
+    # numpy is several times as fast, but importing it takes as long as looking at 32 MB without it
+    is_worth_it = "numpy" in sys.modules or (sum(sizes) > _WORTH_NUMPY_BYTES and find_spec("numpy") is not None)
+    look = look_with_numpy if is_worth_it else look_at_bytes
+    pieces = held.pieces(file.data_start, sizes)
     for run, view in zip(runs, pieces, strict=True):  # strict: to the end of `pieces`, where the digest is known
-        looks.look(view, run)
+        for kind, first, last, starts, names, before in run.groups:
+            most, strange = look(view[first:last], kind, starts)
+            if before:  # the rest of a tensor
+                most[0] = max(most[0], codes[names[0]])
+            codes.update(zip(names, most, strict=True))
+            for i, at in strange.items():
+                odd.setdefault(names[i], (0 if i else before) // kind.width + at)
         if progress is not None:
             progress(run.size_bytes)
-    return looks.result(file)
+    found: dict[str, TensorNumbers] = {}
+    for dtype, specs in groupby(file.tensors, attrgetter("dtype")):
+        told = [spec.name for spec in specs if spec.name in codes]
+        largest = _magnitudes(dtype, [codes[name] for name in told])
+        found.update(zip(told, map(TensorNumbers, largest, repeat(None)), strict=True))
+    for name, at in odd.items():
+        found[name] = TensorNumbers(math.inf, at)
+    return found
 
 
 class _Group(NamedTuple):
@@ -141,7 +159,7 @@ _Part = tuple[TensorSpec, int, int, int]
 
 
 def _runs(tensors: tuple[TensorSpec, ...]) -> tuple[_Run, ...]:
-    """The data section in pieces of at most `PIECE_BYTES`.
+    """Return the data section in pieces of at most `PIECE_BYTES`.
 
     A piece breaks inside a tensor only at a multiple of 8 bytes from that tensor's start, so no number is cut.
     """
@@ -172,32 +190,6 @@ def _groups(parts: list[_Part]) -> Iterator[_Group]:
             yield _Group(_KINDS[dtype], starts[0], ends[-1], offsets, tuple(spec.name for spec in specs), before[0])
 
 
-class _Looks:
-    """The largest code so far in each tensor, and the index of the first odd one."""
-
-    def __init__(self, look: _Look) -> None:
-        self.look_at = look
-        self.codes: dict[str, int] = {}
-        self.odd: dict[str, int] = {}
-
-    def look(self, view: memoryview, run: _Run) -> None:
-        for kind, first, last, starts, names, before in run.groups:
-            most, odd = self.look_at(view[first:last], kind, starts)
-            if before:  # the rest of a tensor
-                most[0] = max(most[0], self.codes[names[0]])
-            self.codes.update(zip(names, most, strict=True))
-            for i, at in odd.items():
-                self.odd.setdefault(names[i], (0 if i else before) // kind.width + at)
-
-    def result(self, file: TensorFile) -> dict[str, TensorNumbers]:
-        found: dict[str, TensorNumbers] = {}
-        for dtype, specs in groupby(file.tensors, attrgetter("dtype")):
-            names = [spec.name for spec in specs if spec.name in self.codes]
-            largest = _magnitudes(dtype, [self.codes[name] for name in names])
-            found.update(zip(names, map(TensorNumbers, largest, repeat(None)), strict=True))
-        return found | {name: TensorNumbers(math.inf, at) for name, at in self.odd.items()}
-
-
 def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
     if dtype not in _FLOAT_CODES:
         return [_KINDS[dtype].layout.magnitude(code) for code in codes]
@@ -206,38 +198,24 @@ def _magnitudes(dtype: str, codes: list[int]) -> Iterable[float]:
     return struct.unpack(f"<{len(codes)}{of_floats}", raw)
 
 
-_Look = Callable[[memoryview, _Kind, Sequence[int]], tuple[list[int], dict[int, int]]]
-"""The largest code of each tensor, and the index of the first odd number by tensor that has one.
+def look_with_numpy(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """Return the largest code of each tensor, and the index of the first odd number by tensor that has one.
 
-The argument after the kind are the offsets at which the tensors begin.
-"""
-
-
-def _look_for(file: TensorFile) -> _Look:
-    # numpy is several times as fast, but importing it takes as long as looking at 32 MB without it
-    size_bytes = sum(spec.size_bytes for spec in file.tensors)
-    if "numpy" in sys.modules or (size_bytes > _WORTH_NUMPY_BYTES and find_spec("numpy") is not None):
-        return look_with_numpy()
-    return look_at_bytes
-
-
-def look_with_numpy() -> _Look:
-    """Exact, and faster than a disk."""
+    The tensors begin at `starts`. Exact, and faster than a disk.
+    """
     import numpy as np
 
-    def look(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-        codes = np.frombuffer(view, f"<u{kind.width}")
-        places = [start // kind.width for start in starts]
-        # the greatest code is a negative number's, where there is one; for a signed reader, a positive one's
-        of_negative = np.maximum.reduceat(codes, places) & codes.dtype.type(kind.mask)
-        signed = f"<i{kind.width}"
-        largest = np.maximum(np.maximum.reduceat(codes.view(signed), places), of_negative.view(signed))
-        most: list[int] = largest.tolist()
-        odd = np.flatnonzero(largest > kind.largest).tolist()
-        ends = [*places[1:], len(codes)]
-        return most, {i: int(((codes[places[i] : ends[i]] & kind.mask) > kind.largest).argmax()) for i in odd}
-
-    return look
+    codes = np.frombuffer(view, f"<u{kind.width}")
+    places = np.array(starts) // kind.width
+    # the greatest code is a negative number's, where there is one; for a signed reader, a positive one's
+    of_negative = np.maximum.reduceat(codes, places) & codes.dtype.type(kind.mask)
+    signed = f"<i{kind.width}"
+    largest = np.maximum(np.maximum.reduceat(codes.view(signed), places), of_negative.view(signed))
+    odd: dict[int, int] = {}
+    for i in np.flatnonzero(largest > kind.largest).tolist():
+        end = places[i + 1] if i + 1 < len(places) else len(codes)
+        odd[i] = int(((codes[places[i] : end] & kind.mask) > kind.largest).argmax())
+    return largest.tolist(), odd
 
 
 def look_at_bytes(view: memoryview, kind: _Kind, starts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
@@ -268,24 +246,15 @@ def _look_at_one(raw: bytes, kind: _Kind) -> tuple[int, int | None]:
 
 @lru_cache(maxsize=128)
 def _above(limit: int) -> bytes:
-    """For `bytes.translate`: 1 for each byte that is greater without its sign bit, else 0."""
+    """Return a table for `bytes.translate`: 1 for each byte that is greater without its sign bit, otherwise 0."""
     return bytes((byte & 0x7F) > limit for byte in range(256))
 
 
 def as_floats(raw: bytes | bytearray | memoryview, dtype: str) -> Any:
-    """The numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
-    import numpy as np
+    """Return the numbers of a tensor in one of `FLOATS`, as float64 for F64 and float32 for all others, flat."""
+    from adapterhub.formats.derived.reading import floats
 
-    if dtype in FACTOR_DTYPES:
-        from adapterhub.formats.derived.reading import floats
-
-        return floats(raw, dtype)
-    codes = np.frombuffer(raw, "u1").astype("i4")
-    mantissa_bits, bias = _KINDS[dtype].layout.mantissa, _KINDS[dtype].layout.bias
-    exponent, fraction = (codes & 0x7F) >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
-    significand = np.where(exponent > 0, (1 << mantissa_bits) | fraction, fraction).astype("f4")
-    size = np.ldexp(significand, np.maximum(exponent, 1) - bias - mantissa_bits)
-    return np.where(codes & 0x80, -size, size).astype("f4")
+    return floats(raw, dtype)
 
 
 TAKEN: Final = frozenset({*MEDIA_TYPES, MANIFEST_FILE, CARD_FILE, SIGNATURE_FILE})
@@ -336,7 +305,7 @@ class Entry:
         return HeldFile(self.path)
 
     def open(self) -> IO[bytes]:
-        """The file, opened again for reading from the start.
+        """Return the file, opened again for reading from the start.
 
         Raises:
             OSError: it is gone, has become a link, or is not a regular file.
@@ -386,13 +355,15 @@ def list_folder(folder: Path) -> FolderListing:
         else:
             findings.append(found)
     others = tuple(sorted(set(names) - TAKEN))
-    findings += _skipped(folder, others)
-    findings += _missing(folder, names)
+    if others:
+        findings += _skipped(folder, others)
+    if not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
+        findings += _missing(folder, names)
     return FolderListing(taken=taken, others=others, findings=tuple(findings))
 
 
 def safe_listing(folder: Path) -> FolderListing:
-    """The files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
+    """Return the files of an adapter in a folder that a stranger may have prepared; a missing one is not in it.
 
     This is how a command that reads single files of a folder opens it: links out of the folder, pipes, devices and
     files beyond the limits are refused before any of them is read.
@@ -414,9 +385,7 @@ def safe_listing(folder: Path) -> FolderListing:
 
 def _refused(folder: Path, code: str, message: str, hint: str = "") -> FolderListing:
     where = shown(folder.name or str(folder))
-    return FolderListing(
-        taken={}, findings=(Finding(code=code, severity="error", where=where, message=message, hint=hint),)
-    )
+    return FolderListing(taken={}, findings=(Finding(code, where, message, hint=hint),))
 
 
 def _not_a_folder(path: Path, *, is_regular: bool) -> FolderListing:
@@ -445,35 +414,25 @@ def _clashes(names: list[str]) -> Iterator[Finding]:
     for same in folded.values():
         if len(same) > 1 and TAKEN.intersection(same):
             yield Finding(
-                code="E_NAME",
-                severity="error",
-                where=some(sorted(same)),
-                message="are the same file on systems that ignore case",
+                "E_NAME",
+                some(sorted(same)),
+                "are the same file on systems that ignore case",
                 hint="rename or delete one of them",
             )
 
 
 def take(folder: Path, name: str) -> Entry | Finding:
-    """The regular file behind a taken name, or a finding with the reason why there is none."""
+    """Return the regular file behind a taken name, or a finding with the reason why there is none."""
     try:
         path = inside(folder, name)
         facts = path.lstat()
     except LeadsOut as error:
-        return Finding(
-            code="E_LINK",
-            severity="error",
-            where=name,
-            message=error.strerror,
-            expected="a plain file",
-            hint=NO_LINK,
-        )
+        return Finding("E_LINK", name, error.strerror, expected="a plain file", hint=NO_LINK)
     except OSError as error:
-        return Finding(
-            code="E_LINK", severity="error", where=name, message=f"leads nowhere: {shown(error.strerror or str(error))}"
-        )
+        return Finding("E_LINK", name, f"leads nowhere: {shown(error.strerror or str(error))}")
     if not stat.S_ISREG(facts.st_mode):
         kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe, socket or device"
-        return Finding(code="E_KIND", severity="error", where=name, message=f"is {kind}", expected="a plain file")
+        return Finding("E_KIND", name, f"is {kind}", expected="a plain file")
     most = limits().text_bytes
     if name in MEDIA_TYPES and name not in _MEASURED and facts.st_size > most:
         return _too_large(name, facts.st_size, most)
@@ -482,11 +441,11 @@ def take(folder: Path, name: str) -> Entry | Finding:
 
 def _too_large(name: str, size_bytes: int, most: int) -> Finding:
     message, hint = f"holds {size_bytes} bytes, expected at most {most}", "remove or shorten it"
-    return Finding(code="E_LIMIT", severity="error", where=name, message=message, hint=hint)
+    return Finding("E_LIMIT", name, message, hint=hint)
 
 
 def kind_of_name(name: str) -> str:
-    """The kind of a file that is not taken, by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
+    """Return the kind of a file that is not taken, by its name: `S_PICKLE`, `S_CODE`, `S_TEMPLATE` or `S_OTHER`."""
     low = name.lower()
     if low.endswith(_PICKLES):
         return "S_PICKLE"
@@ -508,28 +467,24 @@ def _skipped(folder: Path, others: tuple[str, ...]) -> Iterator[Finding]:
     }
     for code, names in groups.items():
         if names:
-            yield Finding(code=code, severity="note", where=some(names, 6), message=why[code])
+            yield Finding(code, some(names, 6), why[code])
 
 
 def _pointers(folder: Path, names: list[str]) -> Finding | None:
-    """An error for weights under any name whose content git has not fetched; None if there are none."""
+    """Return an error for weights under any name whose content git has not fetched; None if there are none."""
     weights = sorted(n for n in names if n.lower().endswith((*_PICKLES, ".safetensors")) and is_pointer(folder / n))
     if not weights:
         return None
-    return Finding(
-        code="E_CONTAINER",
-        severity="error",
-        where=some(weights),
-        message=f"is {POINTER.name}",
-        expected=WEIGHTS_FILE,
-        hint=POINTER.hint,
-    )
+    return Finding("E_CONTAINER", some(weights), f"is {POINTER.name}", expected=WEIGHTS_FILE, hint=POINTER.hint)
 
 
 def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
-    """Findings for a missing config or missing weights, which depend on the other files."""
+    """Yield findings for a missing config or missing weights, which depend on the other files."""
     is_others = False
-    if WEIGHTS_FILE not in names:
+    parts = None if WEIGHTS_FILE in names else parts_problem(names)
+    if parts is not None:
+        yield Finding("E_CONTAINER", WEIGHTS_FILE, f"is missing: the folder {parts[0]}", hint=parts[1])
+    elif WEIGHTS_FILE not in names:
         from adapterhub.trust.verify.report import RENAME, weights_of_others
 
         foreign = _pointers(folder, names) or weights_of_others(folder, names)
@@ -538,112 +493,203 @@ def _missing(folder: Path, names: list[str]) -> Iterator[Finding]:
             is_others = foreign.code in ("E_UNSUPPORTED", "E_PICKLE") and foreign.hint != RENAME
     if CONFIG_FILE not in names and not is_others:
         yield Finding(
-            code="E_CONFIG",
-            severity="error",
-            where=CONFIG_FILE,
-            message="is missing",
+            "E_CONFIG",
+            CONFIG_FILE,
+            "is missing",
             expected="the settings PEFT writes beside the weights",
-            hint="give the folder that `save_pretrained` wrote; weights alone do not give rank, alpha and targets",
+            hint="give the folder that `save_pretrained` wrote; weights do not give rank, alpha and targets",
         )
-    if WEIGHTS_FILE not in names and foreign is None:
+    if WEIGHTS_FILE not in names and parts is None and foreign is None:
         every = sorted(n for n in names if n.lower().endswith(_PICKLES))
         pickles = [n for n in every if n == _PICKLED_WEIGHTS] or every
         yield Finding(
-            code="E_PICKLE" if pickles else "E_CONTAINER",
-            severity="error",
-            where=some(pickles) if pickles else WEIGHTS_FILE,
-            message="is a pickle, which is never opened, and there are no other weights" if pickles else "is missing",
+            "E_PICKLE" if pickles else "E_CONTAINER",
+            some(pickles) if pickles else WEIGHTS_FILE,
+            "is a pickle, which is never opened, and there are no other weights" if pickles else "is missing",
             expected=WEIGHTS_FILE,
             hint=_CONVERT if pickles else "give the folder that `save_pretrained` wrote",
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """An adapter folder whose config and header could be read. `base_tensors` are by name, None when no base is given.
 
+    `base_type` is the model type of that base, from which other names of its tensors follow. `config`, `weights` and
+    `held` are the adapter in the inner form of `formats.dialects`, whatever dialect its file is in; `inner` tells the
+    dialect, and holds the file unchanged.
+
     `base_named`: the caller knows the base or leaves it open, so a base path in the config does no harm. Digests and
-    numbers, which take time, are read once, when a check first needs them.
+    numbers, which take time, are read once, when a check first needs them; those of `scanned`, another subject that
+    holds the same file open, are taken over.
     """
 
     folder: Path
     listing: FolderListing
     config: AdapterConfig
     weights: TensorFile
+    inner: Inner | None = None
     base_tensors: Mapping[str, TensorFacts] | None = None
     base_fingerprint: BaseFingerprint | None = None
+    base_type: str | None = None
     manifest: Manifest | None = None
     base_named: bool = False
     progress: Progress | None = field(default=None, repr=False, compare=False)
-    _known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    scanned: Subject | None = field(default=None, repr=False, compare=False)
+    judge: Judge = field(default=compare, repr=False, compare=False)
 
-    @property
+    @cached_property
     def keys(self) -> AdapterKeys:
         """The tensors, sorted by what they are."""
-        if "keys" not in self._known:
-            self._known["keys"] = sort_keys(self.weights, self.config)
-        found: AdapterKeys = self._known["keys"]
-        return found
+        return sort_keys(self.weights, self.config)
 
-    @property
+    @cached_property
     def numbers(self) -> Mapping[str, TensorNumbers]:
         """The numbers of each tensor by its name; the first use reads and hashes the weights file.
 
         Raises:
             MalformedTensorFile: the file cannot be read or changed meanwhile.
         """
-        if "numbers" not in self._known:
-            try:
-                self._known["numbers"] = scan_weights(self.held, self.weights, self.progress)
-            except OSError as error:
-                raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
-        found: Mapping[str, TensorNumbers] = self._known["numbers"]
-        return found
+        if self.scanned is not None:
+            return self.scanned.numbers
+        try:
+            return scan_weights(self.held, self.weights, self.progress)
+        except OSError as error:
+            raise MalformedTensorFile(WEIGHTS_FILE, f"cannot be read: {error.strerror}") from None
 
     @property
     def held(self) -> HeldFile:
-        """The weights file, opened once: it returns only bytes that were checked."""
-        return self.listing.taken[WEIGHTS_FILE].held
+        """The weights in the inner form; they come only from bytes of the file that were checked."""
+        return self.inner.form.held if self.inner else self.listing.taken[WEIGHTS_FILE].held
+
+    def on(self, stacks: Stacks) -> Subject:
+        """Return the adapter with its dialect judged by the parameters of a base."""
+        if self.inner is None:
+            return self
+        inner = self.inner.on(stacks)
+        return self if inner is self.inner else replace(self, **_of_inner(inner))
 
     @property
+    def config_bytes(self) -> bytes:
+        """The config in the inner form."""
+        return self.inner.form.config_bytes if self.inner else bytes(self.listing.taken[CONFIG_FILE].held.load())
+
+    @property
+    def form(self) -> Form:
+        """The adapter in the inner form."""
+        from adapterhub.formats.dialects.form import Form
+
+        if self.inner is not None:
+            return self.inner.form
+        return Form(config=self.config, config_bytes=self.config_bytes, weights=self.weights, held=self.held)
+
+    def remade(self, form: Form) -> Subject:
+        """Return the adapter in another form of the same update, such as the one that a model in memory needs."""
+        from adapterhub.formats.dialects import Inner
+
+        return replace(self, **_of_inner(Inner(raw=form, plain=form, form=form)), scanned=None)
+
+    def beside(
+        self,
+        tensors: Mapping[str, TensorFacts] | None,
+        fingerprint: BaseFingerprint,
+        model_type: str | None = None,
+        judge: Judge = compare,
+    ) -> Subject:
+        """Return the adapter with the facts of its base, whose stacked parameters may tell the dialect."""
+        from adapterhub.formats.dialects.experts import stacks_among
+
+        known = replace(
+            self,
+            base_tensors=tensors,
+            base_fingerprint=fingerprint,
+            base_type=model_type,
+            base_named=True,
+            judge=judge,
+        )
+        shapes = ((name, facts.shape) for name, facts in (tensors or {}).items())
+        return known.on(stacks_among(self.config, shapes, model_type))
+
+    def read_as(self, dialect: str) -> Subject:
+        """Return the adapter in the dialect of that name; "" changes nothing.
+
+        Raises:
+            UsageProblem: there is no such dialect, or it is not for such files.
+        """
+        if not dialect:
+            return self
+        if self.inner is None:
+            raise UsageProblem(
+                f"`--dialect {shown(dialect)}` is for LoRA on stacked experts, which this is not",
+                hint="drop `--dialect`",
+            )
+        return replace(self, **_of_inner(self.inner.read_as(dialect)))
+
+    @cached_property
     def given_base(self) -> BaseFingerprint | None:
         """Fingerprint of the given base, computed from its tensors if only those are known."""
-        if self.base_fingerprint is None and self.base_tensors and "base" not in self._known:
-            self._known["base"] = fingerprint_tensors(self.base_tensors.values())
-        made: BaseFingerprint | None = self._known.get("base")
-        return self.base_fingerprint or made
+        if self.base_fingerprint is None and self.base_tensors:
+            return fingerprint_tensors(self.base_tensors.values())
+        return self.base_fingerprint
 
-    @property
+    @cached_property
     def facts(self) -> FoundFacts:
         """The facts in the files; patterns are not run, and ranks are those of the tensors."""
-        if "facts" not in self._known:
-            self._known["facts"] = _facts(self)
-        found: FoundFacts = self._known["facts"]
-        return found
+        config = self.config
+        ranks: Counter[int] = Counter()
+        scales: Counter[float] = Counter()
+        targets: set[str] = set()
+        alphas: list[float] = []
+        for pair in self.keys.pairs:
+            ranks[pair.rank] += 1
+            targets.add(pair.module.removesuffix(".base_layer").rpartition(".")[2])
+            if config.is_lora:
+                scales[config.scaling_of(pair.module)] += 1
+                alphas.append(config.alpha_of(pair.module))
+        dtypes: Counter[str] = Counter()
+        parameters = 0
+        for spec in self.weights.tensors:
+            dtypes[spec.dtype] += 1
+            parameters += spec.elements
+        if not config.is_lora and isinstance(config.target_modules, tuple):
+            targets = set(config.target_modules)
+        dtype = dtypes.most_common(1)[0][0]
+        return FoundFacts(
+            peft_type=config.peft_type,
+            methods=config.methods(),
+            rank=max(ranks, default=config.r),
+            alpha=max(alphas, default=config.lora_alpha) if config.is_lora else None,
+            target_modules=tuple(sorted(targets)),
+            modules=len(self.keys.pairs),
+            ranks=tuple(ranks.most_common()),
+            scales=tuple(scales.most_common()),
+            dtype=DTYPES[dtype].torch if dtype in FLOATS else dtype.lower(),
+            parameters=parameters,
+        )
 
 
-def _facts(subject: Subject) -> FoundFacts:
-    config, keys = subject.config, subject.keys
-    ranks = Counter(pair.rank for pair in keys.pairs)
-    scales: Counter[float] = Counter()
-    alpha: float | None = None
-    if config.is_lora:
-        scales = Counter(config.scaling_of(pair.module) for pair in keys.pairs)
-        alpha = max((config.alpha_of(pair.module) for pair in keys.pairs), default=config.lora_alpha)
-    dtypes = Counter(spec.dtype for spec in subject.weights.tensors)
-    dtype = dtypes.most_common(1)[0][0]
-    targets = {pair.module.removesuffix(".base_layer").rpartition(".")[2] for pair in keys.pairs}
-    if not config.is_lora and isinstance(config.target_modules, tuple):
-        targets = set(config.target_modules)
-    return FoundFacts(
-        peft_type=config.peft_type,
-        methods=config.methods(),
-        rank=max(ranks, default=config.r),
-        alpha=alpha,
-        target_modules=tuple(sorted(targets)),
-        modules=len(keys.pairs),
-        ranks=tuple(ranks.most_common()),
-        scales=tuple(scales.most_common()),
-        dtype=DTYPES[dtype].torch if dtype in FLOATS else dtype.lower(),
-        parameters=sum(spec.elements for spec in subject.weights.tensors),
-    )
+def _of_inner(inner: Inner) -> dict[str, Any]:
+    return {"config": inner.form.config, "weights": inner.form.weights, "inner": inner}
+
+
+def subject_of(
+    folder: Path, listing: FolderListing, config: AdapterConfig, weights: TensorFile, *, dialect: str = "", **given: Any
+) -> Subject:
+    """Return the adapter in `folder`, in the inner form; `given` are the other fields of `Subject`.
+
+    Raises:
+        UsageProblem: `dialect` is not a dialect.
+        MalformedTensorFile: the layout of its experts is another program's, and is broken or not read.
+    """
+    if not may_differ(config, weights):
+        return Subject(folder=folder, listing=listing, config=config, weights=weights, **given)
+    from adapterhub.formats.dialects import inner_form
+    from adapterhub.formats.dialects.experts import stacks_among
+    from adapterhub.formats.dialects.form import Form
+
+    text = bytes(listing.taken[CONFIG_FILE].held.load())
+    raw = Form(config=config, config_bytes=text, weights=weights, held=listing.taken[WEIGHTS_FILE].held)
+    base = given.get("base_tensors") or {}
+    shapes = ((name, facts.shape) for name, facts in base.items())
+    inner = inner_form(raw, stacks_among(config, shapes, given.get("base_type")), dialect)
+    return Subject(folder=folder, listing=listing, **_of_inner(inner), **given)

@@ -15,18 +15,21 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from adapterhub.core.digests import Digest, Progress, strict_json
+from adapterhub.core.disk.files import not_read
 from adapterhub.core.errors import CouldNotTell, MalformedManifest, MalformedTensorFile, shown
 from adapterhub.core.limits import limits
-from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.base.comparison import Judge, compare
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONFIG_FILE, MEDIA_TYPES, WEIGHTS_FILE, BaseRef, Manifest
-from adapterhub.formats.modules import NameRule, find_rule
+from adapterhub.formats.modules import find_rule
+from adapterhub.formats.naming.finding import NameRule
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import ensure_undamaged, manifest_in, open_files
 from adapterhub.trust.verify.checks.container import read_weights_header
 from adapterhub.trust.verify.checks.digests import differing
 from adapterhub.trust.verify.subject import FolderListing, safe_listing
-from adapterhub.weights.dtypes import TORCH_DTYPES
+from adapterhub.weights.dtypes import READABLE
 from adapterhub.weights.lowrank.algebra import LowRank, difference_norms, frobenius_norm
 from adapterhub.weights.lowrank.factors import AdapterFactors
 
@@ -62,7 +65,7 @@ class ComparedSide(Documented, keys="label digest=manifest.digest path origin=pl
 
     @property
     def place(self) -> str | None:
-        """Where on a server it was read from."""
+        """The place on a server that it was read from."""
         return self.origin or None
 
 
@@ -119,7 +122,7 @@ class Weights(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePair(Documented, title="FileDifference"):
-    """The digests of one file on both sides; None where it is missing."""
+    """The digests of one file on both sides; None if it is missing."""
 
     path: str
     first: Digest | None
@@ -156,8 +159,10 @@ class Difference(
         return self.weights is None or self.weights.is_same
 
 
-def differ(first: ComparedSide, second: ComparedSide, progress: Progress | None = None) -> Difference:
-    """Compare two adapters; nothing is written. `progress` gets 1 for each module.
+def differ(
+    first: ComparedSide, second: ComparedSide, progress: Progress | None = None, *, judge: Judge = compare
+) -> Difference:
+    """Compare two adapters; nothing is written. `progress` gets 1 for each module, and `judge` compares their bases.
 
     Raises:
         DigestMismatch: a file of an installed adapter differs from its manifest, or a file changed meanwhile.
@@ -178,13 +183,13 @@ def differ(first: ComparedSide, second: ComparedSide, progress: Progress | None 
         files=files,
         config=config,
         manifest=manifest,
-        base=compare(bases[0], bases[1]).verdict,
+        base=judge(bases[0], bases[1]).verdict,
         weights=None if is_plain else _weights((first, second), opened, progress),
     )
 
 
 def side_of_folder(folder: Path, label: str) -> ComparedSide:
-    """The adapter in a folder, with its manifest if that is readable."""
+    """Return the adapter in a folder, with its manifest if that is readable."""
     try:
         manifest = manifest_in(folder)
     except MalformedManifest:
@@ -196,13 +201,13 @@ def side_of_folder(folder: Path, label: str) -> ComparedSide:
 
 # ---------------------------------------------------------------- bytes and settings
 def _opened(side: ComparedSide) -> FolderListing:
-    """The files of one side, each opened once; refuses links out of the folder and anything but plain files."""
+    """Return the files of one side, each opened once; refuses links out of the folder and anything but plain files."""
     listing = safe_listing(side.folder)
     for entry in listing.taken.values():
         try:
             _ = entry.held
         except OSError as error:
-            raise CouldNotTell(f"`{shown(str(entry.path), 200)}` cannot be read: {error.strerror}") from None
+            raise not_read(error, shown(str(entry.path), 200), CouldNotTell) from None
     if WEIGHTS_FILE in listing.taken:
         try:
             read_weights_header(listing.taken[WEIGHTS_FILE])  # the digest check then knows its tensors
@@ -223,7 +228,7 @@ def _files(first: FolderListing, second: FolderListing) -> Iterator[FilePair]:
 
 
 def _config(side: FolderListing) -> dict[str, Any]:
-    """The config as stored; `AdapterFactors` checks it."""
+    """Return the config as stored; `AdapterFactors` checks it."""
     entry = side.taken.get(CONFIG_FILE)
     if entry is None or entry.held.size_bytes > limits().config_bytes:
         return {}
@@ -242,13 +247,13 @@ def _manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def _is_default(field: Field) -> bool:
-    """Whether one side sets the default and the other side lacks the setting."""
+    """Return whether one side sets the default and the other side lacks the setting."""
     present = [value for value in (field.first, field.second) if value is not ABSENT]
     return len(present) == 1 and (not present[0] or present[0] == _DEFAULTS.get(field.name, ABSENT))
 
 
 def _fields(first: Mapping[str, Any], second: Mapping[str, Any], unordered: frozenset[str]) -> Iterator[Field]:
-    """Settings that differ, by their dotted names."""
+    """Yield the settings that differ, by their dotted names."""
     for name in sorted(first.keys() | second.keys()):
         one, other = first.get(name, ABSENT), second.get(name, ABSENT)
         if isinstance(one, dict) and isinstance(other, dict):
@@ -297,7 +302,7 @@ def _weights(
 
 
 def _rule(one: AdapterFactors, other: AdapterFactors) -> NameRule:
-    """The rule that maps module names of the second adapter to those of the first."""
+    """Return the rule that maps module names of the second adapter to those of the first."""
     rule = find_rule(list(other.modules), frozenset(one.modules))
     return rule if len({rule.apply(module) for module in other.modules}) == len(other.modules) else NameRule()
 
@@ -326,7 +331,7 @@ def _others(one: AdapterFactors, other: AdapterFactors, rule: NameRule) -> tuple
         if a is not None and b is not None and a.shape != b.shape:
             unlike[name] = f"{list(a.shape)} in the first, {list(b.shape)} in the second"
             continue
-        if any(spec is not None and spec.dtype not in TORCH_DTYPES for spec in (a, b)):
+        if any(spec is not None and spec.dtype not in READABLE for spec in (a, b)):
             if a is None or b is None or one.data(a) != other.data(b):
                 unlike[name] = "stored in a dtype that is not measured"
             continue

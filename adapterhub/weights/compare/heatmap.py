@@ -20,7 +20,7 @@ from adapterhub.formats.modules import place_of, short_names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from adapterhub.weights.compare.similarity import Comparison, ModuleComparison
+    from adapterhub.formats.derived.comparison import Comparison, ModuleComparison
 
 FORMATS: Final = (".png", ".svg", ".pdf")
 PANELS_OF_PAIRS: Final = 10
@@ -57,7 +57,7 @@ def check_picture(path: Path) -> None:
             f"`{shown(str(path), 200)}` is not a picture file; expected a name that ends in {', '.join(FORMATS)}"
         )
     if not path.absolute().parent.is_dir():
-        raise UsageProblem(f"no folder `{shown(str(path.absolute().parent), 200)}`")
+        raise UsageProblem(f"no folder `{shown(str(path.absolute().parent), 200)}`", hint="create the folder first")
     require("plot", "a picture")
 
 
@@ -76,7 +76,10 @@ def write_picture(comparison: Comparison, path: Path) -> None:
 
 
 def panels_of(comparison: Comparison) -> tuple[Panel, ...]:
-    """The panels: for two adapters cosine, overlaps and norms; for more, the cosine of each pair; for one, its norm."""
+    """Return the panels: for two adapters cosine, overlaps and norms.
+
+    For more, the cosine of each pair; for one, its norm.
+    """
     modules = comparison.modules
     count = len(comparison.adapters)
 
@@ -161,13 +164,13 @@ def _panels(
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    """The mean of a cell, which several modules of one kind in a layer (experts) share."""
+    """Return the mean of a cell, which several modules of one kind in a layer (experts) share."""
     listed = list(values)
     return math.fsum(listed) / len(listed) if listed else None
 
 
 def draw(panels: Sequence[Panel], title: str) -> Figure:
-    """A figure of the panels in rows."""
+    """Return a figure of the panels in rows."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

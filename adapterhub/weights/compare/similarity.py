@@ -7,39 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from adapterhub.core.errors import MergeRefused
-from adapterhub.formats.derived.algebra import ENERGIES, SAMPLED, ArrayUpdate, Energies, Estimate, Share
-from adapterhub.formats.derived.comparison import (
-    AdapterFigures,
-    ComparedPair,
-    CompareProgress,
-    Comparison,
-    Forecast,
-    ModuleComparison,
-    Side,
-    StorageOption,
-    Stored,
-    compare_sides,
-)
+from adapterhub.formats.derived.algebra import SAMPLED, ArrayUpdate
+from adapterhub.formats.derived.comparison import CompareProgress, Comparison, Side, Stored, compare_sides
 from adapterhub.formats.derived.reading import why_not
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.weights.lowrank.factors import WeightedAdapter
 from adapterhub.weights.merge.methods import cat
 from adapterhub.weights.merge.plan import plan_merge
-
-__all__ = [
-    "ENERGIES",
-    "SAMPLED",
-    "AdapterFigures",
-    "ComparedPair",
-    "Comparison",
-    "Energies",
-    "Estimate",
-    "Forecast",
-    "ModuleComparison",
-    "Share",
-    "StorageOption",
-    "compare_adapters",
-]
 
 
 def compare_adapters(
@@ -49,7 +23,7 @@ def compare_adapters(
     sampled: int = SAMPLED,
     progress: CompareProgress | None = None,
 ) -> Comparison:
-    """Compare adapters in every module; see `compare_sides`, whose errors it raises, too.
+    """Compare adapters in every module; see `compare_sides`, whose errors it also raises.
 
     Raises:
         MergeRefused: updates that are not `scale * B A` (such as DoRA); lists every reason.
@@ -81,7 +55,7 @@ def _side(adapter: WeightedAdapter) -> Side:
 
 
 def _plan(sides: Sequence[WeightedAdapter]) -> tuple[Stored | None, tuple[str, ...]]:
-    """What a merge writes, or the reasons against it; raises only what also makes a comparison meaningless."""
+    """Return the plan of a merge, or the reasons against it; raises only for a comparison without meaning."""
     for source in sides:
         config = source.factors.config
         if why_not(config) or not config.is_lora or not source.factors.modules:

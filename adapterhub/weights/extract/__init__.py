@@ -53,7 +53,7 @@ from adapterhub.weights.lowrank.algebra import LowRank, ModuleErrors, error_of_e
 from adapterhub.weights.lowrank.factors import TensorFileWriter
 from adapterhub.weights.lowrank.randomized import closest
 from adapterhub.weights.merge import DEFAULT_DTYPE, DTYPES
-from adapterhub.weights.merge.plan import common_rank, rank_pattern
+from adapterhub.weights.merge.plan import common_rank, plain_lora, rank_pattern
 
 ExtractProgress = Callable[[int, int], None]
 """Called with the weights done and the weights that differ."""
@@ -181,7 +181,7 @@ class ExtractRun:
             )
 
     def _uneven_experts(self) -> bool:
-        """Whether the experts of one layer have several ranks."""
+        """Return whether the experts of one layer have several ranks."""
         ranks: defaultdict[str, set[int]] = defaultdict(set)
         for module, rank in self.ranks.items():
             layer, is_expert, place = module.partition(".experts.")
@@ -221,32 +221,21 @@ def extracted_config(
     *,
     turned: bool,
 ) -> dict[str, Any]:
-    """The config for factors of rank `ranks[module]`: scale 1 everywhere, exactly those modules as targets.
+    """Return the config for factors of rank `ranks[module]`: scale 1 everywhere, exactly those modules as targets.
 
     `paths` are all modules in the files of both models, `saved` the modules that are carried whole. `turned` is true if
     some weights are stored as [in, out]. The config names the base by its Hub id, never by a local folder.
     """
     hints = base.record.hints
     r = common_rank(ranks.values())
-    pattern = rank_pattern(ranks, r)
-    return {
-        "peft_type": "LORA",
+    return plain_lora(r, rank_pattern(ranks, r)) | {
         "task_type": tuned.task_type,
         "base_model_name_or_path": hints.hub_id,
         "revision": hints.commit if hints.hub_id else None,
-        "r": r,
-        "lora_alpha": r,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "use_rslora": False,
-        "use_dora": False,
         "target_modules": short_names(ranks, paths),
         "modules_to_save": sorted(saved) or None,
         "fan_in_fan_out": turned,
-        "lora_dropout": 0.0,
         "bias": "none",
-        "init_lora_weights": True,
-        "inference_mode": True,
     }
 
 
@@ -273,7 +262,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractResult:
-    """What an extraction wrote, and how far it is from the tuned model.
+    """The output of an extraction, and how far it is from the tuned model.
 
     `relative_error` covers all modules with factors, `worst_error` only `worst_module`. `missing_share` is the norm of
     everything that was cut, rounded or left out, relative to ‖tuned - base‖, over all tensors that both models have.
@@ -328,7 +317,7 @@ class ExtractOptions:
         return {"rank": None, "max_error": error_of_energy(self.energy)}
 
     def to_json(self) -> dict[str, object]:
-        """The options that are set, without the dtype."""
+        """Return the options that are set, without the dtype."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dtype"}
         return {name: value for name, value in options.items() if value is not None and value is not False}
 
@@ -352,6 +341,7 @@ def extract(
         BaseNotFound, Malformed, CouldNotTell: a model cannot be read.
     """
     before, after = StoredModel.of(base), StoredModel.of(tuned)
+    _check_forms(base, tuned)
     pairing = pair(before, after)
     savable = kept_whole(pairing)
     kept = savable if options.save_rest else {}
@@ -404,7 +394,7 @@ def extract_into_library(
 
 
 def _own_template(base: BaseRecord, tuned: BaseRecord) -> PromptForm | None:
-    """A chat in the tuned model's template, where that is another than the base's and a build can hold it."""
+    """Return a chat in the tuned model's template, where that is another than the base's and a build can hold it."""
     theirs = tuned.hints.chat_template_sha256
     if tuned.path is None or theirs is None or theirs == base.hints.chat_template_sha256:
         return None
@@ -442,7 +432,7 @@ def ensure_room(
 
 
 def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | None = None) -> BaseRecord:
-    """The record of the model that `spec` names, compared with its current files.
+    """Return the record of the model that `spec` names, compared with its current files.
 
     Raises:
         BaseNotFound, UsageProblem, Malformed, CouldNotTell: as `Bases.find` and `Bases.look`.
@@ -453,7 +443,7 @@ def model_record(bases: Bases, spec: BaseSpec | str, *, progress: Progress | Non
 
 
 def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> ExtractResult:
-    """The result from the measurements of the run."""
+    """Return the result from the measurements of the run."""
     error, norm = run.errors.total
     worst_module, worst_error = run.errors.worst
     gone = [one.change for one in run.left_out if one.change is not None and not one.is_carried]
@@ -474,16 +464,35 @@ def _result(run: ExtractRun, out_folder: Path, options: ExtractOptions) -> Extra
 
 
 def _recipe(base: BaseRecord, tuned: BaseRecord | None, options: ExtractOptions) -> dict[str, object]:
-    """What the manifest of the result records; without `tuned`, the part that the rest says."""
+    """Return the derivation for the result's manifest; without `tuned`, the part that the rest states."""
     dtype = options.dtype or DEFAULT_DTYPE
     recipe: dict[str, object] = {"method": "extract", "options": options.to_json(), "dtype": dtype}
     return recipe | _named("base", base) | (_named("tuned", tuned) if tuned is not None else {})
 
 
+def _check_forms(base: BaseRecord, tuned: BaseRecord) -> None:
+    """Raise if one of the two is quantised: codes cannot be subtracted from floats.
+
+    Raises:
+        Incompatible: names the quantised one and its format.
+    """
+    copies = [record for record in (base, tuned) if record.fingerprint.copy is not None]
+    if len(copies) == 1:
+        (copy,) = copies
+        facts = copy.fingerprint.copy
+        form = facts and (facts.form or facts.unknown)
+        what = f"`{shown(copy.label, 200)}` is a quantised copy ({form}), whose codes cannot be compared with floats"
+        hint = "extract from two models in floats: give the copy's source, or save the copy as floats with transformers"
+        raise Incompatible(what, hint=hint)
+
+
 def _check_pairing(pairing: Pairing, base: StoredModel, tuned: StoredModel, unequal: list[OtherTensor]) -> None:
     """Raise unless the models pair up; `unequal` are the tensors that must not differ in shape."""
     if not (pairing.targets or pairing.others or pairing.unequal or pairing.unreadable):
-        raise Incompatible(f"`{shown(tuned.label)}` and `{shown(base.label)}` have equal weights; nothing to extract")
+        raise Incompatible(
+            f"`{shown(tuned.label)}` and `{shown(base.label)}` have equal weights; nothing to extract",
+            hint="name the base with `--base`, and the fine-tuned model first",
+        )
     if unequal:
         head = (
             f"`{shown(tuned.label)}` was not fine-tuned from `{shown(base.label)}` alone: some tensors do not pair up"
@@ -505,6 +514,6 @@ def _check_pairing(pairing: Pairing, base: StoredModel, tuned: StoredModel, uneq
 
 
 def _named(role: str, record: BaseRecord) -> dict[str, object]:
-    """A model in a recipe: the digest of its weights, and a readable name that is not a path."""
+    """Return a model in a recipe: the digest of its weights, and a readable name that is not a path."""
     name = record.hub or (record.alias if role == "tuned" else "")  # the base's alias is local to this machine
     return {role: record.fingerprint.weights} | ({f"{role}_name": name} if name else {})

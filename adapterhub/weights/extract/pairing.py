@@ -16,7 +16,7 @@ from typing import IO, Any, Final, final
 import torch
 from torch import Tensor
 
-from adapterhub.core.disk.files import read_json
+from adapterhub.core.disk.files import not_read, read_json
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, shown
 from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, is_buffer
 from adapterhub.formats.peft.pairs import FactorLayout
@@ -25,10 +25,7 @@ from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank
 from adapterhub.weights.lowrank.factors import is_finite
-from adapterhub.weights.model_files import model_files
-
-TOKEN_EMBEDDINGS: Final = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "tokens_embed")
-"""Last names of the token embedding, whose weight an output head may share."""
+from adapterhub.weights.model_files import CONV1D, CONV1D_TYPES, TOKEN_EMBEDDINGS, model_files
 
 _HEADS: Final[Mapping[str, str]] = {"gpt_neox": "embed_out"}
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel")
@@ -47,7 +44,7 @@ _INSIDE: Final[Mapping[str, str]] = {"gpt2": "transformer.", "bloom": "transform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
+class PairedWeight:
     """A tensor in a file; `sha256` is the hex digest of its bytes."""
 
     path: Path
@@ -60,15 +57,15 @@ class StoredModel:
     """A model folder: its weights by name (buffers left out) and its `config.json` (empty when there is none)."""
 
     record: BaseRecord
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, PairedWeight]
     config: Mapping[str, Any]
 
     @classmethod
     def of(cls, record: BaseRecord) -> StoredModel:
-        """The model of `record`, which must match the current files. Raises what `model_files` raises."""
+        """Return the model of `record`, which must match the current files. Raises what `model_files` raises."""
         folder, files, facts = model_files(record)
         weights = {
-            spec.name: Weight(path=file.path, spec=spec, sha256=facts[spec.name].sha256)
+            spec.name: PairedWeight(path=file.path, spec=spec, sha256=facts[spec.name].sha256)
             for file in files
             for spec in file.tensors
             if not is_buffer(spec.name, spec.shape)
@@ -139,8 +136,8 @@ class StoredModel:
         return value if isinstance(value, str) else ""
 
 
-def aligned(base: StoredModel, tuned: StoredModel) -> tuple[dict[str, Weight], dict[str, Weight]]:
-    """The weights of both models under common names: those of a model with its head.
+def aligned(base: StoredModel, tuned: StoredModel) -> tuple[dict[str, PairedWeight], dict[str, PairedWeight]]:
+    """Return the weights of both models under common names: those of a model with its head.
 
     A model that was saved without its head lacks the first part of the names (`h.0…` for `transformer.h.0…`); this adds
     it again.
@@ -162,8 +159,8 @@ def _is_head(name: str, model: StoredModel) -> bool:
     return model.head is not None and name.startswith(f"{model.head}.")
 
 
-def _prefix(names: Iterable[str], longer: Mapping[str, Weight]) -> str:
-    """The prefix with which most of `names` are in `longer`; "" if none finds more than the plain names."""
+def _prefix(names: Iterable[str], longer: Mapping[str, PairedWeight]) -> str:
+    """Return the prefix with which most of `names` are in `longer`; "" if none finds more than the plain names."""
     names = list(names)
     best, most = "", sum(name in longer for name in names)
     for part, _ in Counter(name.partition(".")[0] + "." for name in longer).most_common(2):
@@ -173,12 +170,14 @@ def _prefix(names: Iterable[str], longer: Mapping[str, Weight]) -> str:
     return best
 
 
-def _under(prefix: str, weights: Mapping[str, Weight], longer: Mapping[str, Weight]) -> dict[str, Weight]:
+def _under(
+    prefix: str, weights: Mapping[str, PairedWeight], longer: Mapping[str, PairedWeight]
+) -> dict[str, PairedWeight]:
     return {prefix + name if prefix + name in longer else name: weight for name, weight in weights.items()}
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The model's config; empty if it is missing or damaged, as in `hints`."""
+    """Return the model's config; empty if it is missing or damaged, as in `hints`."""
     try:
         value = read_json(folder / "config.json", CONFIG_LIMIT_BYTES)
     except (OSError, ValueError):
@@ -225,7 +224,7 @@ class WeightReader:
     ) -> None:
         self._stack.close()
 
-    def data(self, weight: Weight, start: int = 0, count: int | None = None) -> bytearray:
+    def data(self, weight: PairedWeight, start: int = 0, count: int | None = None) -> bytearray:
         """`count` bytes of the weight from its byte `start` on, by default all.
 
         Raises:
@@ -246,11 +245,11 @@ class WeightReader:
                     raise MalformedTensorFile(str(weight.path), f"ends inside tensor `{shown(weight.spec.name)}`")
                 filled += got
         except OSError as error:
-            raise CouldNotTell(f"`{weight.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, weight.path, CouldNotTell) from None
         return buffer
 
-    def difference(self, base: Weight, tuned: Weight, *, with_matrix: bool = True) -> WeightDifference:
-        """The tuned weight minus the base's, each entry rounded once to float32; both floating, of one shape."""
+    def difference(self, base: PairedWeight, tuned: PairedWeight, *, with_matrix: bool = True) -> WeightDifference:
+        """Return the tuned weight minus the base's, each entry rounded once to float32; both floating, of one shape."""
         rows = tuned.spec.shape[0] if tuned.spec.shape else 1
         columns = tuned.spec.elements // rows if rows else 0
         matrix = torch.empty(rows, columns) if with_matrix else None
@@ -269,7 +268,7 @@ class WeightReader:
                 matrix[first:last] = block
         return WeightDifference(matrix=matrix, norm=math.sqrt(squares), is_finite=finite, is_rounding=is_rounding)
 
-    def _rows(self, weight: Weight, first: int, last: int, columns: int) -> Tensor:
+    def _rows(self, weight: PairedWeight, first: int, last: int, columns: int) -> Tensor:
         dtype = TORCH_DTYPES[weight.spec.dtype]
         data = self.data(weight, first * columns * dtype.itemsize, (last - first) * columns * dtype.itemsize)
         return torch.frombuffer(data, dtype=dtype).reshape(last - first, columns)
@@ -287,13 +286,13 @@ def error_of(stored: LowRank, matrix: Tensor) -> float:
 
 
 def _minus(new: Tensor, old: Tensor) -> Tensor:
-    """The difference in float32, by way of float64 if one side is float64."""
+    """Return the difference in float32, by way of float64 if one side is float64."""
     wide = torch.float64 if torch.float64 in (new.dtype, old.dtype) else torch.float32
     return torch.sub(new.to(wide), old.to(wide)).float()
 
 
 def _equal_when_rounded(old: Tensor, new: Tensor) -> bool:
-    """Whether the numbers are equal after rounding to the coarser dtype."""
+    """Return whether the numbers are equal after rounding to the coarser dtype."""
     coarse = max(old.dtype, new.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     return torch.equal(old.to(coarse), new.to(coarse))
 
@@ -305,10 +304,6 @@ _EMBEDDING: Final = re.compile(
     r"|relative_attention_bias"
 )
 """Last names of modules whose weight is a table of vectors [entries, width]; `patch_embedding` is a projection."""
-
-_CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-_CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
-"""Model types in which layers of those names are transformers' Conv1D, stored as [in, out]."""
 
 _TASK_HEADS: Final[Mapping[str, tuple[str, ...]]] = {
     "SEQ_CLS": ("classifier", "score"),
@@ -336,8 +331,8 @@ class ExtractTarget:
     """A weight that differs; `sites` holds the one module that uses it, or two that share it."""
 
     name: str
-    base: Weight
-    tuned: Weight
+    base: PairedWeight
+    tuned: PairedWeight
     sites: tuple[Site, ...]
 
 
@@ -347,8 +342,8 @@ class OtherTensor:
 
     name: str
     reason: str
-    base: Weight | None
-    tuned: Weight | None
+    base: PairedWeight | None
+    tuned: PairedWeight | None
 
     @property
     def is_comparable(self) -> bool:
@@ -359,7 +354,7 @@ class OtherTensor:
 
     @property
     def elements(self) -> int:
-        """The numbers in the tuned model's tensor, else in the base's."""
+        """The number of elements of the tuned model's tensor, or of the base's."""
         weight = self.tuned or self.base
         assert weight is not None  # one model has it
         return weight.spec.elements
@@ -378,7 +373,7 @@ class Pairing:
     unequal: tuple[OtherTensor, ...]
     unreadable: tuple[str, ...]
     unchanged: int
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, PairedWeight]
     paths: frozenset[str]
 
     @property
@@ -433,7 +428,7 @@ class _Pairing:
             paths=self.paths,
         )
 
-    def _one_sided(self, name: str, base: Weight | None, tuned: Weight | None) -> None:
+    def _one_sided(self, name: str, base: PairedWeight | None, tuned: PairedWeight | None) -> None:
         """Sort a tensor of one model: a head that the other model shares with its embedding, or one with no partner."""
         lacking, weights = (self.base, self.ours) if base is None else (self.tuned, self.theirs)
         present = base or tuned
@@ -446,7 +441,7 @@ class _Pairing:
         reason = f"{list(present.spec.shape)} in the {which}, not in the {other}"
         self.unequal.append(OtherTensor(name=name, reason=reason, base=base, tuned=tuned))
 
-    def _two_sided(self, name: str, base: Weight, tuned: Weight) -> None:
+    def _two_sided(self, name: str, base: PairedWeight, tuned: PairedWeight) -> None:
         """Sort a tensor that both models have in one shape."""
         if base.sha256 == tuned.sha256 and base.spec.dtype == tuned.spec.dtype:
             self.unchanged += 1
@@ -461,8 +456,8 @@ class _Pairing:
         else:
             self.targets.append(ExtractTarget(name=name, base=base, tuned=tuned, sites=sites))
 
-    def _sites(self, name: str, weight: Weight) -> tuple[Site, ...] | str:
-        """The modules that get factors, or the reason against factors."""
+    def _sites(self, name: str, weight: PairedWeight) -> tuple[Site, ...] | str:
+        """Return the modules that get factors, or the reason against factors."""
         module, _, _parameter = name.rpartition(".")
         leaf, shape = module.rpartition(".")[2], weight.spec.shape
         reason = self._reason(name, shape)
@@ -474,11 +469,11 @@ class _Pairing:
             )
         if _EMBEDDING.fullmatch(leaf):
             return self._embedding_sites(name, module, shape)
-        is_turned = leaf in _CONV1D and self.base.model_type in _CONV1D_TYPES
+        is_turned = leaf in CONV1D and self.base.model_type in CONV1D_TYPES
         return (Site(module=module, layout=_linear(*(shape[::-1] if is_turned else shape)), is_turned=is_turned),)
 
     def _reason(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """The reason against factors from the name and the shape, if any."""
+        """Return the reason against factors from the name and the shape, if any."""
         module, _, parameter = name.rpartition(".")
         above, _, leaf = module.rpartition(".")
         if len(shape) < MATRIX_NDIM:
@@ -496,7 +491,7 @@ class _Pairing:
         return None
 
     def _embedding_sites(self, name: str, module: str, shape: tuple[int, ...]) -> tuple[Site, ...] | str:
-        """The sites of an embedding: itself, and the output head if that has no weight of its own."""
+        """Return the sites of an embedding: itself, and the output head if that has no weight of its own."""
         layout = FactorLayout(kind="embedding", out=shape[1], a_shape=(shape[0],))
         own = Site(module=module, layout=layout, is_turned=True)
         if module.rpartition(".")[2] == "shared":
@@ -510,7 +505,7 @@ class _Pairing:
         return (own,)
 
     def _shared_once(self) -> tuple[ExtractTarget, ...]:
-        """The targets, joined where contents are equal, such as a head saved beside its shared embedding."""
+        """Return the targets, joined where contents are equal, such as a head saved beside its shared embedding."""
         contents: dict[tuple[str, str, tuple[int, ...]], list[ExtractTarget]] = {}
         for target in self.targets:
             key = (target.base.sha256, target.tuned.sha256, target.base.spec.shape)
@@ -520,7 +515,7 @@ class _Pairing:
 
 
 def kept_whole(pairing: Pairing) -> dict[str, tuple[str, ...]]:
-    """The differing modules without factors that can be carried whole (`modules_to_save`), each with its tensors.
+    """Return the differing modules without factors that can be carried whole (`modules_to_save`), with their tensors.
 
     A module qualifies if it is small, has no factors inside, and no other module's name ends with its name (PEFT
     compares the ends of names). Of the tensors without a partner, only a new head of the tuned model qualifies.
@@ -547,21 +542,21 @@ def kept_whole(pairing: Pairing) -> dict[str, tuple[str, ...]]:
 
 
 def unit_of(name: str) -> str:
-    """The module that is carried with the tensor `name`: the whole head of a task, otherwise the layer."""
+    """Return the module that is carried with the tensor `name`: the whole head of a task, otherwise the layer."""
     parts = name.split(".")[:-1]
     head = next((count for count, part in enumerate(parts, 1) if part in NEW_HEADS), len(parts))
     return ".".join(parts[:head])
 
 
 def _is_misshapen(unit: str, pairing: Pairing) -> bool:
-    """Whether a tensor of the module has no partner of its shape in the base; a new head may."""
+    """Return whether a tensor of the module has no partner of its shape in the base; a new head may."""
     wrong = [other for other in pairing.unequal if unit_of(other.name) == unit]
     is_new_head = unit.rpartition(".")[2] in NEW_HEADS and all(other.base is None for other in wrong)
     return bool(wrong) and not is_new_head
 
 
 def _begins_one(start: str, ordered: list[str]) -> bool:
-    """Whether one of the sorted texts starts with `start`."""
+    """Return whether one of the sorted texts starts with `start`."""
     at = bisect.bisect_left(ordered, start)
     return at < len(ordered) and ordered[at].startswith(start)
 
@@ -571,7 +566,7 @@ def _is_output_head(name: str) -> bool:
 
 
 def _paths_above(name: str) -> Iterator[str]:
-    """The modules that contain the tensor `name`, innermost first."""
+    """Yield the modules that contain the tensor `name`, innermost first."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name

@@ -21,26 +21,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Final, final
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import ensure_new, new_folder
-from adapterhub.core.errors import BaseMismatch, BaseNotFound, MergeRefused, RefusedAdapter, UsageProblem, shown
+from adapterhub.core.errors import (
+    BaseMismatch,
+    BaseNotFound,
+    MergeRefused,
+    RefusedAdapter,
+    UsageProblem,
+    reworded,
+    shown,
+)
 from adapterhub.core.specs import BaseSpec
 from adapterhub.distribution.finding import Finder, FoundAdapter, with_weights
-from adapterhub.formats.base.fingerprint import BaseVerdict, compare, is_buffer
+from adapterhub.formats.base.fingerprint import BaseVerdict, is_buffer
 from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import Parent
-from adapterhub.formats.modules import find_names
+from adapterhub.formats.naming.files import find_in_files
+from adapterhub.formats.naming.finding import AMBIGUOUS_HINT, ambiguous_names
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.safetensors.header import CHOICES
 from adapterhub.formats.safetensors.header import DTYPES as FORMATS
 from adapterhub.library.bases.records import BaseRecord
-from adapterhub.library.bases.requested import Families
 from adapterhub.library.default import LibraryLike, open_library
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import AdapterLike
@@ -72,7 +80,7 @@ def find_request(
     allow_base_mismatch: bool,
     reading: Progress | None,
 ) -> FuseRequest:
-    """The adapters and the base, compared; see `prepare` for the arguments and the errors."""
+    """Return the adapters and the base, compared; see `prepare` for the arguments and the errors."""
     spec = BaseSpec.parse(base) if isinstance(base, str) else base
     if spec is not None and spec.kind == "path":
         library.bases.find(spec, progress=reading)  # read here, where its progress is reported
@@ -80,7 +88,9 @@ def find_request(
     warnings = [f"`{shown(str(what))}` has weight 0 and was left out" for what, weight in pairs if weight == 0]
     pairs = [pair for pair in pairs if pair[1] != 0]
     if not pairs:
-        raise UsageProblem("nothing to fuse: every adapter has weight 0")
+        raise UsageProblem(
+            "nothing to fuse: every adapter has weight 0", hint="give at least one adapter a weight other than 0"
+        )
     finder = Finder(library, spec, lambda: _only_base(library), allow_base_mismatch=allow_base_mismatch)
     adapters = tuple(_find(finder, what, weight) for what, weight in pairs)
     record = _component(_base_of(library, adapters), adapters)
@@ -112,16 +122,15 @@ def _check_each(adapters: Sequence[FoundAdapter], subjects: Sequence[Subject]) -
 
 
 def _subject(adapter: FoundAdapter, model: StoredBase) -> Subject:
-    """The adapter's verified files, together with the facts of the base."""
+    """Return the adapter's verified files, together with the facts of the base."""
     assert adapter.subject is not None  # the finder checks every folder
-    return replace(
-        adapter.subject, base_tensors=model.facts, base_fingerprint=model.record.fingerprint, base_named=True
-    )
+    record = model.record
+    return adapter.subject.beside(model.facts, record.fingerprint, record.hints.model_type)
 
 
 # ---------------------------------------------------------------- the base
 def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
-    """The named base, else the base that the adapters declare, else the only registered one."""
+    """Return the named base, or the base that the adapters declare, or the only registered one."""
     named = {f.wanted.text: f.wanted.record for f in adapters if f.wanted is not None}
     absent = [text for text, record in named.items() if record is None]
     if absent:
@@ -150,7 +159,7 @@ def _base_of(library: Library, adapters: Sequence[FoundAdapter]) -> BaseRecord:
 
 
 def _component(record: BaseRecord, adapters: Sequence[FoundAdapter]) -> BaseRecord:
-    """The component of a pipeline that all adapters were made for; the record itself for another base."""
+    """Return the component of a pipeline that all adapters were made for; the record itself for another base."""
     parts = {part.fingerprint: part for part in (record.narrowed(declared=one.base.fingerprint) for one in adapters)}
     return next(iter(parts.values())) if len(parts) == 1 else record
 
@@ -169,7 +178,7 @@ class _BaseCheck:
         self.allow_base_mismatch = allow_base_mismatch
 
     def run(self, adapter: FoundAdapter) -> Iterator[str]:
-        """The warnings for one adapter.
+        """Yield the warnings for one adapter.
 
         Raises:
             BaseMismatch: the adapter was made for another base.
@@ -180,15 +189,15 @@ class _BaseCheck:
             yield f"`{label}` declares no base fingerprint{named}"
             return
         here = self.record.fingerprint
-        comparison = compare(declared.fingerprint, here, hints=(declared.hints, self.record.hints))
-        comparison = Families(self.library.bases).judged(comparison, declared.fingerprint, here)
+        hints = (declared.hints, self.record.hints)
+        comparison = self.library.bases.judged(declared.fingerprint, here, hints=hints)
         made_for = self.library.base_label(declared)
         claim = f"was made for base `{shown(made_for)}` ({declared.fingerprint.weights[7:19]})"
-        if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
+        if comparison.verdict in (BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION, BaseVerdict.SAME_WEIGHTS_QUANTISED):
             yield f"`{label}` {claim} in another precision: {'; '.join(comparison.differences)}"
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             yield f"`{label}` {claim} with a vocabulary of another size: {'; '.join(comparison.differences)}"
-        if comparison.verdict is BaseVerdict.SAME_FAMILY:
+        if comparison.verdict in (BaseVerdict.SAME_FAMILY, BaseVerdict.ACCEPTED_QUANTISED):
             yield f"`{label}` {claim}: {comparison.differences[0]}"
         if comparison.verdict.allows_attach:
             return
@@ -196,14 +205,14 @@ class _BaseCheck:
         if comparison.verdict is BaseVerdict.SAME_SHAPES and self._is_overridden(adapter):
             yield f"`{label}` {claim}, but {this}; fused because the mismatch is allowed"
             return
-        hint = "fuse the adapter with the base it was made for"
+        hint = comparison.hint or "fuse the adapter with the base it was made for"
         if comparison.verdict is BaseVerdict.SAME_SHAPES:
             hint += ", or pass `--allow-base-mismatch`"
         lines = [f"`{label}` {claim}, but {this}", *(f"  {difference}" for difference in comparison.differences)]
         raise BaseMismatch("\n".join(lines), hint=hint)
 
     def _is_overridden(self, adapter: FoundAdapter) -> bool:
-        """Whether the caller allows the mismatch, or its install for this base did."""
+        """Return whether the caller allows the mismatch, or its install for this base did."""
         if self.allow_base_mismatch or adapter.build is None:
             return self.allow_base_mismatch
         return self.library.mismatch_allowed(adapter.build, self.record.fingerprint)
@@ -284,17 +293,12 @@ class Fused(
         return sum(tensor.lost for tensor in self.tensors) / moved if moved else 0.0
 
 
-def torch_name(dtype: str) -> str:
-    """Torch's name for a floating dtype of the format."""
-    return FORMATS[dtype].torch
-
-
-__all__ = ["DTYPES", "Fused", "FusedTensor", "Fusion", "WrittenCheck", "fuse", "prepare"]
+__all__ = ["DTYPES", "Fused", "FusedTensor", "Fusion", "WrittenCheck", "prepare"]
 
 DTYPES: Final = CHOICES
 """The dtypes of a fused model: torch's names and those of safetensors."""
 
-WrittenCheck = Callable[[Path, Sequence[FoundAdapter]], None]
+WrittenCheck = Callable[[Path, Sequence[FoundAdapter]], object]
 """Looks at a folder that was written of adapters, and raises if it may not get its name."""
 
 
@@ -387,7 +391,7 @@ class Fusion:
                 for name, one in sorted(losses.items())
             ),
             copied=sum(old.dtype == new.dtype and name not in self._changes for name, (old, new) in pairs.items()),
-            dtypes=tuple(sorted({torch_name(pairs[name][1].dtype) for name in losses})),
+            dtypes=tuple(sorted({FORMATS[pairs[name][1].dtype].torch for name in losses})),
             warnings=self.warnings,
         )
 
@@ -434,38 +438,33 @@ def prepare(
         ]
         mapped = [(s.label, s.names.mapped(map(owner, s.factors.modules))) for s in sources]
         warnings = [*request.warnings, *(f"`{shown(label, 200)}`: its {note}" for label, note in mapped if note)]
-        changes = plan_changes(request.model, sources)
+        try:
+            changes = plan_changes(request.model, sources)
+        except MergeRefused as error:
+            raise reworded(error, hint=_hint_of_copy(place, request.model.record) or error.hint) from None
         _check_copies(request.model, sources)
         return Fusion(request, changes, out_folder, dtype=dtype, files=stack.pop_all(), warnings=warnings)
 
 
-def fuse(
-    adapter: AdapterLike | Sequence[AdapterLike] | Mapping[AdapterLike, float],
-    out_folder: Path,
-    *,
-    library: LibraryLike = None,
-    base: BaseSpec | str | None = None,
-    weights: Sequence[float] | None = None,
-    dtype: str | None = None,
-    allow_base_mismatch: bool = False,
-) -> Fused:
-    """Add adapters to a base and write the sum into the new folder `out_folder`; see `prepare` and `Fusion.write`."""
-    with prepare(
-        adapter,
-        out_folder,
-        library=library,
-        base=base,
-        weights=weights,
-        dtype=dtype,
-        allow_base_mismatch=allow_base_mismatch,
-    ) as fusion:
-        return fusion.write()
+def _hint_of_copy(library: Library, record: BaseRecord) -> str:
+    """Name the registered base that can be fused into instead of its quantised copy; "" if there is none."""
+    names = [
+        source.alias
+        for link in record.links_that_count
+        if (source := library.bases.by_weights(link.source)) is not None
+    ]
+    return f"fuse into its source with `--base {names[0]}`, and quantise the result" if names else ""
 
 
 def _source(model: StoredBase, adapter: FoundAdapter, subject: Subject, factors: AdapterFactors) -> FuseAdapter:
-    """The adapter with the names of its modules in the base."""
+    """Return the adapter with the names of its modules in the base."""
+    updates = {owner(pair.module): pair.update for pair in subject.keys.pairs}
     modules = {owner(module) for module in factors.modules} or {name for name, _ in subject.keys.tokens}
-    names = find_names(sorted(modules), model.modules)
+    shapes = {name: facts.shape for name, facts in model.facts.items()}
+    wanted = {module: updates.get(module) for module in sorted(modules)}
+    names = find_in_files(wanted, shapes, model.record.hints.model_type)
+    if names.readings:
+        raise BaseMismatch(f"`{shown(adapter.label)}`: {ambiguous_names(names.readings)}", hint=AMBIGUOUS_HINT)
     return FuseAdapter(label=adapter.label, weight=adapter.weight, subject=subject, factors=factors, names=names)
 
 

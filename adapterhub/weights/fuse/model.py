@@ -12,23 +12,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from adapterhub.core.disk.files import NO_LINK, LeadsOut, inside, read_json
+from adapterhub.core.disk.files import NO_LINK, LeadsOut, inside, not_read, read_json
 from adapterhub.core.errors import CouldNotTell, Malformed, shown
-from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, is_buffer
+from adapterhub.formats.base.fingerprint import CONFIG_LIMIT_BYTES, OUTPUT_HEADS, is_buffer
 from adapterhub.formats.base.weight_files import INDEX_LIMIT_BYTES, TOKENIZER_FILES, index_of
 from adapterhub.formats.safetensors.file import TensorFile
 from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.weights.dtypes import TORCH_DTYPES
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM
-from adapterhub.weights.model_files import model_files
+from adapterhub.weights.model_files import TOKEN_EMBEDDINGS, model_files
 
 CONFIG_FILE: Final = "config.json"
 
-_HEADS: Final = frozenset({"lm_head", "embed_out", "output"})
-_TOKENS: Final = frozenset(
-    {"embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "shared", "tok_embeddings", "tokens_embed"}
-)
+_VOCABULARY: Final = frozenset({*TOKEN_EMBEDDINGS, "embeddings", "shared", *OUTPUT_HEADS})
 _WITH_HEAD: Final = ("ForCausalLM", "LMHead", "ForMaskedLM", "ForConditionalGeneration", "ForPreTraining")
 """Parts of the names of classes with an output head, which may use the embedding a second time."""
 
@@ -49,7 +46,7 @@ class StoredBase:
 
     @classmethod
     def of(cls, record: BaseRecord) -> StoredBase:
-        """The model of `record`, which must match the current files (`Bases.look`).
+        """Return the model of `record`, which must match the current files (`Bases.look`).
 
         Raises:
             Malformed: the config is not JSON; otherwise what `model_files` raises.
@@ -113,13 +110,13 @@ class StoredBase:
 
     # ------------------------------------------------------------ tied tensors
     def is_vocabulary(self, name: str) -> bool:
-        """Whether a tensor has a row for each token: a token embedding or an output head."""
+        """Return whether a tensor has a row for each token: a token embedding or an output head."""
         fact = self.facts[name]
         module, _, leaf = name.rpartition(".")
         if len(fact.shape) != MATRIX_NDIM or leaf != "weight":
             return False
         is_as_long = fact.shape[0] == self._vocabulary_size and not _is_inside_layer(module)
-        return module.rpartition(".")[2] in _HEADS | _TOKENS or is_as_long
+        return module.rpartition(".")[2] in _VOCABULARY or is_as_long
 
     def twins(self, name: str) -> tuple[str, ...]:
         """Other tensors in the files that are tied to `name` once the model is loaded."""
@@ -134,7 +131,7 @@ class StoredBase:
         )
 
     def is_used_twice(self, name: str) -> bool:
-        """Whether the loaded model may use this tensor in a second place that is not in its files."""
+        """Return whether the loaded model may use this tensor in a second place that is not in its files."""
         if not self.is_vocabulary(name):
             return False
         if self.is_shared_by_encoder(name):
@@ -143,18 +140,21 @@ class StoredBase:
         return self._has_head and self._ties is not False and not others
 
     def is_shared_by_encoder(self, name: str) -> bool:
-        """Whether a token embedding serves an encoder and a decoder, as T5's `shared` does."""
+        """Return whether a token embedding serves an encoder and a decoder, as T5's `shared` does."""
         module = name.removesuffix(".weight")
         if module.rpartition(".")[2] == "shared":
             return True
         return self.config.get("is_encoder_decoder") is True and not (self.is_head(module) and not self.twins(name))
 
     def twin_of_absent(self, module: str, shape: tuple[int, ...] | None) -> str:
-        """The tensor that a module without its own tensor shares, given the `shape` of its weight; "" if none."""
+        """Return the tensor that a module without its own tensor shares, given the `shape` of its weight.
+
+        "" if none.
+        """
         if module in self.modules:
             return ""
         leaf = module.rpartition(".")[2]
-        if leaf not in _HEADS | _TOKENS and (self._ties is False or shape is None or _is_inside_layer(module)):
+        if leaf not in _VOCABULARY and (self._ties is False or shape is None or _is_inside_layer(module)):
             return ""
         return next((name for name in self.vocabulary if shape in (None, self.facts[name].shape)), "")
 
@@ -165,8 +165,8 @@ class StoredBase:
         return twin if is_pair else ""
 
     def is_head(self, module: str) -> bool:
-        """Whether the name of a module is that of an output head."""
-        return module.rpartition(".")[2] in _HEADS
+        """Return whether the name of a module is that of an output head."""
+        return module.rpartition(".")[2] in OUTPUT_HEADS
 
     @cached_property
     def _ties(self) -> bool | None:
@@ -187,7 +187,7 @@ class StoredBase:
         return not classes or any(part in name for name in classes for part in _WITH_HEAD)
 
     def _configs(self) -> Iterator[Mapping[str, Any]]:
-        """The config, and the config of the language model inside a multimodal one."""
+        """Yield the config, and the config of the language model inside a multimodal one."""
         yield self.config
         inner = self.config.get("text_config")
         if isinstance(inner, dict):
@@ -198,7 +198,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
+        raise not_read(error, path, CouldNotTell) from None
     return status.st_size, status.st_mtime_ns
 
 
@@ -207,14 +207,14 @@ def _is_inside_layer(module: str) -> bool:
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """The model's config, which may contain `Infinity` like Mamba's."""
+    """Return the model's config, which may contain `Infinity` like Mamba's."""
     path = folder / CONFIG_FILE
     try:
         value = read_json(path, CONFIG_LIMIT_BYTES, finite=False)
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise CouldNotTell(f"`{path}` cannot be read: {error.strerror}") from None
+        raise not_read(error, path, CouldNotTell) from None
     except ValueError as error:
         raise Malformed(f"{path}: {shown(str(error), 200)}") from None
     if not isinstance(value, dict):
@@ -251,7 +251,7 @@ _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 
 
 def side_files(model: StoredBase) -> list[Path]:
-    """The files besides the weights to copy, relative to the base's folder."""
+    """Return the files besides the weights to copy, relative to the base's folder."""
     paths = {path for pattern in _COPIED for path in model.folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(model.folder) for path in paths)
 
@@ -293,7 +293,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def code_remarks(model: StoredBase) -> Sequence[str]:
-    """A remark on code that the base's configs name, since it is not copied."""
+    """Return a remark on code that the base's configs name, since it is not copied."""
     files = sorted({file for name in _NAMING_CODE for file in _code_files(model.folder / name)})
     if not files:
         return ()
@@ -315,7 +315,7 @@ def _code_files(path: Path) -> Iterator[str]:
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with `dtype` in place of every dtype, also in nested configs."""
+    """Return the config with `dtype` in place of every dtype, also in nested configs."""
     changed: dict[str, Any] = {}
     for key, value in config.items():
         if key in _DTYPE_KEYS and isinstance(value, str):

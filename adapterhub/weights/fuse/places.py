@@ -12,15 +12,16 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from adapterhub.core.errors import BaseMismatch, MergeRefused, alike_once, first_lines, shown
-from adapterhub.formats.modules import BaseNames
+from adapterhub.formats.naming.finding import BaseNames
 from adapterhub.formats.peft.config import AdapterConfig, owner
 from adapterhub.formats.peft.pairs import NESTED, FactorLayout, Factors
 from adapterhub.formats.safetensors.header import TensorFacts, TensorSpec
 from adapterhub.trust.verify import Subject
-from adapterhub.weights.dtypes import TORCH_DTYPES
+from adapterhub.weights.dtypes import READABLE, TORCH_DTYPES
 from adapterhub.weights.fuse.model import StoredBase
 from adapterhub.weights.lowrank.algebra import MATRIX_NDIM, LowRank, difference_norms
 from adapterhub.weights.lowrank.factors import WeightedAdapter
+from adapterhub.weights.model_files import CONV1D, CONV1D_TYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -37,7 +38,7 @@ class FuseAdapter(WeightedAdapter):
 
 
 def own_reasons(subject: Subject, *, is_alone: bool) -> Iterator[str]:
-    """The reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
+    """Yield the reasons that rule the adapter out; `is_alone` means the only adapter, with weight 1."""
     config, keys = subject.config, subject.keys
     if not config.is_lora:
         yield f"is of type {shown(config.peft_type)}, expected LORA"
@@ -71,10 +72,6 @@ def _not_additive(subject: Subject) -> Iterator[str]:
         if is_there:
             yield f"has {what}, which do not add up; it can be fused alone and with weight 1"
 
-
-_CONV1D_MODELS: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
-_CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-"""Modules of these models that are transformers' Conv1D, a linear layer stored as [in, out]."""
 
 _MOST_NESTED: Final = 4
 
@@ -111,18 +108,18 @@ def is_turned(
         if shape != turned:
             raise OtherShape(_differs(turned, shape))
         return True
-    may_be_turned = config.fan_in_fan_out or module.rpartition(".")[2] in _CONV1D
+    may_be_turned = config.fan_in_fan_out or module.rpartition(".")[2] in CONV1D
     if shape != straight:
         if shape == turned and may_be_turned:
             return True
         raise OtherShape(_differs(straight, shape))
     if shape != turned or not may_be_turned:
         return False
-    if model_type in _CONV1D_MODELS:
-        return module.rpartition(".")[2] in _CONV1D
+    if model_type in CONV1D_TYPES:
+        return module.rpartition(".")[2] in CONV1D
     if model_type and not config.fan_in_fan_out:
         return False
-    raise Unclear("is square, and neither config says whether this base stores it as [out, in] or as [in, out]")
+    raise Unclear("is square, and neither config states whether this base stores it as [out, in] or as [in, out]")
 
 
 class PlacedUpdate(NamedTuple):
@@ -135,7 +132,7 @@ class PlacedUpdate(NamedTuple):
 def place_on_parameters(
     pairs: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], config: AdapterConfig
 ) -> dict[str, PlacedUpdate]:
-    """The parameter of each pair that PEFT nested on one module (`target_parameters`), by the pair's name.
+    """Return the parameter of each pair that PEFT nested on one module (`target_parameters`), by the pair's name.
 
     `shapes` are those of the parameters. PEFT names the pairs by their depth, in the order in which the module defines
     its parameters; the files do not contain that order. So this tries every assignment, and exactly one must fit. A
@@ -156,7 +153,7 @@ def place_on_parameters(
         listed = ", ".join(f"{name.rpartition('.')[2]} {list(shape)}" for name, shape in shapes.items())
         raise Unclear(f"fits no parameter of the base ({listed})")
     if len(fitting) > 1:
-        raise Unclear("fits the base's parameters in more than one way, and the files do not say which one applies")
+        raise Unclear("fits the base's parameters in more than one way, and the files do not show which one applies")
     return dict(zip(pairs, fitting.pop(), strict=True))
 
 
@@ -187,7 +184,7 @@ class TensorUpdate(NamedTuple):
     is_turned: bool
 
     def blocks(self) -> tuple[LowRank, ...]:
-        """The update of each block of rows in the base's layout: float64, scale 1, with the adapter's weight in `b`."""
+        """Return the update per block of rows in the base's layout: float64, scale 1, the adapter's weight in `b`."""
         parts = []
         for part in self.source.factors.parts(self.module):
             a, b = part.a.double(), part.b.double() * (part.scale * self.source.weight)
@@ -225,7 +222,7 @@ class TensorChange:
 
 
 def plan_changes(model: StoredBase, sources: Sequence[FuseAdapter]) -> Mapping[str, TensorChange]:
-    """The change of every tensor that changes, by its name in the base.
+    """Return the change of every tensor that changes, by its name in the base.
 
     Raises:
         MergeRefused: parts of an adapter cannot be fused into this base; lists every part.
@@ -315,11 +312,12 @@ class _Planner:
         names = next(iter(pairs.values())).parameters
         held = {name: self.model.facts.get(self.names.tensor(name)) for name in names}
         there = {name: facts for name, facts in held.items() if facts is not None and self._is_plain(name, facts)}
-        for name, facts in held.items():
+        may_lack = there and self.source.config.has_bare_parameters  # such targets are in some modules only
+        for name, facts in () if may_lack else held.items():
             if facts is None:
                 where = "is a parameter without a tensor of its own in the base's files"
                 self._note(name, f"{where}: loading combines several tensors into it")
-        if len(there) < len(held):
+        if len(there) < len(held) and not may_lack:
             return
         try:
             placed = place_on_parameters(pairs, {n: f.shape for n, f in there.items()}, self.source.config)
@@ -338,7 +336,7 @@ class _Planner:
                 module,
                 "has no DoRA magnitude" if uses_dora else "has a DoRA magnitude, but its config does not use DoRA",
             )
-        elif spec is not None and spec.dtype not in TORCH_DTYPES:
+        elif spec is not None and spec.dtype not in READABLE:
             self._note(module, f"has a DoRA magnitude in {shown(spec.dtype)}")
         elif spec is not None:
             change.magnitude = AdapterTensor(self.source, spec)
@@ -376,7 +374,7 @@ class _Planner:
             self._note_absent(module, self.names.here(module), None)
         elif not self._is_plain(module, facts):
             return
-        elif facts.shape[1:] != spec.shape[1:] or spec.dtype not in TORCH_DTYPES:
+        elif facts.shape[1:] != spec.shape[1:] or spec.dtype not in READABLE:
             rows = f"{shown(spec.dtype)} {list(spec.shape)}"
             self.misfits.append(f"`{shown(module)}` has rows of {rows}; the base has {list(facts.shape)}")
         elif (
@@ -434,7 +432,7 @@ class _Planner:
                     other.updates = change.updates  # to the same bits, so that the result is tied, too
 
     def _all_alike(self, change: TensorChange, others: Sequence[TensorChange | None]) -> bool:
-        """Whether the same numbers replace all of them, or the same updates are added to all."""
+        """Return whether the same numbers replace all of them, or the same updates are added to all."""
         if change.whole is not None:
             return all(other and other.whole and _same_bytes(change.whole, other.whole) for other in others)
         return all(
@@ -443,7 +441,7 @@ class _Planner:
         )
 
     def _changes_both(self, change: TensorChange) -> bool:
-        """Whether PEFT makes this change in every place that shares the tensor."""
+        """Return whether PEFT makes this change in every place that shares the tensor."""
         name = change.tensor.name
         copies, shared = self.copies.get(name, []), self.shared.get(name, [])
         if shared:
@@ -462,6 +460,8 @@ class _Planner:
             self.reasons.append(f"`{shown(twin)}` is tied to a head, of which the adapter replaces only the head")
         label = " + ".join(f"`{shown(source.label)}`" for source in sources)
         base = f"base `{shown(self.model.record.label)}`"
+        if (copy := self.model.record.copy) is not None:
+            base += f", which is a quantised copy ({copy.form or copy.unknown})"
         if self.reasons:
             listed = [*self.reasons, *self.misfits, *self._lacking()]
             hint = _KEEP + (_UNTIE if any("tied" in reason for reason in self.reasons) else "")
@@ -505,7 +505,7 @@ class _Planner:
         return False
 
     def _named(self, name: str) -> TensorFacts | None:
-        """The base's tensor for an adapter's name; a head keeps its name even where the layers are renamed."""
+        """Return the base's tensor for an adapter's name; a head keeps its name even where the layers are renamed."""
         return self.model.facts.get(self.names.tensor(name)) or self.model.facts.get(name)
 
     def _change(self, facts: TensorFacts) -> TensorChange:

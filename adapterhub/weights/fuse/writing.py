@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adapterhub.core.digests import Progress
+from adapterhub.core.disk.files import not_read
 from adapterhub.core.errors import CouldNotTell, MalformedTensorFile, MergeRefused, shown
 from adapterhub.formats.safetensors.file import TensorFile, header_bytes
 from adapterhub.formats.safetensors.header import DTYPE_BITS, TensorSpec
@@ -60,7 +61,7 @@ class ShardLayout:
 
 
 def lay_out(file: TensorFile, dtypes: Mapping[str, str]) -> ShardLayout:
-    """The new file's layout; `dtypes` maps the names of tensors to their new dtypes.
+    """Return the new file's layout; `dtypes` maps the names of tensors to their new dtypes.
 
     Without new dtypes it equals the base's layout byte for byte, including the header.
     """
@@ -113,7 +114,7 @@ class ShardWriter:
         try:
             source = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise CouldNotTell(f"`{file.path}` cannot be read: {error.strerror}") from None
+            raise not_read(error, file.path, CouldNotTell) from None
         target = -1
         try:
             target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -195,7 +196,7 @@ class ShardWriter:
         self._progress(len(data))
 
     def _each(self, grid: Grid, work: Callable[[int, int, Scratch], _T]) -> Iterator[_T]:
-        """The results of `work` on every piece, in order, computed by all threads."""
+        """Return the results of `work` on every piece, in order, computed by all threads."""
 
         def with_scratch(piece: tuple[int, int]) -> _T:
             return work(*piece, self._own.scratch)
@@ -236,7 +237,7 @@ class _Shard(NamedTuple):
 
 
 def _stretches(layout: ShardLayout, changes: Mapping[str, TensorChange]) -> Sequence[Stretch]:
-    """The bytes to copy: tensors with unchanged dtype and numbers, neighbours joined."""
+    """Return the bytes to copy: tensors with unchanged dtype and numbers, neighbours joined."""
     stretches: list[Stretch] = []
     for old, new in layout.tensors:
         if old.name in changes or old.dtype != new.dtype:
@@ -274,7 +275,7 @@ class Scratch:
         self._held: dict[str, Tensor] = {}
 
     def tensor(self, use: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor with the leftover numbers of the last tensor for that use."""
+        """Return a tensor with the leftover numbers of the last tensor for that use."""
         size = math.prod(shape) * dtype.itemsize
         held = self._held.get(use)
         if held is None or held.numel() < size:
@@ -295,7 +296,7 @@ class RoundingLoss:
     lost: int = 0
 
     def plus(self, other: RoundingLoss) -> RoundingLoss:
-        """The loss over both."""
+        """Return the loss over both."""
         return RoundingLoss(
             self.error + other.error, self.update + other.update, self.moved + other.moved, self.lost + other.lost
         )
@@ -310,7 +311,10 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, shape: tuple[int, ...], blocks: Sequence[LowRank] = ()) -> Grid:
-        """The grid of a tensor of that shape, divided like its updates; without any, trailing dimensions form rows."""
+        """Return the grid of a tensor of that shape, divided like its updates.
+
+        Without any, trailing dimensions form rows.
+        """
         columns = blocks[0].shape[1] if blocks else math.prod(shape[1:])
         return cls(math.prod(shape) // max(1, columns), columns, max(1, len(blocks)))
 
@@ -342,7 +346,7 @@ class Arithmetic:
     norms: Tensor | None = None
 
     def apply(self, weight: Tensor, start: int, scratch: Scratch) -> Tensor:
-        """The new rows for rows of the base from `start` on; float64 [rows, columns], in scratch memory."""
+        """Return the new rows for rows of the base from `start` on; float64 [rows, columns], in scratch memory."""
         stop = start + len(weight)
         new = self._sum(weight, start, scratch)
         if self.lengths is not None and self.norms is not None:
@@ -351,7 +355,7 @@ class Arithmetic:
         return new
 
     def squares(self, weight: Tensor, start: int, scratch: Scratch) -> Tensor:
-        """The contribution of rows of the base to the squared norm of each output; float64 [outputs]."""
+        """Return the contribution of rows of the base to the squared norm of each output; float64 [outputs]."""
         assert self.lengths is not None
         new = self._sum(weight, start, scratch).square_()
         if not self.is_by_row:
@@ -376,7 +380,7 @@ class Arithmetic:
 
 
 def load(change: TensorChange) -> Arithmetic:
-    """The arithmetic of a change; reads the adapter's factors, but not a tensor that replaces a whole one."""
+    """Return the arithmetic of a change; reads the adapter's factors, but not a tensor that replaces a whole one."""
     turned = [update.is_turned for update in change.updates]
     parts = [update.blocks() for update in change.updates] + [_column(offset) for offset in change.offsets]
     blocks = tuple(stack(deltas, [1.0] * len(deltas)) for deltas in zip(*parts, strict=True)) if parts else ()
@@ -393,7 +397,7 @@ def load(change: TensorChange) -> Arithmetic:
 
 
 def measure(old: Tensor, new: Tensor, stored: Tensor, scratch: Scratch) -> RoundingLoss:
-    """The loss of storing `new` (float64) as `stored` in place of `old`."""
+    """Return the loss of storing `new` (float64) as `stored` in place of `old`."""
     work = scratch.tensor("measured", new.shape, torch.float64)
     flat = work.flatten()
     work.copy_(stored).sub_(new)
@@ -414,14 +418,14 @@ def _bits(numbers: Tensor) -> Tensor:
 
 
 def _count(one: Tensor, other: Tensor, room: Tensor) -> int:
-    """The number of entries that differ. NumPy takes a fifth of torch's time here."""
+    """Return the number of entries that differ. NumPy takes a fifth of torch's time here."""
     import numpy as np
 
     return int(np.count_nonzero(np.not_equal(one.numpy(), other.numpy(), out=room.numpy())))
 
 
 def _column(offset: TensorUpdate) -> tuple[LowRank]:
-    """The update of a bias, as a column."""
+    """Return the update of a bias, as a column."""
     bias = offset.source.factors.bias(offset.module)
     assert bias is not None
     return (LowRank(a=torch.ones(1, 1, dtype=torch.float64), b=bias[:, None] * offset.source.weight),)
@@ -452,7 +456,7 @@ def read_into(room: Tensor, handle: int, start: int, where: str) -> None:
         try:
             got = os.preadv(handle, [view[filled:]], start + filled)
         except OSError as error:
-            raise CouldNotTell(f"`{where}` cannot be read: {error.strerror}") from None
+            raise not_read(error, where, CouldNotTell) from None
         if not got:
             raise MalformedTensorFile(where, "became shorter while it was read")
         filled += got

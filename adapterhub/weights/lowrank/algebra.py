@@ -64,12 +64,12 @@ class LowRank:
         return self.b.shape[0], self.a.shape[1]
 
     def folded(self, dtype: torch.dtype) -> LowRank:
-        """The same update with scale 1 in `dtype`: the scale goes into `b`, and each number is rounded once."""
+        """Return the same update with scale 1 in `dtype`: the scale goes into `b`, and each number is rounded once."""
         b = self.b if self.scale == 1 else self.b.double() * self.scale
         return LowRank(a=self.a.to(dtype), b=b.to(dtype))
 
     def is_finite(self) -> bool:
-        """Whether no number is NaN or infinite."""
+        """Return whether no number is NaN or infinite."""
         # aminmax returns NaN if there is one, so its two numbers suffice; isfinite(...).all() costs ten times more.
         ends = [end for factor in (self.a, self.b) if factor.numel() for end in factor.aminmax()]
         return math.isfinite(self.scale) and all(math.isfinite(float(end)) for end in ends)
@@ -84,12 +84,12 @@ class RankCut(LowRank):
 
 
 def nothing(out: int, width: int, rank: int = 0) -> LowRank:
-    """The zero update of an [out, width] weight, in float64; use rank 1 where a file needs a rank."""
+    """Return the zero update of an [out, width] weight, in float64; use rank 1 where a file needs a rank."""
     return LowRank(a=torch.zeros(rank, width, dtype=torch.float64), b=torch.zeros(out, rank, dtype=torch.float64))
 
 
 def taking_part(deltas: Sequence[LowRank], weights: Sequence[float]) -> list[tuple[LowRank, float]]:
-    """The updates with a weight and a rank other than 0, and their weights.
+    """Return the updates with a weight and a rank other than 0, and their weights.
 
     Raises:
         ValueError: no delta, not one weight each, or shapes differ.
@@ -108,7 +108,7 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
 
     @classmethod
     def of(cls, deltas: Iterable[LowRank]) -> Summands:
-        """These updates; the same object if they are summands already."""
+        """Return these updates; the same object if they are summands already."""
         return deltas if isinstance(deltas, cls) else cls(deltas)
 
     @cached_property
@@ -148,7 +148,7 @@ class Summands(tuple[LowRank, ...]):  # noqa: SLOT001 - it keeps what it has mad
 
 
 def row_products(rows: Tensor, others: Tensor | None = None) -> Tensor:
-    """The product rows @ others.T of float64 matrices of a few long rows; without `others` rows @ rows.T."""
+    """Return the product rows @ others.T of float64 matrices of a few long rows; without `others` rows @ rows.T."""
     (count, length), partners = rows.shape, len(rows if others is None else others)
     width = _ALONE // max(1, count * (partners + 1)) // 8 * 8
     if partners not in _FEW_ROWS or not 0 < width < length or rows.device.type != "cpu":
@@ -178,7 +178,7 @@ def factors_of(summands: Summands, weights: Sequence[float]) -> Tensor:
 
 
 def stack(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The sum of weight * delta as one update of the summed rank and scale 1, in float64.
+    """Return the sum of weight * delta as one update of the summed rank and scale 1, in float64.
 
     `a` holds the rows of every `a` unchanged; weights and scales, with their signs, go into `b`.
 
@@ -218,12 +218,12 @@ class Spectrum:
         return int((tails > max(self.noise, FLOAT32_HALF_STEP * float(tails[0]))).sum())
 
     def rank_within(self, max_error: float) -> int:
-        """The smallest rank whose truncation error, relative to the whole update, is at most `max_error`."""
+        """Return the smallest rank whose truncation error, relative to the whole update, is at most `max_error`."""
         tails = self.tails()
         return int((tails > max_error * float(tails[0])).sum())
 
     def truncate(self, rank: int) -> LowRank:
-        """The closest update of that rank, its factors balanced, in float64.
+        """Return the closest update of that rank, its factors balanced, in float64.
 
         Drops numerically empty directions, so the rank of the result may be lower than `rank`, but at least 1 (all
         zeros if no direction is left).
@@ -256,12 +256,12 @@ def decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def spectrum(delta: LowRank) -> Spectrum:
-    """The spectrum of one update; as `sum_spectrum`."""
+    """Return the spectrum of one update; as `sum_spectrum`."""
     return sum_spectrum([delta], [1.0])
 
 
 def sum_spectrum(deltas: Sequence[LowRank], weights: Sequence[float]) -> Spectrum:
-    """The spectrum of the sum of weight * delta; time O((in + out) R² + R³) for summed rank R.
+    """Return the spectrum of the sum of weight * delta; time O((in + out) R² + R³) for summed rank R.
 
     Raises:
         ValueError: as `stack`.
@@ -284,7 +284,7 @@ def sum_spectrum(deltas: Sequence[LowRank], weights: Sequence[float]) -> Spectru
 
 
 def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The sum of weight * delta at its numerical rank; a zero update of rank 1 if it cancels.
+    """Return the sum of weight * delta at its numerical rank; a zero update of rank 1 if it cancels.
 
     Raises:
         ValueError: as `stack`.
@@ -298,14 +298,14 @@ def exact_sum(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
 
 
 def cut(delta: LowRank, *, rank: int | None = None, max_error: float | None = None) -> RankCut:
-    """The closest update to `delta`; as `cut_sum`."""
+    """Return the closest update to `delta`; as `cut_sum`."""
     return cut_sum([delta], [1.0], rank=rank, max_error=max_error)
 
 
 def cut_sum(
     deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None
 ) -> RankCut:
-    """The closest update to the sum in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
+    """Return the closest update to the sum in the Frobenius norm (Eckart and Young, 1936); float64, scale 1.
 
     With `rank`, the result has that rank, or a lower one if the sum has fewer directions; with `max_error`, the
     smallest rank with at most that error relative to the sum; with neither, the numerical rank. Time as `sum_spectrum`.
@@ -339,7 +339,7 @@ def check_rank(rank: int | None, max_error: float | None) -> None:
 
 
 def error_of_energy(energy: float) -> float:
-    """The relative error of a cut that keeps this share of the squared norm: sqrt(1 - energy), below 1.
+    """Return the relative error of a cut that keeps this share of the squared norm: sqrt(1 - energy), below 1.
 
     Raises:
         UsageProblem: the share is out of range.
@@ -350,7 +350,7 @@ def error_of_energy(energy: float) -> float:
 
 
 def limit_of(*, rank: int | None, max_error: float | None, energy: float | None) -> dict[str, float]:
-    """The given limit by its name; empty without one.
+    """Return the given limit by its name; empty without one.
 
     Raises:
         UsageProblem: more than one is given, or one is out of range.
@@ -370,7 +370,7 @@ def limit_of(*, rank: int | None, max_error: float | None, energy: float | None)
 
 
 def singular_values(delta: LowRank) -> Tensor:
-    """The min(rank, in, out) singular values of the update, descending, float64."""
+    """Return the min(rank, in, out) singular values of the update, descending, float64."""
     return spectrum(delta).values
 
 
@@ -387,7 +387,7 @@ def norm_by_qr(a: Tensor, b: Tensor) -> float:
 
 
 def _triangle(tall: Tensor, gram: Tensor) -> Tensor:
-    """The triangular factor of a QR, up to signs: [min(rows, columns), columns]; `gram` is tall.T @ tall.
+    """Return the triangular factor of a QR, up to signs: [min(rows, columns), columns]; `gram` is tall.T @ tall.
 
     For columns that are well apart, this is the Cholesky factor of their Gram matrix, which takes half the time; only
     otherwise do squares lose digits (Golub and Van Loan, Matrix Computations, 5.3).
@@ -403,7 +403,10 @@ def _triangle(tall: Tensor, gram: Tensor) -> Tensor:
 
 
 def _noise(triangle_a: Tensor, triangle_b: Tensor) -> float:
-    """The expected rounding of a sum of rank-1 terms, from their sizes; a triangle keeps the lengths of columns."""
+    """Return the expected rounding of a sum of rank-1 terms, from their sizes.
+
+    A triangle keeps the lengths of columns.
+    """
     sizes = torch.linalg.vector_norm(triangle_a, dim=0) * torch.linalg.vector_norm(triangle_b, dim=0)
     return ROUNDING * float(sizes.sum())
 
@@ -439,7 +442,7 @@ def _ratio(error: float, norm: float) -> float:
 
 
 def difference_norms(deltas: Sequence[LowRank], weights: Sequence[float], result: LowRank) -> tuple[float, float]:
-    """(‖result - sum of weight * delta‖, ‖sum of weight * delta‖), Frobenius, in float64.
+    """Return (‖result - sum of weight * delta‖, ‖sum of weight * delta‖), Frobenius, in float64.
 
     Weights and scales enter as float64 factors of r x r Gram matrices, so the reference is never rounded to the dtype
     of a file. Squares lose half the digits when terms cancel; the norm then comes from QR factors. A result that keeps

@@ -20,7 +20,6 @@ from adapterhub.core.digests import Digest
 from adapterhub.core.disk.files import replaced
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.base.folders import pipeline_name
-from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.pairs import (
     PEFT_PREFIX,
@@ -36,12 +35,12 @@ from adapterhub.formats.peft.pairs import (
 from adapterhub.formats.safetensors.file import header_bytes
 from adapterhub.formats.safetensors.header import TensorSpec
 from adapterhub.trust.verify import Subject, open_files
-from adapterhub.weights.dtypes import FORMAT_DTYPES, TENSOR_DTYPES, TORCH_DTYPES
+from adapterhub.weights.dtypes import FORMAT_DTYPES, READABLE, TENSOR_DTYPES
 from adapterhub.weights.lowrank.algebra import LowRank
 
 
 def constants(layout: FactorLayout, module: str, rank: int, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
+    """Return the float32 tensors that the method needs beside a pair of that rank and scale 1, by their names."""
     if layout.kind == "adalora":
         return {f"{PEFT_PREFIX}{module}.lora_E": torch.ones(rank, 1, device=device)}
     if layout.kind != "loha":
@@ -52,7 +51,10 @@ def constants(layout: FactorLayout, module: str, rank: int, *, device: str = "cp
 
 
 def join(layout: FactorLayout, parts: Sequence[LowRank], rank: int) -> tuple[Tensor, Tensor]:
-    """A and B as in the file, from parts of scale 1 and one dtype; zeros fill parts of a lower rank than `rank`."""
+    """Return a and B as in the file, from parts of scale 1 and one dtype.
+
+    Zeros fill parts of a lower rank than `rank`.
+    """
     shape_a, shape_b = layout.shapes(rank)
     if layout.parts == 1 and parts[0].rank == rank:
         return parts[0].a.reshape(shape_a), parts[0].b.reshape(shape_b)
@@ -67,7 +69,7 @@ def join(layout: FactorLayout, parts: Sequence[LowRank], rank: int) -> tuple[Ten
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite; 8-bit floats are widened first."""
+    """Return whether no number is NaN or infinite; 8-bit floats are widened first."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     wide = tensor.float() if tensor.element_size() == 1 else tensor
@@ -129,7 +131,7 @@ class AdapterFactors:
             # A short name may match modules of other components, so PEFT gets whole names.
             self.config = replace(self.config, target_modules=tuple(map(owner, self.modules)))
         self.weights = subject.held
-        self.config_bytes = bytes(subject.listing.taken[CONFIG_FILE].held.load())
+        self.config_bytes = subject.config_bytes
 
     def __enter__(self) -> AdapterFactors:
         return self
@@ -144,7 +146,7 @@ class AdapterFactors:
         self.weights.close()
 
     def read(self, module: str) -> LowRank:
-        """The module's update in the dtypes of the file, convolutions flattened, with PEFT's scale.
+        """Return the module's update in the dtypes of the file, convolutions flattened, with PEFT's scale.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -161,7 +163,7 @@ class AdapterFactors:
         return parts[0]
 
     def parts(self, module: str) -> tuple[LowRank, ...]:
-        """The updates of the module's parts (see `FactorLayout`), one for most modules, read as by `read`.
+        """Return the updates of the module's parts (see `FactorLayout`), one for most modules, read as by `read`.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -174,7 +176,7 @@ class AdapterFactors:
         return tuple(LowRank(a=a, b=b, scale=factors.scale) for a, b in pairs)
 
     def bias(self, module: str) -> Tensor | None:
-        """The bias that the adapter adds to the module's output (`lora_bias`), in float64; None without one.
+        """Return the bias that the adapter adds to the module's output (`lora_bias`), in float64; None without one.
 
         Raises:
             KeyError: the adapter has no such module.
@@ -183,28 +185,31 @@ class AdapterFactors:
         return None if factors.bias is None else self.tensor(factors.bias).double() * factors.scale
 
     def tensor(self, spec: TensorSpec) -> Tensor:
-        """One tensor of a floating dtype in `TORCH_DTYPES`."""
-        dtype = TORCH_DTYPES[spec.dtype]
-        if not spec.size_bytes:  # `frombuffer` rejects an empty buffer
-            return torch.empty(spec.shape, dtype=dtype)
-        return torch.frombuffer(self.data(spec), dtype=dtype).reshape(spec.shape)
+        """One tensor of a floating dtype in `READABLE`, in float32 where its numbers have 8 bits."""
+        dtype = READABLE[spec.dtype]
+        read = (
+            torch.frombuffer(self.data(spec), dtype=dtype)
+            if spec.size_bytes
+            else torch.empty(0, dtype=dtype)  # `frombuffer` rejects an empty buffer
+        )
+        return (read.float() if dtype.itemsize == 1 else read).reshape(spec.shape)
 
     def data(self, spec: TensorSpec) -> bytearray | memoryview:
-        """The bytes of one tensor of any dtype."""
+        """Return the bytes of one tensor of any dtype."""
         return self.weights.read(spec.start, spec.end)
 
     def chunks(self, spec: TensorSpec) -> Iterator[bytearray | memoryview]:
-        """The bytes of one tensor of any dtype, a few megabytes at a time."""
+        """Return the bytes of one tensor of any dtype, a few megabytes at a time."""
         return self.weights.chunks(spec.start, spec.end, _CHUNK_BYTES)
 
     def same_bytes(self, spec: TensorSpec, other: AdapterFactors, other_spec: TensorSpec) -> bool:
-        """Whether a tensor has the dtype, shape and bytes of one of another adapter."""
+        """Return whether a tensor has the dtype, shape and bytes of one of another adapter."""
         if (spec.dtype, spec.shape) != (other_spec.dtype, other_spec.shape):
             return False
         return all(one == two for one, two in zip(self.chunks(spec), other.chunks(other_spec), strict=True))
 
     def is_finite(self, spec: TensorSpec) -> bool:
-        """Whether no number of one tensor is NaN or infinite."""
+        """Return whether no number of one tensor is NaN or infinite."""
         dtype = TENSOR_DTYPES.get(spec.dtype)
         return dtype is None or all(is_finite(torch.frombuffer(chunk, dtype=dtype)) for chunk in self.chunks(spec))
 

@@ -87,7 +87,7 @@ _SAFE: Final = 2.0**40
 def closest(
     matrix: Tensor, *, rank: int | None, max_error: float | None, seed: int = 0, guess: Tensor | None = None
 ) -> RankCut:
-    """The update of lowest error to a float32 or float64 [out, in] matrix, its factors balanced, in float64.
+    """Return the update of lowest error to a float32 or float64 [out, in] matrix, its factors balanced, in float64.
 
     With `rank`, the result has that rank, or a lower one if the matrix has fewer directions that a float32 file can
     hold; with `max_error`, the smallest rank with at most that error relative to the matrix; with neither, full rank.
@@ -154,7 +154,7 @@ def work_alone() -> None:
 
 
 def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made]:
-    """What `make` gives for each item, in order, made by two threads, or by this one if it is to `work_alone`.
+    """Return the result of `make` per item, in order, made by two threads, or by this one if it is to `work_alone`.
 
     The parts are the same on any number of cores, and so is every digit; torch's own threads would divide sums by their
     number.
@@ -167,7 +167,7 @@ def side_by_side(make: Callable[[_T], _Made], items: Iterable[_T]) -> list[_Made
 
 
 def _halves(matrix: Tensor) -> list[slice]:
-    """The rows of a matrix in two parts; in one if it is so small that a thread does not pay."""
+    """Return the rows of a matrix in two parts; in one if it is so small that a thread does not pay."""
     count = len(matrix)
     if matrix.numel() <= 2 * STRIP:
         return [slice(0, count)]
@@ -188,20 +188,20 @@ class _Goal:
         return (self.whole**2 - kept).clamp_(min=0)
 
     def solid(self, values: Tensor) -> int:
-        """The number of values that a float32 file can hold; at least 1."""
+        """Return the number of values that a float32 file can hold; at least 1."""
         # A whole step, not a half: the difference of squares loses anything below its square.
         carried = int((self.tails(values) > (2 * FLOAT32_HALF_STEP * self.whole) ** 2).sum())
         return max(1, min(carried, len(values)))
 
     def choose(self, values: Tensor) -> int | None:
-        """The number of leading values to keep; None if that takes more than these."""
+        """Return the number of leading values to keep; None if that takes more than these."""
         if self.rank is not None:
             return min(self.rank, self.solid(values))
         within = self.tails(values) <= ((self.max_error or 0.0) * self.whole) ** 2
         return min(int(within.int().argmax()), self.solid(values)) if bool(within.any()) else None
 
     def after(self, values: Tensor, count: int, lost: float) -> int:
-        """A larger count, from the error measured at this one and assuming the same discrepancy."""
+        """Return a larger count, from the error measured at this one and assuming the same discrepancy."""
         tails = self.tails(values)
         allowed = ((self.max_error or 0.0) * self.whole) ** 2 - (lost**2 - float(tails[count]))
         return min(max(count + 1, int((tails > allowed).sum())), self.solid(values))
@@ -233,7 +233,7 @@ class _Triplets:
 
 
 def _search(matrix: Tensor, goal: _Goal, seed: int, guess: Tensor | None) -> _Triplets:
-    """The leading singular values and vectors that the goal needs."""
+    """Return the leading singular values and vectors that the goal needs."""
     precise = matrix.dtype == torch.float64
     keep = goal.rank or _FIRST_RANK
     if goal.max_error is None and goal.rank is None:
@@ -307,7 +307,7 @@ def _iterate(matrix: Tensor, keep: int, start: Tensor | _Triplets, square: float
 
 
 def _lacking(sums: Sequence[float]) -> float:
-    """The most that the last sum can still grow; `sums` has one for each product, two at least."""
+    """Return the most that the last sum can still grow; `sums` has one for each product, two at least."""
     return max(_LEAST_GAINS, len(sums) / 2) * (sums[-1] - sums[-2])
 
 
@@ -341,7 +341,7 @@ def _in_full(matrix: Tensor, goal: _Goal) -> _Triplets:
 
 
 def _gram(tall: Tensor) -> Tensor:
-    """The product tall.T @ tall in float64, a few rows at a time."""
+    """Return the product tall.T @ tall in float64, a few rows at a time."""
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=tall.device)
     for at in strips(tall.shape):
         rows = tall[at].double()
@@ -350,7 +350,7 @@ def _gram(tall: Tensor) -> Tensor:
 
 
 def _measured(matrix: Tensor, triplets: _Triplets, count: int, whole: float) -> tuple[Tensor, Tensor, float]:
-    """The factors b and a of the first `count` triplets, and ‖matrix - b @ a‖."""
+    """Return the factors b and a of the first `count` triplets, and ‖matrix - b @ a‖."""
     b, a = triplets.factors(count)
     lost = _distance(matrix, b, a, matrix.dtype)
     if lost < _COARSE * whole:
@@ -380,7 +380,7 @@ def _norm(matrix: Tensor) -> float:
 
 
 def _times(basis: Tensor, block: Tensor) -> Tensor:
-    """The product basis @ block in the dtype of the block, without a float64 copy of a whole float32 basis."""
+    """Return the product basis @ block in the dtype of the block, without a float64 copy of a whole float32 basis."""
     if basis.dtype == block.dtype:
         return torch.cat(side_by_side(lambda at: basis[at] @ block, _halves(basis)))
     if basis.stride(0) >= basis.stride(1):

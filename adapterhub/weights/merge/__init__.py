@@ -42,6 +42,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock, Thread
 from types import MappingProxyType
 from typing import Annotated, Final, TypeVar
 
@@ -92,8 +93,8 @@ _EXPERT: Final = re.compile(r"\.experts\.\d+\.")
 class MergedModule:
     """One module of the result as stored: the update of each part (see `Layout`), and the bias of B, if any.
 
-    `norms` are those of the error and of the exact sum for each part, `cuts` those of what the cut lost and of the
-    update before it.
+    `norms` are those of the error and of the exact sum for each part, without the bias, which a cut leaves whole.
+    `cuts` are the norms of the part that the cut lost and of the update before it.
     """
 
     parts: tuple[LowRank, ...]
@@ -190,7 +191,7 @@ class MergeRun:
             return refused
 
     def _merged(self, module: str) -> MergedModule:
-        """The module as stored, with its errors measured; changes nothing of the run.
+        """Return the module as stored, with its errors measured; changes nothing of the run.
 
         Raises:
             MergeRefused: with every reason.
@@ -207,9 +208,10 @@ class MergeRun:
         exact_bias = self._bias(module)
         bias = None if exact_bias is None else exact_bias.to(self.dtype)
         norms = [difference_norms(deltas, weights, part) for deltas, part in zip(updates, parts, strict=True)]
-        if exact_bias is not None and bias is not None:  # in effect one more column of the update
-            norms.append((float((bias.double() - exact_bias).norm()), float(exact_bias.norm())))
-        reason = self._objection(parts, bias, norms)
+        of_bias = []
+        if exact_bias is not None and bias is not None:
+            of_bias = [(float((bias.double() - exact_bias).norm()), float(exact_bias.norm()))]
+        reason = self._objection(parts, bias, [*norms, *of_bias])
         if reason:
             raise MergeRefused(name, [f"{name}: {reason}"])
         cuts = [(one.lost, one.whole) for one in made if isinstance(one, RankCut)]
@@ -226,7 +228,7 @@ class MergeRun:
         return f"the result is not finite in {FORMAT_DTYPES[self.dtype]}"
 
     def _bias(self, module: str) -> Tensor | None:
-        """The weighted sum of the biases; None if the result has none."""
+        """Return the weighted sum of the biases; None if the result has none."""
         if not self.plan.has_bias:
             return None
         total = torch.zeros(self.plan.layouts[module].out, dtype=torch.float64)
@@ -237,7 +239,7 @@ class MergeRun:
         return total
 
     def _made(self, module: str, part: int, deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-        """The method's result for one part of a module, cut to the requested rank."""
+        """Return the method's result for one part of a module, cut to the requested rank."""
         layout = self.plan.layouts[module]
         rank = None if self.rank is None else layout.part_rank(self.rank)
         extra: dict[str, object] = {}
@@ -252,7 +254,7 @@ class MergeRun:
         return cut(made, rank=rank, max_error=self.max_error)
 
     def _updates(self, module: str) -> list[Summands]:
-        """The updates of all adapters for each part of the module.
+        """Return the updates of all adapters for each part of the module.
 
         Raises:
             MergeRefused: names the adapters whose numbers are not finite.
@@ -321,7 +323,7 @@ class MergeRun:
 
 
 def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> Generator[_Made, None, None]:
-    """What `make` gives for each item, in order; each thread works on one, and at most one more is made or waits."""
+    """Yield the result of `make` per item, in order; each thread works on one, and at most one more waits."""
     if threads == 1:
         yield from map(make, items)
         return
@@ -339,6 +341,11 @@ def _ahead(make: Callable[[str], _Made], items: Iterable[str], threads: int) -> 
                 one.cancel()
 
 
+_LIMITING: Final = Lock()
+_LIMITED: Final[list[int]] = []
+"""One for each merge that runs: the number of threads before the first of them."""
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread: the last digits of sums and factorisations depend on the number of threads.
@@ -346,16 +353,24 @@ def _one_thread() -> Iterator[None]:
     A recipe then gives the same bytes on any number of cores. Two threads of our own work on two modules, which changes
     no digit.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _LIMITING:
+        before = _LIMITED[0] if _LIMITED else torch.get_num_threads()
+        _LIMITED.append(before)
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _LIMITING:
+            _LIMITED.pop()
+            torch.set_num_threads(before)
+            if _LIMITED:  # what a thread sets is also the default of later threads, as those of other merges
+                other = Thread(target=torch.set_num_threads, args=(1,))
+                other.start()
+                other.join()
 
 
 def _generator(seed: object, digest: Digest, module: str) -> torch.Generator:
-    """The random numbers of one module of one adapter, independent of the order of the inputs."""
+    """Return the random numbers of one module of one adapter, independent of the order of the inputs."""
     key = hashlib.sha256(f"{seed}\n{digest}\n{module}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
@@ -428,14 +443,14 @@ class MergeInput:
     component: str = ""
 
     def open(self, stack: ExitStack) -> WeightedAdapter:
-        """The adapter, its files open until `stack` closes. Raises what `AdapterFactors` raises."""
+        """Return the adapter, its files open until `stack` closes. Raises what `AdapterFactors` raises."""
         factors = stack.enter_context(AdapterFactors(self.folder, self.expected, component=self.component))
         return WeightedAdapter(label=self.label, factors=factors, weight=self.weight)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
-    """What a merge wrote, and how far it is from the exact sum.
+    """The output of a merge, and how far it is from the exact sum.
 
     `relative_error` covers all modules, `worst_error` only `worst_module`. `truncation_error` is the part of the
     method's result that the cut to a rank lost, over all modules; None without a cut. `ranks` counts modules by rank.
@@ -537,7 +552,7 @@ def merge(
 
 
 def _taking_part(inputs: Sequence[MergeInput]) -> list[MergeInput]:
-    """The inputs whose weight is not 0."""
+    """Return the inputs whose weight is not 0."""
     problems = [
         f"`{shown(i.label)}` has weight {i.weight}"
         for i in inputs

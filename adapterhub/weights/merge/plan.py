@@ -1,4 +1,4 @@
-"""What a merge will write, decided before any number is read, or every reason against it."""
+"""The plan of a merge, made before any number is read, or every reason against it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Final, Literal
 
 from adapterhub.core.errors import MergeRefused, shown
+from adapterhub.formats.dialects.experts import MARKS
 from adapterhub.formats.peft.config import AdapterConfig, owner, saved_name
 from adapterhub.formats.peft.methods import ADALORA_MARGIN, CONVERTIBLE_STARTS, METHODS, VARIANTS
 from adapterhub.formats.peft.pairs import NESTED, PEFT_PREFIX, ROWS, FactorLayout, plain_name
@@ -85,7 +86,7 @@ def own_reasons(adapter: WeightedAdapter, *, nonlinear: str = "") -> Iterator[st
 
 
 def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
-    """What to do about adapters of these kinds instead; empty where nothing helps."""
+    """Return the advice for adapters of these kinds; empty if nothing helps."""
     hints = []
     for adapter in adapters:
         config = adapter.factors.config
@@ -105,7 +106,7 @@ def way_out(adapters: Sequence[WeightedAdapter], *, nonlinear: str = "") -> str:
 
 
 def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, object], list[str]]:
-    """The settings that all adapters must share, and a reason for each setting on which they differ."""
+    """Return the settings that all adapters must share, and a reason for each setting on which they differ."""
     settings: dict[str, object] = {}
     reasons = []
     for key, variant in VARIANTS.items():
@@ -122,7 +123,7 @@ def shared_settings(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, obje
 
 
 def _not_recognised(adapter: WeightedAdapter) -> Iterator[TensorSpec]:
-    """The tensors that are not factors and that the config does not announce."""
+    """Return the tensors that are not factors and that the config does not announce."""
     return (
         spec
         for spec in adapter.factors.others
@@ -166,7 +167,7 @@ class Carried:
     tokens: tuple[int, ...] = ()
 
     def name_in_file(self, depths: Mapping[str, int]) -> str:
-        """The tensor's name in a file whose factors wrap each module in `depths` that many times.
+        """Return the tensor's name in a file whose factors wrap each module in `depths` that many times.
 
         `q_proj.bias` of one adapter becomes `q_proj.base_layer.bias` beside another adapter that targets `q_proj`; PEFT
         silently ignores a name that it does not find.
@@ -181,7 +182,7 @@ class Carried:
 
 
 def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
-    """What a tensor that is not a factor replaces in the base; None if the config does not announce it."""
+    """Return the base's module that a tensor other than a factor replaces; None if the config does not announce it."""
     config = source.factors.config
     if not spec.name.startswith(PEFT_PREFIX):
         return None
@@ -209,7 +210,7 @@ def recognised(source: WeightedAdapter, spec: TensorSpec) -> Carried | None:
 
 
 def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
-    """The entry of `modules_to_save` that a tensor belongs to, and the full name of that module.
+    """Return the entry of `modules_to_save` that a tensor belongs to, and the full name of that module.
 
     PEFT compares the ends of names, even inside a part between dots.
     """
@@ -220,7 +221,7 @@ def saved_module(name: str, config: AdapterConfig) -> tuple[str, str] | None:
 
 
 def carried(adapters: Sequence[WeightedAdapter], modules: Collection[str]) -> tuple[dict[str, Carried], list[str]]:
-    """The tensors to carry over, by their name in the base, and the reasons against others.
+    """Return the tensors to carry over, by their name in the base, and the reasons against others.
 
     `modules` are the modules of the base that have factors.
     """
@@ -255,7 +256,7 @@ def remarks(tensors: Mapping[str, Carried]) -> Iterator[str]:
 
 
 def config_of(tensors: Mapping[str, Carried]) -> dict[str, object]:
-    """The settings that make PEFT load the tensors that are carried over."""
+    """Return the settings that make PEFT load the tensors that are carried over."""
     ones = list(tensors.values())
     biases = {one.source.factors.config.bias for one in ones if one.what == "bias"}
     rows = [one for one in ones if one.what == "rows"]
@@ -272,7 +273,7 @@ def config_of(tensors: Mapping[str, Carried]) -> dict[str, object]:
 
 
 def _clashes(tensors: Mapping[str, Carried], modules: Collection[str]) -> Iterator[str]:
-    """The changes of two adapters to one module that exclude each other."""
+    """Yield the changes of two adapters to one module that exclude each other."""
     replaced: dict[str, Carried] = {}
     for one in tensors.values():
         if one.what == "module":
@@ -337,7 +338,7 @@ class MergePlan:
 
 
 def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> MergePlan:
-    """The plan of a merge of `adapters` by the method in the module `method`.
+    """Return the plan of a merge of `adapters` by the method in the module `method`.
 
     Raises:
         MergeRefused: the adapters cannot be merged by this method; lists every reason.
@@ -372,7 +373,7 @@ def plan_merge(adapters: Sequence[WeightedAdapter], method: ModuleType) -> Merge
 
 
 def _types(adapters: Sequence[WeightedAdapter]) -> Iterator[str]:
-    """A reason if the adapters are not all LoRA, all AdaLoRA, or all LoHa and LoKr, which have one format."""
+    """Yield a reason if the adapters are not all LoRA, all AdaLoRA, or all LoHa and LoKr, which have one format."""
     types = sorted({adapter.factors.config.peft_type for adapter in adapters})
     if len(types) > 1 and types != ["LOHA", "LOKR"]:
         yield f"the adapters are of {len(types)} types, {', '.join(types)}; LoHa and LoKr alone merge with each other"
@@ -391,7 +392,7 @@ def _layouts(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, FactorLayou
 
 
 def _parameters(adapters: Sequence[WeightedAdapter]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The parameters of each pair that is on one, and a reason for each module on which adapters disagree.
+    """Return the parameters of each pair that is on one, and a reason for each module on which adapters disagree.
 
     PEFT names such pairs by their depth, which depends on the targeted parameters. A name stands for the same parameter
     only between adapters with the same targets.
@@ -424,7 +425,7 @@ def _leaves(names: Sequence[str]) -> str:
 
 
 def _without_bias(layouts: Mapping[str, FactorLayout]) -> Iterator[str]:
-    """A reason for each module whose bias PEFT could not load."""
+    """Yield a reason for each module whose bias PEFT could not load."""
     for module, layout in layouts.items():
         if layout.kind in ("embedding", "experts"):
             what = "an embedding" if layout.kind == "embedding" else "a parameter (target_parameters)"
@@ -434,7 +435,7 @@ def _without_bias(layouts: Mapping[str, FactorLayout]) -> Iterator[str]:
 def _method_reasons(
     adapters: Sequence[WeightedAdapter], layouts: Mapping[str, FactorLayout], refusal: Refusal
 ) -> Iterator[str]:
-    """The method's own reasons, from the ranks of every module."""
+    """Yield the method's own reasons, from the ranks of every module."""
     for module in layouts:
         reason = refusal([s.factors.modules[module].rank if module in s.factors.modules else 0 for s in adapters])
         if reason is not None:
@@ -451,10 +452,10 @@ def _units(layouts: Mapping[str, FactorLayout]) -> tuple[tuple[str, ...], ...]:
 def merged_config(
     adapters: Sequence[AdapterFactors], plan: MergePlan, ranks: Mapping[str, int]
 ) -> tuple[dict[str, object], list[str]]:
-    """The config of a merge of `adapters` in which module m has the rank `ranks[m]`, and warnings.
+    """Return the config of a merge of `adapters` in which module m has the rank `ranks[m]`, and warnings.
 
     The scale of a module is alpha / rank, so alpha equals the rank everywhere, also in the patterns. Adapters that name
-    different bases or tasks give a warning; the names alone do not show whether the bases are equal.
+    different bases or tasks give a warning; names do not show whether the bases are equal.
     """
     by_name = {name: rank for module, rank in ranks.items() for name in _names(module, plan)}
     # PEFT wrongly warns that a pattern for a parameter is unused, so parameters get the common rank.
@@ -489,37 +490,36 @@ def merged_config(
             if rank != most
         }
         return config | own | {"rank_pattern": others or None, "fan_in_fan_out": fan_in_fan_out}, warnings
-    config |= {
-        "peft_type": "LORA",
-        "r": r,
-        "lora_alpha": r,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
-        "use_rslora": False,
-        "use_dora": False,
+    config |= plain_lora(r, pattern) | {
         "lora_bias": plan.has_bias,
         "target_parameters": target_parameters(adapters, plan.parameters) or None,
         # PEFT rejects target parameters together with fan_in_fan_out, and no base with such layers has any.
         "fan_in_fan_out": fan_in_fan_out and not plan.parameters,
-        "lora_dropout": 0.0,
-        "init_lora_weights": True,
+        **(MARKS if plan.parameters else {}),
         **plan.settings,
     }
     return config, warnings
 
 
+def plain_lora(r: int, pattern: Mapping[str, int]) -> dict[str, object]:
+    """Return the settings of a LoRA of scale 1 in every module; `pattern` has the ranks that are not `r`."""
+    ranks = {"r": r, "lora_alpha": r, "rank_pattern": pattern, "alpha_pattern": pattern}
+    plain = {"use_rslora": False, "use_dora": False, "lora_dropout": 0.0, "init_lora_weights": True}
+    return {"peft_type": "LORA", **ranks, **plain, "inference_mode": True}
+
+
 def _names(module: str, plan: MergePlan) -> tuple[str, ...]:
-    """The names that PEFT matches against the patterns of a config for the rank of a pair."""
+    """Return the names that PEFT matches against the patterns of a config for the rank of a pair."""
     return plan.parameters.get(module) or (owner(module),)
 
 
 def common_rank(ranks: Iterable[int]) -> int:
-    """The rank of most modules; the larger of two equally common ranks."""
+    """Return the rank of most modules; the larger of two equally common ranks."""
     return max(Counter(ranks).items(), key=lambda item: (item[1], item[0]))[0]
 
 
 def rank_pattern(ranks: Mapping[str, int], r: int) -> dict[str, int]:
-    """PEFT's `rank_pattern` for modules whose rank is not `r`: by last name where such modules agree, else in full.
+    """Return PEFT's `rank_pattern` for modules whose rank is not `r`: by last name if these agree, or in full.
 
     PEFT matches each key as a regular expression against the end of a module's name, at a dot, and takes the first
     match. Here no module matches two keys, so their order does not matter.
@@ -542,7 +542,7 @@ def rank_pattern(ranks: Mapping[str, int], r: int) -> dict[str, int]:
 
 
 def target_modules(adapters: Sequence[AdapterFactors], modules: Iterable[str]) -> list[str]:
-    """PEFT's `target_modules` for exactly `modules`: short names where they are safe, else full names.
+    """Return PEFT's `target_modules` for exactly `modules`: short names where they are safe, or full names.
 
     A short name is safe if one of the adapters targets it in every layer and has all merged modules that it matches:
     PEFT then found no others in the base. Any other short name might match modules that no adapter has.
@@ -568,13 +568,13 @@ def target_parameters(adapters: Sequence[AdapterFactors], parameters: Mapping[st
 
 
 def _safe(entries: Iterable[str], wanted: Collection[str], available: Collection[str]) -> set[str]:
-    """The entries that match names in `wanted`, all of which are in `available`."""
+    """Return the entries that match names in `wanted`, all of which are in `available`."""
     reached = {entry: [name for name in wanted if _ends_with(name, entry)] for entry in entries}
     return {entry for entry, names in reached.items() if names and all(name in available for name in names)}
 
 
 def _shortest(safe: Collection[str], wanted: Collection[str]) -> list[str]:
-    """The safe entries and the full names that they do not match, less those that another entry matches."""
+    """Return the safe entries and the full names that they do not match, less those that another entry matches."""
     chosen = {*safe, *(name for name in wanted if not _has_end_in(name, safe))}
     return sorted(entry for entry in chosen if not _has_end_in(entry, chosen - {entry}))
 
@@ -598,7 +598,7 @@ def _literal(name: str) -> str:
 
 
 def _agreed(what: str, values: Sequence[str | None], warnings: list[str]) -> str | None:
-    """The common value of the adapters that have one; if they differ, the first value, with a warning."""
+    """Return the common value of the adapters that have one; if they differ, the first value, with a warning."""
     named = list(dict.fromkeys(v for v in values if v is not None))
     if len(named) > 1:
         each = ", ".join(f"`{shown(v)}`" for v in named)

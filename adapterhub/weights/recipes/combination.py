@@ -28,10 +28,11 @@ from adapterhub.core.errors import (
     RemoteUnreachable,
     shown,
 )
-from adapterhub.core.specs import AdapterSpec, hint_for_unknown_base
+from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import find_installed
 from adapterhub.distribution.install import InstallPlan, plan_install, run_install
-from adapterhub.formats.base.fingerprint import BaseVerdict, compare
+from adapterhub.formats.base.comparison import Judge, compare
+from adapterhub.formats.base.fingerprint import BaseVerdict
 from adapterhub.formats.base.folders import component_in, is_pipeline
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE, MANIFEST_FILE, WEIGHTS_FILE, BaseRef, Parent
@@ -39,6 +40,7 @@ from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.formats.release import Release
 from adapterhub.library.admission import Admission
 from adapterhub.library.aliasing import without_alias
+from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.bases.requested import requested_base
 from adapterhub.library.installed import Added
 from adapterhub.library.intake.clashes import Bump
@@ -58,16 +60,16 @@ if TYPE_CHECKING:
 
 
 def is_same_adapter(combination: Combination) -> bool:
-    """Whether the result claims to be its one parent in another rank or precision."""
+    """Return whether the result claims to be its one parent in another rank or precision."""
     first = combination.inputs[0]
     is_alone = len(combination.inputs) == 1 and first.weight == 1 and not isinstance(first, Inner)
     return is_alone and combination.method in SUMS
 
 
 def carried_contract(combination: Combination, asked: PromptForm | None = None) -> tuple[Contract | None, list[str]]:
-    """The parent's contract for the result, and why it has none where that is worth a warning.
+    """Return the parent's contract for the result, and why it has none where that is worth a warning.
 
-    The rule hangs on the combination alone, so a recipe gives the same manifest again. `asked` is the prompt form that
+    The rule depends only on the combination, so a recipe gives the same manifest again. `asked` is the prompt form that
     the user gives the result.
 
     Raises:
@@ -104,7 +106,7 @@ _RECORDED: Final = {"sha256": WEIGHTS_FILE, "config_sha256": CONFIG_FILE}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingredient(MergeInput):
-    """An input of a merge with what a recipe and the lineage record of it.
+    """An input of a merge with the facts that a recipe and the lineage record of it.
 
     An installed adapter has its `base` and the `digest` of its manifest. `files` holds the recorded digests of the
     files of a folder.
@@ -115,7 +117,7 @@ class Ingredient(MergeInput):
     files: Mapping[str, Digest | None] = field(default_factory=empty_mapping, hash=False)
 
     def pinned(self) -> Ingredient:
-        """This ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
+        """Return this ingredient with `expected` filled in, from the manifest that `digest` names and from `files`.
 
         A folder outside the library must match its own manifest, if it has one.
 
@@ -138,6 +140,10 @@ ResultTest = Callable[[Path], Mapping[str, float]]
 
 Combination: TypeAlias = MergeStep[Ingredient]
 """A merge with its inputs resolved to folders."""
+
+
+Runner: TypeAlias = "Callable[[Combination, Path, Path, MergeProgress | None], Made]"
+"""Makes the folder of a result, its second argument; the third is a folder for what is needed meanwhile."""
 
 
 def parents_of(combination: Combination, factor: float = 1.0) -> Iterator[tuple[Ingredient, float]]:
@@ -179,10 +185,12 @@ def merge_into_library(
     variant: bool = False,
     progress: MergeProgress | None = None,
     test: ResultTest | None = None,
+    run: Runner | None = None,
 ) -> MergeOutcome:
     """Merge, and add the result under the name and version in `description`, with base and lineage filled in.
 
-    `bump` and `variant` as for `Library.add`. `test` looks at the result before it is added.
+    `bump` and `variant` as for `Library.add`. `test` looks at the result before it is added. `run` takes the place of
+    the merge.
 
     The manifest depends only on the parents and the numbers, not on this library: the base has the name that the first
     parent gives it, and measured errors have three digits, because later digits differ between machines.
@@ -191,12 +199,12 @@ def merge_into_library(
         BaseMismatch: two of the adapters were made for different bases.
         MergeRefused, ReleaseExists, and any other error of `merge` and `Library.add`; nothing is stored then.
     """
-    base, warnings = common_base(list(combination.leaves()))
+    base, warnings = common_base(list(combination.leaves()), library.bases.judged)
     if bump is None:
         ensure_room(library, combination, description, variant=variant)
     with library.store.staging() as staging:
         contract, told = carried_contract(combination, description.prompt)
-        made = _run(in_pipeline(_held_to_bytes(combination), base), staging / "merged", staging, progress)
+        made = (run or _run)(in_pipeline(_held_to_bytes(combination), base), staging / "merged", staging, progress)
         if contract is not None:
             (made.result.out_folder / CONTRACT_FILE).write_bytes(contract.to_bytes())
         measured = test(made.result.out_folder) if test is not None else {}
@@ -212,6 +220,7 @@ def merge_into_library(
             prompt=description.prompt or prompt,
         )
         record = library.bases.by_fingerprint(base.fingerprint) if base.fingerprint else None
+        record = None if record is not None and record.is_copy else record  # the result has the same bytes without it
         if record is not None and base.fingerprint is not None:
             record = replace(record, fingerprint=base.fingerprint, hints=base.hints)
         added = library.add(made.result.out_folder, about, base=record, bump=bump, variant=variant)
@@ -230,7 +239,7 @@ def ensure_room(
         BaseMismatch: two of the adapters were made for different bases.
         ReleaseExists: names the build that exists and the next version.
     """
-    base, _ = common_base(list(combination.leaves()))
+    base, _ = common_base(list(combination.leaves()), library.bases.judged)
     namesakes = library.namesakes(description.name, None, base.fingerprint)
     there = namesakes.with_version(description.version)
     if not there:
@@ -276,8 +285,11 @@ def merge_into_folder(
     *,
     progress: MergeProgress | None = None,
     test: ResultTest | None = None,
+    run: Runner | None = None,
 ) -> Made:
     """Merge into the new folder `folder`, without a library. `test` looks at the result before it gets its name.
+
+    `run` takes the place of the merge.
 
     Raises:
         BaseMismatch: two of the adapters were made for different bases.
@@ -293,10 +305,10 @@ def merge_into_folder(
             scratch.mkdir(parents=True, exist_ok=True)
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=scratch)))
         if is_last:
-            made = _run(combination, folder, scratch, progress)
+            made = (run or _run)(combination, folder, scratch, progress)
         else:
             ensure_new(folder)
-            made = _run(combination, scratch / "result", scratch, progress)
+            made = (run or _run)(combination, scratch / "result", scratch, progress)
             if contract is not None:
                 write_durably(made.result.out_folder / CONTRACT_FILE, contract.to_bytes())
             if test is not None:
@@ -311,10 +323,11 @@ def merge_into_folder(
     return replace(made, warnings=(*warnings, *dropped, *told, *made.warnings))
 
 
-def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
-    """The base of all ingredients, and a warning for each whose base is unknown.
+def common_base(ingredients: Sequence[Ingredient], judge: Judge = compare) -> tuple[BaseRef, list[str]]:
+    """Return the base of all ingredients, and a warning for each whose base is unknown.
 
-    For adapters of a pipeline and of components of it, this is the pipeline.
+    For adapters of a pipeline and of components of it, this is the pipeline; for those of a base and of quantised
+    copies of it, the base. `judge` compares two.
 
     Raises:
         BaseMismatch: two of the known bases differ.
@@ -327,35 +340,32 @@ def common_base(ingredients: Sequence[Ingredient]) -> tuple[BaseRef, list[str]]:
     ]
     if not known:
         return next((i.base for i in ingredients if i.base.hints.hub_id), BaseRef()), warnings
-    first = next((i for i in known if i.base.fingerprint and is_pipeline(i.base.fingerprint)), known[0])
+    first = next((i for i in known if i.base.fingerprint and i.base.fingerprint.copy is None), known[0])
+    first = next((i for i in known if i.base.fingerprint and is_pipeline(i.base.fingerprint)), first)
     for other in known:
         if _component(other, first.base):
             continue
-        comparison = compare(first.base.fingerprint, other.base.fingerprint)
+        comparison = judge(first.base.fingerprint, other.base.fingerprint)
         if not comparison.verdict.allows_attach:
             lines = [f"`{first.label}` and `{other.label}` were made for different bases; their sum has no meaning"]
             lines += [f"  {sentence}" for sentence in comparison.differences]
-            raise BaseMismatch("\n".join(lines), hint="`adapt info NAME` shows the base of each")
+            raise BaseMismatch("\n".join(lines), hint=comparison.hint or "`adapt info NAME` shows the base of each")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_OTHER_PRECISION:
             warnings.append(f"`{other.label}` was made for the same base in another precision")
+        if comparison.verdict in (BaseVerdict.SAME_WEIGHTS_QUANTISED, BaseVerdict.ACCEPTED_QUANTISED):
+            warnings.append(f"`{other.label}` was made for a quantised copy of the same base ({comparison.form})")
         if comparison.verdict is BaseVerdict.SAME_WEIGHTS_RESIZED_VOCABULARY:
             warnings.append(f"`{other.label}` was made for the same base with a vocabulary of another size")
     return first.base, warnings
 
 
 def in_pipeline(combination: Combination, base: BaseRef) -> Combination:
-    """The merge, run for the pipeline `base`: the names of an adapter of one component get that component in front."""
-    inputs = tuple(
-        replace(item, step=in_pipeline(item.step, base))
-        if isinstance(item, Inner)
-        else replace(item, component=_component(item, base))
-        for item in combination.inputs
-    )
-    return replace(combination, inputs=inputs)
+    """Return the merge, run for the pipeline `base`: names of a one-component adapter get that component in front."""
+    return combination.with_leaves(lambda one: replace(one, component=_component(one, base)))
 
 
 def _component(ingredient: Ingredient, base: BaseRef) -> str:
-    """The component of the pipeline `base` that an ingredient is for; "" for the whole or another base."""
+    """Return the component of the pipeline `base` that an ingredient is for; "" for the whole or another base."""
     own, whole = ingredient.base.fingerprint, base.fingerprint
     if own is None or whole is None or own.weights == whole.weights or not is_pipeline(whole):
         return ""
@@ -363,7 +373,7 @@ def _component(ingredient: Ingredient, base: BaseRef) -> str:
 
 
 def _common_form(ingredients: Sequence[Ingredient]) -> tuple[PromptForm | None, list[str]]:
-    """The prompt form that all ingredients state, and a warning where they state different ones.
+    """Return the prompt form that all ingredients state, and a warning where they state different ones.
 
     The form of the sum is not known then: each parent answers best in its own.
     """
@@ -412,26 +422,39 @@ def _run(combination: Combination, out_folder: Path, scratch: Path, progress: Me
     return Made(result=result, inner=tuple(inner), warnings=(*warnings, *result.warnings), recipe=without_none(recipe))
 
 
+def as_lora(base: BaseRecord) -> Runner:
+    """Make a LoRA of the one adapter of a combination, whatever its linear method."""
+
+    def run(combination: Combination, out_folder: Path, _: Path, progress: MergeProgress | None) -> Made:
+        from adapterhub.weights.extract.linear import convert
+
+        [parent] = combination.leaves()
+        options = cast("dict[str, float]", dict(combination.options))
+        result = convert(parent.pinned(), base, out_folder, options, dtype=combination.dtype, progress=progress)
+        recipe = {**result.recipe, "of": _named(parent), "base": base.fingerprint.weights}
+        return Made(result=result, inner=(), warnings=result.warnings, recipe=recipe)
+
+    return run
+
+
 def _named(ingredient: Ingredient) -> dict[str, object]:
-    """An input of a recipe, with the digests that it must have."""
+    """Return an input of a recipe, with the digests that it must have."""
     named = {"spec": ingredient.label, "weight": ingredient.weight, "digest": ingredient.digest}
     return without_none({**named, **ingredient.files})
 
 
 def _held_to_bytes(combination: Combination) -> Combination:
-    """The combination with the digests of the files of every folder; reads the files once more."""
-    inputs: list[Ingredient | Inner[Ingredient]] = []
-    for item in combination.inputs:
-        if isinstance(item, Inner):
-            inputs.append(replace(item, step=_held_to_bytes(item.step)))
-        else:
-            known = item.digest or item.files
-            inputs.append(item if known else replace(item, files=folder_digests(item.folder)))
-    return replace(combination, inputs=tuple(inputs))
+    """Return the combination with the digests of the files of every folder; reads the files once more."""
+    return combination.with_leaves(
+        lambda one: one if one.digest or one.files else replace(one, files=folder_digests(one.folder))
+    )
 
 
 def folder_digests(folder: Path) -> dict[str, Digest | None]:
-    """The digests that a recipe records of a folder: `sha256` (weights) and `config_sha256`; None without the file."""
+    """Return the digests that a recipe records of a folder: `sha256` (weights) and `config_sha256`.
+
+    None without the file.
+    """
     taken = safe_listing(folder).taken
     return {key: digest_of_file(taken[name].path)[0] if name in taken else None for key, name in _RECORDED.items()}
 
@@ -456,7 +479,9 @@ Bar = Callable[[str, int], AbstractContextManager[Progress]]
 def combination_of(
     library: Library, recipe: Recipe, folder: Path, sources_for: SourcesFor, bar: Bar
 ) -> tuple[Combination, tuple[str, ...]]:
-    """The recipe with every input resolved, and warnings. Installs missing inputs from the sources that have them.
+    """Return the recipe with every input resolved, and warnings.
+
+    Installs missing inputs from the sources that have them.
 
     An input with a digest is the build with that manifest, under any name; an input without one is the current match of
     its spec. Folders are relative to `folder`, the folder of the recipe.
@@ -558,7 +583,7 @@ class _ParentSearch:
         )
 
     def by_digest(self, digest: Digest) -> Installed | None:
-        """The installed build with that manifest.
+        """Return the installed build with that manifest.
 
         Raises:
             SignatureRefused, NamespaceBound: a policy forbids this build.
@@ -572,9 +597,9 @@ class _ParentSearch:
         return build
 
     def as_typed(self, spec: AdapterSpec, where: str) -> Installed | None:
-        """The build that the spec matches, installed now if necessary."""
+        """Return the build that the spec matches, installed now if necessary."""
         spec = without_alias(self.library, spec)
-        wanted = requested_base(spec.base, self.library.bases, hint_for_unknown_base(spec))
+        wanted = requested_base(spec.base, self.library.bases, spec)
         try:
             return find_installed(self.library, spec, wanted=wanted)[0]
         except (AdapterNotFound, NoCompatibleRelease):
@@ -586,7 +611,7 @@ class _ParentSearch:
         return self.installed(plan)
 
     def fetched(self, spec: AdapterSpec, digest: Digest, where: str) -> Installed | None:
-        """The build with that manifest, installed from the first source that has it."""
+        """Return the build with that manifest, installed from the first source that has it."""
         others: list[Release] = []
         reasons: list[str] = []
         for source in (self.library, *self.sources_for(spec)):

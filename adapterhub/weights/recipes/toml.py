@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -39,12 +39,12 @@ _T = TypeVar("_T")
 
 
 def empty_mapping() -> Mapping[str, Any]:
-    """The default of a mapping field."""
+    """Return the default of a mapping field."""
     return MappingProxyType({})
 
 
 def without_none(value: Mapping[str, _T | None]) -> dict[str, _T]:
-    """The items of `value` that are not None."""
+    """Return the items of `value` that are not None."""
     return {key: item for key, item in value.items() if item is not None}
 
 
@@ -105,6 +105,14 @@ class MergeStep(Generic[_Item]):
             else:
                 yield item
 
+    def with_leaves(self, change: Callable[[_Item], _Item]) -> MergeStep[_Item]:
+        """Return this merge with every leaf of every level changed."""
+        inputs = tuple(
+            replace(item, step=item.step.with_leaves(change)) if isinstance(item, Inner) else change(item)
+            for item in self.inputs
+        )
+        return replace(self, inputs=inputs)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -156,7 +164,7 @@ FORMAT: Final = 1
 
 
 def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe in a parsed document.
+    """Return the recipe in a parsed document.
 
     Raises:
         Malformed: not a recipe; lists every problem with its path.
@@ -171,7 +179,7 @@ def recipe_from(document: Mapping[str, Any], where: str) -> Recipe:
 def step_from(
     holder: Mapping[str, Any], path: str, *, inputs_by: str = "spec"
 ) -> tuple[MergeStep, list[tuple[str, str]]]:
-    """The merge in a table of a project or a lock, and `(path, text)` of every problem in it.
+    """Return the merge in a table of a project or a lock, and `(path, text)` of every problem in it.
 
     `path` precedes the place of each problem. The caller checks the other keys of the table. With `inputs_by="adapter"`
     the inputs name adapters of a project with that key.
@@ -181,7 +189,7 @@ def step_from(
 
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
-    """The error for a recipe with these problems."""
+    """Return the error for a recipe with these problems."""
     return Malformed(problem_list(f"{shown(where, 200)}: not a usable recipe", problems))
 
 
@@ -342,7 +350,7 @@ LIMIT_BYTES: Final = 256 << 10
 
 # ---------------------------------------------------------------- reading
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a TOML file.
+    """Return the recipe in a TOML file.
 
     Raises:
         NotFound: no such plain file.
@@ -353,7 +361,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
-    """The recipe in a TOML document.
+    """Return the recipe in a TOML document.
 
     Raises:
         Malformed: not a recipe; lists every problem with its path.
@@ -368,7 +376,7 @@ def parse_recipe(raw: bytes, where: str = "recipe") -> Recipe:
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that reproduces this manifest.
+    """Return the recipe that reproduces this manifest.
 
     Raises:
         NotFound: the adapter is not a merge.
@@ -393,7 +401,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
 
 
 def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """The recipe of a manifest, with the seed moved from the options to the place it has in a recipe file."""
+    """Return the recipe of a manifest, with the seed moved from the options to the place it has in a recipe file."""
     step = dict(step)
     options = step.get("options")
     if isinstance(options, dict):
@@ -413,7 +421,7 @@ def _seed_beside_options(step: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- printing
 def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML, which parses to the same recipe and is safe to print on a terminal."""
+    """Return the recipe as TOML, which parses to the same recipe and is safe to print on a terminal."""
     import tomli_w
 
     top: dict[str, Any] = {
@@ -434,7 +442,7 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def step_table(step: MergeStep) -> dict[str, Any]:
-    """A merge as a table of a recipe, without None values."""
+    """Return a merge as a table of a recipe, without None values."""
     return without_none(
         {
             "method": step.method,

@@ -1,1 +1,1 @@
-"""Who makes a request, how often, and what the server counts."""
+"""Identifies the sender of a request, limits its rate, and counts what the server does."""

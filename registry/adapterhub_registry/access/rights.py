@@ -1,11 +1,11 @@
 """Rights beside those of a token: gated repositories, which repositories are seen, and whose the name of an adapter is.
 
 The record of weights of a build is kept by its digest. So the same bytes in a hidden repository have made it before,
-and a push of bytes that one knows would tell whether a hidden repository has them.
+and a push of known bytes would reveal whether a hidden repository has them.
 
-`acme/legal` belongs to those who may write the repository of that name, whether it exists or not. They may release
-`legal` in other repositories of `acme`, too, such as one for each base; these keep the name, until it is moved. No one
-else releases it, whatever other repositories there are: a refusal tells nothing of private ones.
+`acme/legal` belongs to those who may write the repository of that name, whether it exists or not. They may also release
+`legal` in other repositories of `acme`, such as one for each base; these keep the name, until it is moved. No one
+else can release it, whatever other repositories exist: a refusal reveals nothing about private ones.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ MAX_FIELDS_CHARACTERS: Final = 10_000
 
 
 def is_accepted(connection: Connection, repo_id: int, user: str | None) -> bool:
-    """Whether the owners let this user read the files."""
+    """Return whether the owners let this user read the files."""
     return user is not None and _status(connection, repo_id, user) == "accepted"
 
 
 def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, Any]) -> Status:
-    """Ask for access and return the answer: `accepted` at once where the repository says `auto`, else `pending`.
+    """Request access and return the answer: `accepted` at once if the repository has `auto`, otherwise `pending`.
 
     Asking again changes nothing.
 
@@ -63,7 +63,11 @@ def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, 
     _add(connection, repo, user, status, text)
     now = _status(connection, repo.id, user)
     if now == "rejected":
-        raise HttpRefusal(403, "GatedRepo", f"the owners of `{repo.full_name}` rejected your request for access")
+        raise HttpRefusal(
+            403,
+            "GatedRepo",
+            f"the owners of `{repo.full_name}` rejected your request for access; only they can grant it",
+        )
     return now or status
 
 
@@ -135,7 +139,9 @@ def _set(connection: Connection, repo: Row[Any], user: str, status: Status, reas
 
 def _check_gated(repo: Row[Any]) -> None:
     if not repo.gated:
-        raise bad_request(f"`{repo.full_name}` is not gated: everyone who sees it may read its files")
+        raise bad_request(
+            f"`{repo.full_name}` is not gated: everyone who sees it may read its files; no request is needed"
+        )
 
 
 def _check_known(connection: Connection, user: str) -> None:
@@ -158,7 +164,7 @@ SEEN: Final[ColumnElement[bool]] = adapters.c.created_at <= _UNTIL
 
 
 def is_seen(connection: Connection, created_at: int) -> bool:
-    """Whether the worker has come to what was pushed at a time."""
+    """Return True if the worker has read the pushes up to a time."""
     return bool(connection.scalar(select(created_at <= _UNTIL)))
 
 
@@ -175,7 +181,7 @@ def note(connection: Connection, until_ms: int) -> None:
 
 
 def is_behind(connection: Connection) -> bool:
-    """Whether a build that has its record was pushed again since."""
+    """Return whether a build that has its record was pushed again since."""
     again = derived.c.state.in_(("made", "none")) & (derived.c.due_at > _UNTIL)
     return bool(connection.scalar(select(exists().where(again))))
 
@@ -225,7 +231,7 @@ def claim(connection: Connection, repo: Row[Any], name: str, writes: Writes) -> 
 
 
 def move(connection: Connection, namespace: str, name: str, target: str) -> None:
-    """Give a name of a namespace to one of its repositories alone; the caller has checked the right.
+    """Give a name of a namespace to only one of its repositories; the caller has checked the right.
 
     Raises:
         HttpRefusal: 404.
@@ -261,21 +267,30 @@ def follow(connection: Connection, before: Row[Any], writes: Writes) -> None:
 
 
 def names_of(connection: Connection, repo_id: int) -> list[str]:
-    """The names that a repository may release."""
+    """Return the names that a repository may release."""
     mine = adapter_names.c.repo_id == repo_id
     return list(connection.scalars(select(adapter_names.c.name).where(mine).order_by(adapter_names.c.name)))
 
 
-def held_in(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> list[HeldName]:
-    """The names of a namespace with their visible repositories."""
+def held_in(
+    connection: Connection,
+    namespace: str,
+    visible: ColumnElement[bool],
+    *,
+    only: str | None = None,
+    after: str = "",
+    limit: int | None = None,
+) -> list[HeldName]:
+    """Return the names of a namespace with their visible repositories, or `only` one; `after` a name."""
     wanted = select(adapter_names.c.name, repos.c.full_name).join(repos)
-    wanted = wanted.where(adapter_names.c.namespace == namespace, visible)
-    rows = connection.execute(wanted.order_by(adapter_names.c.name, repos.c.full_name)).all()
+    wanted = wanted.where(adapter_names.c.namespace == namespace, adapter_names.c.name > after, visible)
+    wanted = wanted if only is None else wanted.where(adapter_names.c.name == only)
+    rows = connection.execute(wanted.order_by(adapter_names.c.name, adapter_names.c.repo_id).limit(limit)).all()
     return [HeldName(name=row.name, repo=row.full_name) for row in rows]
 
 
 def held(name: str, namespace: str) -> Select[Any]:
-    """The numbers of the repositories that may answer for a name."""
+    """Return the numbers of the repositories that may answer for a name."""
     mine = (adapter_names.c.namespace == namespace) & (adapter_names.c.name == name)
     return select(adapter_names.c.repo_id).where(mine)
 

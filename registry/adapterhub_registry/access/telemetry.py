@@ -1,4 +1,4 @@
-"""What one server counts: requests, refusals, downloads, and the rate of each caller.
+"""Counts of one server: requests, refusals, downloads, and the rate of each caller.
 
 Neither metrics nor the log contain tokens, signed links or file names. Metrics name routes, not paths; a log line
 names the path without its query, and only the beginning of a path that grants access (`/_lfs/…`, `/_xet/…`).
@@ -119,7 +119,7 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 
 
 def logged_path(path: str) -> str:
-    """A path in the form that is safe to log."""
+    """Return a path in the form that is safe to log."""
     parts = path.split("/")
     if parts[1:2] in (["_lfs"], ["_xet"]):
         return "/".join(parts[:3])
@@ -130,7 +130,7 @@ class JsonLines(logging.Formatter):
     """Formats log records as JSON lines without secrets; a member holds the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The JSON line of a record."""
+        """Return the JSON line of a record."""
         line: dict[str, Any] = {"time": _now(), "level": record.levelname.lower(), "message": record.getMessage()}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -213,7 +213,7 @@ class Rates:
         )  # requests left, and the time of that count
 
     def wait_s(self, caller: str, per_minute: int) -> int:
-        """0 when one more request is within the rate, and count it; else the seconds until it would be."""
+        """Return 0 when one more request is within the rate, and count it; otherwise the seconds until it would be."""
         if per_minute == 0:
             return 0
         now = self._clock()
@@ -228,7 +228,7 @@ class Rates:
 
 
 def address_of(peer: str | None, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """The address that sent a request. For IPv6 it is the network of 64 bits, which has one owner.
+    """Return the address that sent a request. For IPv6 it is the network of 64 bits, which has one owner.
 
     `forwarded` holds the X-Forwarded-For headers. They count only when `peer` is a trusted proxy, and are read from the
     end: the first address that is not a trusted proxy is the one that a trusted proxy saw.
@@ -310,7 +310,7 @@ def _prune(connection: Connection) -> None:
 
 
 def refusal_records(database: Database, *, user: str = "", limit: int = 200) -> list[RefusedChange]:
-    """The newest refusals, newest first; with `user`, only those of one user."""
+    """Return the newest refusals, newest first; with `user`, only those of one user."""
     columns = [column for column in refusals.c if column.name not in {"id", "user_name"}]
     wanted = (
         select(*columns, refusals.c.user_name.label("user"))

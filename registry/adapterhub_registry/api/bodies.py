@@ -26,8 +26,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.routing import request_response
 
 from adapterhub.core.digests import strict_json
-from adapterhub_registry.access.tokens import Caller
-from adapterhub_registry.api.context import Registry, caller_of, user_of
+from adapterhub_registry.access.callers import Caller, Right
+from adapterhub_registry.api.context import Registry, administrator_of, caller_of, user_of
 from adapterhub_registry.errors import bad_request, forbidden, too_large, too_many, unauthorized
 from adapterhub_registry.names import known_repo_id
 
@@ -51,7 +51,7 @@ class Threads:
         self._is_closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
-        """The result of `work` in a thread; call it from the event loop only."""
+        """Return the result of `work` in a thread; call it from the event loop only."""
         job = _Job(work, asyncio.get_running_loop().create_future())
         if self._idle:
             self._idle.pop().put(job)
@@ -104,7 +104,7 @@ class Threads:
 class ThreadedRoute(APIRoute):
     """A route whose function gets the request and no more, in a thread of `app.state.threads`.
 
-    The framework's dependencies would take a third of the time of what is requested most often.
+    The framework's dependencies would take a third of the time of the most frequent requests.
     """
 
     def __init__(self, path: str, endpoint: Callable[[Request], Response], **more: Any) -> None:
@@ -124,6 +124,7 @@ MOST_VALUES: Final = 50_000
 """The most values in the JSON of a request: the 10,000 parts of the largest upload are 30,000."""
 PARSED_AT_ONCE: Final = 2
 SMALL_BYTES: Final = 1 << 14
+_CHANGES: Final[tuple[Right, ...]] = ("write", "release", "manage")
 
 T = TypeVar("T")
 Sender = Callable[[Request, Registry], Awaitable[int | None]]
@@ -133,24 +134,32 @@ knows."""
 
 # ------------------------------------------------------------ who may send a body
 async def changer(request: Request, registry: Registry) -> None:
-    """A caller who may change the repository in the path; without one, a caller whose token changes anything."""
+    """Require a caller who may change the repository in the path, or without one, whose token changes anything."""
     caller, names = await caller_of(request, registry), request.path_params
     if {"namespace", "name"} <= names.keys():
         await run_in_threadpool(_check_repo, registry, caller, names["namespace"], names["name"])
     else:
         user_of(caller)
-        if caller.role == "read":
+        if caller.only_reads:
             raise forbidden(f"the token `{caller.label}` (read) cannot change anything")
 
 
 def _check_repo(registry: Registry, caller: Caller, namespace: str, name: str) -> None:
+    """Raise unless the caller may change something there; the route decides about what it changes."""
     with registry.db.read() as connection:
-        registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        row = registry.repos.find(connection, caller, known_repo_id(namespace, name))
+        right: Right = next((one for one in _CHANGES if caller.reaches(row.full_name, one)), "write")
+        registry.repos.check_may(caller, row.full_name, right)
 
 
 async def user(request: Request, registry: Registry) -> None:
-    """A caller with any token."""
+    """Require a caller with any token."""
     user_of(await caller_of(request, registry))
+
+
+async def administrator(request: Request, registry: Registry) -> None:
+    """Require an administrator."""
+    administrator_of(await caller_of(request, registry))
 
 
 async def check_signer(registry: Registry, token_id: int | None) -> None:
@@ -193,7 +202,7 @@ class GuardedRequest(Request):
         """Why the body was not read. The framework words what is raised meanwhile in its own way."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces; every other way to read it comes here.
+        """Yield the body in pieces; every other way to read it comes here.
 
         Raises:
             HttpRefusal: the sender may not send it, or sends too much.
@@ -207,7 +216,9 @@ class GuardedRequest(Request):
             raise
 
     async def json(self) -> object:
-        """The body as JSON, parsed in a thread unless it is small; a few at the same time, so that memory is bounded.
+        """Return the body as JSON, parsed in a thread unless it is small.
+
+        A few at the same time, so that memory is bounded.
 
         Raises:
             HttpRefusal: 400.
@@ -232,7 +243,7 @@ async def _at_most(pieces: AsyncIterator[bytes], most: int | None) -> AsyncItera
 
 
 class GuardedRoute(APIRoute):
-    """A route that reads no byte of a body before it knows that the sender may send it."""
+    """A route that checks the sender's rights before it reads the body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Pass a `GuardedRequest` to the handler."""
@@ -251,7 +262,7 @@ class GuardedRoute(APIRoute):
 
 
 def hub_router(kind: type[APIRoute] = GuardedRoute) -> APIRouter:
-    """A router for routes of the Hub's API, which documents them."""
+    """Return a router for routes of the Hub's API, which documents them."""
     return APIRouter(include_in_schema=False, route_class=kind)
 
 

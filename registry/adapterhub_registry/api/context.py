@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Annotated, Any, TypeVar, cast
@@ -22,13 +23,16 @@ from sqlalchemy.engine import Connection
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import shown
+from adapterhub_registry.access.accounts import Accounts
+from adapterhub_registry.access.audit import By
+from adapterhub_registry.access.callers import ANONYMOUS, OPERATOR, Caller
+from adapterhub_registry.access.devices import Devices
+from adapterhub_registry.access.members import Members
+from adapterhub_registry.access.oidc import SignIn
 from adapterhub_registry.access.telemetry import Downloads, Rates, RequestRecord, Telemetry, address_of
 from adapterhub_registry.access.tokens import (
-    ANONYMOUS,
     MAX_TOKEN_CHARACTERS,
-    OPERATOR,
     BadSignature,
-    Caller,
     Tokens,
     digest_of,
     new_token,
@@ -37,21 +41,29 @@ from adapterhub_registry.access.tokens import (
     unseal,
     working,
 )
+from adapterhub_registry.access.trusted import Publishers
+from adapterhub_registry.database.counting import Counts
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import HttpRefusal, bad_request, too_many, unauthorized
+from adapterhub_registry.errors import HttpRefusal, bad_request, forbidden, too_many, unauthorized
 from adapterhub_registry.names import RepoId, known_repo_id
+from adapterhub_registry.nearest import Nearest
 from adapterhub_registry.outbox import EventWatch, Webhooks
 from adapterhub_registry.repos.commits import Top
+from adapterhub_registry.repos.git import KnownIds
 from adapterhub_registry.repos.repos import Repos
 from adapterhub_registry.settings import Settings
 from adapterhub_registry.storage.blobs import BlobStore
 from adapterhub_registry.storage.xet import XorbStore
-from adapterhub_registry.vectors import Nearest
+from adapterhub_registry.treelog import TreeLog
 from adapterhub_registry.worker import KnownSketches, Once
 
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_GIT_PATH = re.compile(r"(/models)?/[^/]+/[^/]+/(info/refs|git-upload-pack|info/lfs/objects/batch)")
+MAX_BASIC_CHARACTERS = 2048
 WHOLE_ANSWER_BYTES = 1 << 20
-_ADMINISTRATION = tuple(f"/api/adapt/v1/{word}" for word in ("tokens", "users", "log", "webhooks", "namespaces"))
+_ADMINISTRATION = tuple(
+    f"/api/adapt/v1/{word}" for word in ("tokens", "users", "accounts", "log", "publishers", "webhooks", "namespaces")
+)
 """The only paths that the operator's token of a running server opens: commands with `--root` get 401 elsewhere."""
 
 
@@ -65,20 +77,28 @@ class Registry:
     xorbs: XorbStore
     repos: Repos
     tokens: Tokens
+    members: Members
+    publishers: Publishers
+    accounts: Accounts
+    devices: Devices
+    sign_in: SignIn | None
     downloads: Downloads
     rates: Rates
     telemetry: Telemetry
     webhooks: Webhooks
     watch: EventWatch
     nearest: Nearest
+    log: TreeLog
     operator: str = field(default_factory=new_token, repr=False)
     """The token of commands on this machine, which ends with the server."""
     once: Once = field(default_factory=Once)
+    counts: Counts = field(default_factory=Counts)
+    git: KnownIds = field(default_factory=KnownIds)
     sketches: KnownSketches = field(default_factory=KnownSketches)
 
 
 async def registry_of(request: Request) -> Registry:
-    """The registry of this application."""
+    """Return the registry of this application."""
     return cast("Registry", request.app.state.registry)
 
 
@@ -94,7 +114,7 @@ async def caller_of(request: Request, registry: RegistryOf) -> Caller:
 
 
 async def authenticated(request: Request, registry: Registry) -> Caller:
-    """The sender of a request; anonymous without a token.
+    """Return the sender of a request; anonymous without a token.
 
     Raises:
         HttpRefusal: 401 for an invalid token, even where none is needed: its user relies on it. 429 for more requests a
@@ -112,7 +132,7 @@ async def authenticated(request: Request, registry: Registry) -> Caller:
 
 @contextlib.contextmanager
 def reading(request: Request, registry: Registry) -> Iterator[tuple[Connection, Caller]]:
-    """A transaction that reads, and the sender of the request, which it finds there: `caller_of` takes one of its own.
+    """Provide a transaction that reads, and the sender of the request: `caller_of` takes one of its own.
 
     Raises:
         HttpRefusal: as `caller_of`.
@@ -136,7 +156,7 @@ def reading(request: Request, registry: Registry) -> Iterator[tuple[Connection, 
 
 
 def glanced(request: Request, registry: Registry, wanted: Top, **given: object) -> tuple[Caller, Row[Any] | None]:
-    """The sender of a request, and what it asks for: one statement, hence one way to the database and back.
+    """Return the sender of a request, and what it asks for: one statement, hence one way to the database and back.
 
     Raises:
         HttpRefusal: as `caller_of`.
@@ -153,19 +173,40 @@ def glanced(request: Request, registry: Registry, wanted: Top, **given: object) 
 
 
 def _token_of(request: Request) -> str | None:
-    """The token of a request, empty for a malformed header; None without one."""
+    """Return the token of a request, empty for a malformed header; None without one."""
     header = request.headers.get("authorization")
     if header is None:
         return None
-    scheme, _, token = header.partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS else ""
+    scheme, _, given = header.partition(" ")
+    kind, token = scheme.lower(), given.strip()
+    if kind == "basic" and of_git(request.scope["path"]) and len(token) <= MAX_BASIC_CHARACTERS:
+        kind, token = "bearer", _password(token)
+    return token if kind == "bearer" and len(token) <= MAX_TOKEN_CHARACTERS else ""
+
+
+def of_git(path: str) -> bool:
+    """Whether git or git-lfs asks for this path: they send a token as the password of a user, as a browser might.
+
+    No other path takes passwords: a browser would add one to the requests of every page that it shows.
+    """
+    return _GIT_PATH.fullmatch(path) is not None
+
+
+def _password(text: str) -> str:
+    """Return the password in a header of the scheme Basic; empty for a malformed one."""
+    try:
+        return base64.b64decode(text, validate=True).decode("ascii").partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _valid(request: Request, registry: Registry, caller: Caller | None) -> Caller:
-    """The caller of a token, who may send one more request; raises 401 for an invalid token."""
+    """Return the caller of a token, who may send one more request; raises 401 for an invalid token."""
     if caller is None:
         admitted(request, registry, ANONYMOUS)
-        raise unauthorized("Invalid credentials in Authorization header")
+        raise unauthorized(
+            "Invalid credentials in Authorization header, expected `Bearer TOKEN` with a token that is valid"
+        )
     return admitted(request, registry, caller)
 
 
@@ -181,13 +222,13 @@ def admitted(request: Request, registry: Registry, caller: Caller) -> Caller:
     record.address, record.user, record.token_id = address, caller.user, caller.token_id
     limits = registry.settings.limits
     if caller.user is None:
-        _check_rate(registry, "address", address, limits.address_requests_per_minute)
+        check_rate(registry, "address", address, limits.address_requests_per_minute)
     else:
-        _check_rate(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
-    return caller
+        check_rate(registry, "token", str(caller.token_id), limits.token_requests_per_minute)
+    return replace(caller, address=address)
 
 
-def _check_rate(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
+def check_rate(registry: Registry, kind: str, caller: str, per_minute: int) -> None:
     """Raise 429 when the caller exceeds its rate."""
     wait_s = registry.rates.wait_s(f"{kind} {caller}", per_minute)
     if wait_s:
@@ -199,14 +240,14 @@ CallerOf = Annotated[Caller, Depends(caller_of)]
 
 
 def seeker_of(request: Request, registry: RegistryOf, caller: CallerOf) -> Caller:
-    """The caller of a route that compares updates, which may ask less often: each answer says a little of the key.
+    """Return the caller of a route that compares updates, at a lower rate: each answer reveals a little of the key.
 
     Raises:
         HttpRefusal: 429, as `caller_of`.
     """
     address = request.scope["adapterhub.record"].address
     asking = f"token {caller.token_id}" if caller.user is not None else f"address {address}"
-    _check_rate(registry, "similar", asking, registry.settings.limits.similar_requests_per_minute)
+    check_rate(registry, "similar", asking, registry.settings.limits.similar_requests_per_minute)
     return caller
 
 
@@ -214,14 +255,14 @@ SeekerOf = Annotated[Caller, Depends(seeker_of)]
 
 
 def user_of(caller: Caller) -> str:
-    """The user name of a caller; raises 401 without a token."""
+    """Return the user name of a caller; raises 401 without a token."""
     if caller.user is None:
         raise unauthorized()
     return caller.user
 
 
 async def repo_id_of(namespace: str, name: str) -> RepoId:
-    """The repository in the path of a URL."""
+    """Return the repository in the path of a URL."""
     return known_repo_id(namespace, name)
 
 
@@ -234,7 +275,7 @@ async def base_url(request: Request, registry: RegistryOf) -> str:
 
 
 def base_of(request: Request, registry: Registry) -> str:
-    """The address at which the client reached this server, without a trailing slash.
+    """Return the address at which the client reached this server, without a trailing slash.
 
     The hub client refuses URLs of other hosts, so links follow the Host header (or `public_url`).
 
@@ -251,9 +292,17 @@ def base_of(request: Request, registry: Registry) -> str:
 
 
 def next_link(request: Request, place: str, **position: str) -> str:
-    """The `Link` header to the next page: the same query at the URL `place`, from another position."""
+    """Return the `Link` header to the next page: the same query at the URL `place`, from another position."""
     kept = [(name, value) for name, value in request.query_params.multi_items() if name not in position]
     return f'<{place}?{urlencode([*kept, *position.items()])}>; rel="next"'
+
+
+def administrator_of(caller: Caller) -> By:
+    """Return the administrator of a request, as the log names it; raises 401 or 403 for anyone else."""
+    user_of(caller)
+    if not caller.is_admin:
+        raise forbidden("this needs the token of an administrator: role `admin`, namespaces `*`")
+    return caller.by
 
 
 BaseUrl = Annotated[str, Depends(base_url)]
@@ -287,7 +336,7 @@ QueryModel = TypeVar("QueryModel", bound=BaseModel)
 
 
 def query_of(request: Request, model: type[QueryModel]) -> QueryModel:
-    """The parameters of a request, for a route that does without the framework's dependencies.
+    """Return the parameters of a request, for a route that does without the framework's dependencies.
 
     Raises:
         RequestValidationError: as the framework does for its parameters.
@@ -307,7 +356,7 @@ def _lists_of(model: type[BaseModel]) -> frozenset[str]:
 
 
 def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:
-    """A JSON response in pieces: a small one goes out whole, a large one streams in constant memory."""
+    """Return a JSON response in pieces: a small one goes out whole, a large one streams in constant memory."""
     first, size = [], 0
     for piece in pieces:
         first.append(piece)
@@ -318,7 +367,7 @@ def json_answer(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response
 
 
 async def revision_of(rev: str) -> str:
-    """The branch, tag or commit in the path of a URL; its slashes arrive percent-encoded (see `edge`)."""
+    """Return the branch, tag or commit in the path of a URL; its slashes arrive percent-encoded (see `edge`)."""
     return unquote(rev)
 
 
@@ -336,7 +385,7 @@ class JsonObject:
         return name in self._values
 
     def text(self, name: str, default: str | None = None, *, limit: int = 4096) -> str:
-        """A string of at most `limit` characters; required unless there is a default."""
+        """Return a string of at most `limit` characters; required unless there is a default."""
         value = self._values.get(name)
         if value is None and default is not None:
             return default
@@ -347,39 +396,39 @@ class JsonObject:
         return self._storable(name, value)
 
     def text_or_none(self, name: str, *, limit: int = 4096) -> str | None:
-        """A string, or None when it is absent or null."""
+        """Return a string, or None when it is absent or null."""
         return None if self._values.get(name) is None else self.text(name, limit=limit)
 
     def flag_or_none(self, name: str) -> bool | None:
-        """True, false, or None when it is absent or null."""
+        """Return true, false, or None when it is absent or null."""
         value = self._values.get(name)
         if value is not None and not isinstance(value, bool):
             raise self._wrong(name, "true or false")
         return value
 
     def number(self, name: str, *, most: int, least: int = 0) -> int:
-        """A whole number within bounds."""
+        """Return a whole number within bounds."""
         value = self._values.get(name)
         if type(value) is not int or not least <= value <= most:
             raise self._wrong(name, f"a whole number from {least} to {most}")
         return value
 
     def objects(self, name: str, *, most: int) -> list[JsonObject]:
-        """A list of at most `most` objects."""
+        """Return a list of at most `most` objects."""
         value = self._values.get(name)
         if not isinstance(value, list) or len(value) > most or not all(isinstance(item, dict) for item in value):
             raise self._wrong(name, f"a list of at most {most} objects")
         return [JsonObject(item, f"{self._where}{name}[{at}].") for at, item in enumerate(value)]
 
     def child(self, name: str) -> JsonObject:
-        """An object."""
+        """Return an object."""
         value = self._values.get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object")
         return JsonObject(value, f"{self._where}{name}.")
 
     def texts(self, name: str, *, most: int) -> list[str]:
-        """A list of at most `most` strings; one string counts as a list, an absent member as an empty one."""
+        """Return a list of at most `most` strings; one string counts as a list, an absent member as an empty one."""
         value = self._values.get(name, [])
         items = value if isinstance(value, list) else [value]
         if len(items) > most or not all(isinstance(item, str) for item in items):
@@ -387,7 +436,7 @@ class JsonObject:
         return [self._storable(name, item) for item in items]
 
     def names(self) -> Iterator[str]:
-        """The names of its members."""
+        """Return the names of its members."""
         return iter(self._values)
 
     def value(self, name: str) -> object:

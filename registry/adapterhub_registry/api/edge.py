@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapterhub.core.errors import AdapterHubError, shown
+from adapterhub_registry.access.oidc import BACK, CODE_CHARACTERS
 from adapterhub_registry.access.telemetry import RequestRecord, Telemetry
 from adapterhub_registry.errors import HttpRefusal, bad_request, out_of_bounds, refusal_of, too_large, too_slow
 from adapterhub_registry.settings import ServerLimits
@@ -29,6 +30,7 @@ _COMMIT = re.compile(r"/api/models/[^/]+/[^/]+/commit/")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/]*)(/.*)?")
 _SIGNED = ("/_lfs/", "/_xet/")  # a signature protects such a path, and its content reaches no database
+UPLOAD_PACK = "/git-upload-pack"
 MAX_PATH_BYTES = 2048  # of a whole route, of which a file's path may take 1024
 MAX_PARAMETERS = 200
 MAX_PARAMETER_CHARACTERS = 1024
@@ -62,7 +64,7 @@ class Edge:
         try:
             inner["path"] = routed_path(inner)
             _check_lengths(inner["path"], scope["query_string"])
-            _check_fields(scope)
+            _check_fields(scope, inner["path"])
             limit = self._limit(inner["path"])
             _check_announced(scope, limit)
             await self._app(inner, _bounded(receive, limit, self._limits, record), respond)
@@ -90,7 +92,7 @@ def in_origin_form(scope: Scope) -> Scope:
 
 
 def routed_path(scope: Scope) -> str:
-    """The path for routing: decoded once, except `%2F` and `%25`, which handlers decode in each parameter.
+    """Return the path for routing: decoded once, except `%2F` and `%25`, which handlers decode in each parameter.
 
     Raises:
         HttpRefusal: 400 for a path that is not UTF-8 or contains control characters.
@@ -101,9 +103,9 @@ def routed_path(scope: Scope) -> str:
         path = unquote_to_bytes(kept).decode("utf-8")
         whole = unquote_to_bytes(path).decode("utf-8")
     except UnicodeError:
-        raise bad_request("the path is not UTF-8") from None
+        raise bad_request("the path is not UTF-8, expected UTF-8") from None
     if _CONTROL.search(whole):
-        raise bad_request("the path contains control characters")
+        raise bad_request("the path contains control characters, expected printable characters")
     return path
 
 
@@ -121,19 +123,23 @@ def _check_lengths(path: str, query: bytes) -> None:
         given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
     except ValueError:
         raise out_of_bounds(f"expected at most {MAX_PARAMETERS} parameters") from None
+    most = CODE_CHARACTERS if path == BACK else MAX_PARAMETER_CHARACTERS  # issuers make long codes
     for name, value in given:
-        if max(len(name), len(value)) > MAX_PARAMETER_CHARACTERS:
-            raise out_of_bounds(f"{shown(name, 40)}: expected at most {MAX_PARAMETER_CHARACTERS} characters")
+        if max(len(name), len(value)) > most:
+            raise out_of_bounds(f"{shown(name, 40)}: expected at most {most} characters")
         if _CONTROL.search(name) or _CONTROL.search(value):
             raise out_of_bounds(f"{shown(name, 40)}: expected no control characters")
 
 
-def _check_fields(scope: Scope) -> None:
-    """Raise 400 or 415 for fields that a proxy may read differently, or that this server does not support."""
+def _check_fields(scope: Scope, path: str) -> None:
+    """Raise 400 or 415 for fields that a proxy may read differently, or that this server does not support.
+
+    Only git compresses what it sends; its route unpacks no more than it takes.
+    """
     names = [name for name, _ in scope["headers"]]
     if names.count(b"authorization") > 1:
         raise bad_request("Authorization: expected one field")
-    if b"content-encoding" in names:
+    if b"content-encoding" in names and not path.endswith(UPLOAD_PACK):
         raise HttpRefusal(
             415, "BadRequest", "Content-Encoding: expected an uncompressed body", headers={"Connection": "close"}
         )
@@ -182,7 +188,7 @@ def _response_to(error: Exception, scope: Scope, number: str) -> HttpRefusal:
     if isinstance(error, AdapterHubError):
         return refusal_of(error)
     if isinstance(error, ClientDisconnect):
-        return bad_request("the connection closed before the end of the body")
+        return bad_request("the connection closed before the end of the body; send it again")
     # signed links grant access by their path: only its first two segments go to the log
     place = "/".join(str(scope["path"]).split("/")[:3])
     log.error("request %s: %s %s failed", number, scope["method"], shown(place), exc_info=error)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final, cast
 
 from fastapi import Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.formats.administration import Delivery, NewWebhook, Webhook
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.adapt_models import (
+    MISSING,
+    TOO_LARGE,
     DeliveryList,
     EventList,
     EventQuery,
-    ProblemAnswer,
     WebhookList,
     WebhookRequest,
     adapt_router,
+    problems,
 )
 from adapterhub_registry.api.bodies import FairSlots
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, authenticated, user_of
@@ -29,25 +31,21 @@ LOOK_EVERY_S: Final = 0.25
 STOPPING: Final = "adapterhub.stopping"
 """The member of a request's state that says that the server is about to stop."""
 
-_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ProblemAnswer, "description": "Not found"}}
-_SCOPE: Final[dict[int | str, dict[str, Any]]] = {
-    **_MISSING,
-    403: {"model": ProblemAnswer, "description": "The server does not send to this address"},
-    409: {"model": ProblemAnswer, "description": "The namespace has as many webhooks as the registry allows"},
-    413: {"model": ProblemAnswer, "description": "The body is too large"},
+_REFUSED: Final = {
+    403: "The server does not send to this address",
+    409: "The namespace has as many webhooks as the registry allows",
 }
-_BUSY: Final[dict[int | str, dict[str, Any]]] = {429: {"model": ProblemAnswer, "description": "Too many requests wait"}}
 
 router = adapt_router()
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 
-@router.get("/events", responses=_BUSY)
+@router.get("/events", responses=problems({429: "Too many requests wait"}))
 async def events(
     request: Request, registry: RegistryOf, caller: CallerOf, query: Annotated[EventQuery, Query()]
 ) -> EventList:
-    """What changed in repositories that the caller sees: new, yanked and deleted versions, moved aliases.
+    """Return the changes in repositories that the caller sees: new, yanked and deleted versions, moved aliases.
 
     With `wait`, the answer comes with the first event, or when the time is over.
     """
@@ -79,37 +77,37 @@ def _page(registry: Registry, caller: Caller, query: EventQuery) -> EventList:
 
 @router.get("/webhooks")
 def list_webhooks(registry: RegistryOf, caller: CallerOf) -> WebhookList:
-    """The webhooks of the namespaces and repositories that the caller owns."""
+    """Return the webhooks of the namespaces and repositories that the caller owns."""
     return WebhookList(webhooks=_mine(registry, caller).records())
 
 
-@router.post("/webhooks", status_code=201, responses=_SCOPE)
+@router.post("/webhooks", status_code=201, responses={**MISSING, **problems(_REFUSED), **TOO_LARGE})
 def add_webhook(registry: RegistryOf, caller: CallerOf, wanted: WebhookRequest) -> NewWebhook:
     """Send the events of a namespace or repository to a URL; only this response shows the secret that signs them."""
     return _mine(registry, caller).add(wanted.scope, wanted.url, wanted.types)
 
 
-@router.delete("/webhooks/{number}", responses=_MISSING)
+@router.delete("/webhooks/{number}", responses=MISSING)
 def remove_webhook(registry: RegistryOf, caller: CallerOf, number: Number) -> Webhook:
     """Remove a webhook, and the deliveries that wait for it."""
     return _mine(registry, caller).remove(number)
 
 
-@router.post("/webhooks/{number}/test", status_code=202, responses=_MISSING)
+@router.post("/webhooks/{number}/test", status_code=202, responses=MISSING)
 def test_webhook(registry: RegistryOf, caller: CallerOf, number: Number, response: Response) -> Delivery:
-    """Send the event `webhook.test` soon, once; `deliveries`, to which `Location` leads, tells how it went."""
+    """Send the event `webhook.test` soon, once; `deliveries`, to which `Location` leads, contains the result."""
     response.headers["Location"] = f"/api/adapt/v1/webhooks/{number}/deliveries"
     return _mine(registry, caller).ask_test(number)
 
 
-@router.get("/webhooks/{number}/deliveries", responses=_MISSING)
+@router.get("/webhooks/{number}/deliveries", responses=MISSING)
 def deliveries(
     registry: RegistryOf,
     caller: CallerOf,
     number: Number,
     limit: Annotated[int, Query(ge=1, le=MOST_DELIVERIES)] = 50,
 ) -> DeliveryList:
-    """The last deliveries of a webhook, newest first."""
+    """Return the last deliveries of a webhook, newest first."""
     return DeliveryList(deliveries=_mine(registry, caller).deliveries(number, limit=limit))
 
 

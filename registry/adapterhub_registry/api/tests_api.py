@@ -12,15 +12,19 @@ from starlette.concurrency import run_in_threadpool
 
 from adapterhub.formats.administration import Asks, NamespaceRule
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.adapt_models import (
-    NAME,
+    MISSING,
     SHA256,
+    TOO_LARGE,
+    USER_NAME,
+    AdapterOf,
     ApiAnswer,
     ApiQuestion,
-    ProblemAnswer,
+    NamePart,
     Text,
     adapt_router,
+    problems,
     whole,
 )
 from adapterhub_registry.api.bodies import sent_by
@@ -39,25 +43,24 @@ from adapterhub_registry.testing import (
     take,
 )
 
-_MISSING: Final[dict[int | str, dict[str, Any]]] = {404: {"model": ProblemAnswer, "description": "Not found"}}
-_TAKING: Final[dict[int | str, dict[str, Any]]] = {
-    **_MISSING,
-    403: {"model": ProblemAnswer, "description": "The result is forged, or the token may not send it"},
-    409: {"model": ProblemAnswer, "description": "A later result by the same key on the same question is here"},
-    413: {"model": ProblemAnswer, "description": "The result is too large, or the build has too many results"},
-}
-_RULING: Final[dict[int | str, dict[str, Any]]] = {
-    **_MISSING,
-    403: {"model": ProblemAnswer, "description": "The token does not administer the namespace"},
-    409: {"model": ProblemAnswer, "description": "Another key has this name, or the key has another one"},
-    413: {"model": ProblemAnswer, "description": "The body is too large"},
+_TAKING: Final = MISSING | problems(
+    {
+        403: "The result is forged, or the token may not send it",
+        409: "A later result by the same key on the same question is here",
+        413: "The result is too large, or the build has too many results",
+    }
+)
+_RULING: Final = {
+    **MISSING,
+    **problems({403: "The token does not administer the namespace"}),
+    **problems({409: "Another key has this name, or the key has another one"}),
+    **TOO_LARGE,
 }
 
 _BUNDLE: Final = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 router = adapt_router()
 
-NamePart = Annotated[str, Path(pattern=NAME)]
 VersionPart = Annotated[str, Path(pattern="^[A-Za-z0-9.!+_-]{1,64}$")]
 KeyName = Annotated[str, StringConstraints(pattern=whole(KEY_NAME))]
 
@@ -71,7 +74,7 @@ class ResultQuery(BaseModel):
 
 
 class ResultFacts(ApiAnswer):
-    """A signed result. `signer` is the name of the namespace's key that made it, else null: then it is a claim.
+    """A signed result. `signer` is the name of the namespace's key that made it, or null: then it is a claim.
 
     `bundle` is the file that was signed, to be checked by the reader.
     """
@@ -103,10 +106,11 @@ class ResultList(ApiAnswer):
 
 
 class KeyRequest(ApiQuestion):
-    """A public key in PEM, and its name here."""
+    """A public key in PEM, its name here, and its user, with whose removal it ends."""
 
     name: KeyName
     pem: Annotated[str, StringConstraints(min_length=1, max_length=16 << 10)]
+    user: Annotated[str, StringConstraints(pattern=USER_NAME)] | None = None
 
 
 class RuleRequest(ApiQuestion):
@@ -119,7 +123,7 @@ class RuleRequest(ApiQuestion):
 
 
 async def reader(request: Request, registry: Registry) -> int:
-    """A user who can read the files of a repository, as the sender of a result."""
+    """Return a user who can read the files of a repository, as the sender of a result."""
     caller, names = await caller_of(request, registry), request.path_params
     user_of(caller)
 
@@ -132,7 +136,7 @@ async def reader(request: Request, registry: Registry) -> int:
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body; `Edge` has bounded it."""
+    """Return the body; `Edge` has bounded it."""
     return await request.body()
 
 
@@ -141,8 +145,7 @@ async def raw_body(request: Request) -> bytes:
 def add_result(
     registry: RegistryOf,
     caller: CallerOf,
-    namespace: NamePart,
-    name: NamePart,
+    repo_id: AdapterOf,
     version: VersionPart,
     raw: Annotated[bytes, Depends(raw_body)],
 ) -> ResultFacts:
@@ -153,23 +156,22 @@ def add_result(
     """
     user_of(caller)
     with registry.db.begin() as connection:
-        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find_files(connection, caller, repo_id)
         may_write = caller.writes(repo.full_name)
         return _result(take(connection, repo, version, raw, by=caller.actor, may_write=may_write))
 
 
-@router.get("/adapters/{namespace}/{name}/tests/{version}", responses=_MISSING)
+@router.get("/adapters/{namespace}/{name}/tests/{version}", responses=MISSING)
 def list_results(
     registry: RegistryOf,
     caller: CallerOf,
-    namespace: NamePart,
-    name: NamePart,
+    repo_id: AdapterOf,
     version: VersionPart,
     query: Annotated[ResultQuery, Query()],
 ) -> ResultList:
-    """The signed results on a version, the newest first."""
+    """Return the signed results on a version, the newest first."""
     with registry.db.read() as connection:
-        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find_files(connection, caller, repo_id)
         return results_of(connection, repo, version, query)
 
 
@@ -185,16 +187,16 @@ def results_of(connection: Connection, repo: Row[Any], version: str, query: Resu
     return ResultList(repo=repo.full_name, version=version, digest=f"sha256:{digest}", results=listed)
 
 
-@router.get("/namespaces/{namespace}/tests", responses=_MISSING)
+@router.get("/namespaces/{namespace}/tests", responses=MISSING)
 def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> NamespaceRule:
-    """The rule of a namespace; one of which the caller sees no repository looks as if it had none."""
+    """Return the rule of a namespace; one of which the caller sees no repository looks as if it had none."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
         return rule_seen(registry, connection, caller, namespace)
 
 
 def rule_seen(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> NamespaceRule:
-    """The rule of a namespace as a caller sees it."""
+    """Return the rule of a namespace as a caller sees it."""
     seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
     rule = rule_of(connection, namespace) if seen else None
     return rule or NamespaceRule(namespace=namespace)
@@ -204,16 +206,17 @@ def rule_seen(registry: Registry, connection: Connection, caller: Caller, namesp
 def set_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: RuleRequest) -> NamespaceRule:
     """Change the rule of a namespace; this needs a token with the role `admin` for all of it."""
     user_of(caller)
-    if caller.role != "admin" or not caller.owns(namespace):
+    if not caller.owns(namespace, "administer"):
         raise forbidden(f"this needs a token with the role `admin` for all of `{namespace}`")
     with registry.db.begin() as connection:
         return change_rule(
             connection,
             namespace,
-            by=caller.actor,
+            by=caller.by,
             asks=wanted.asks,
             keys_only=wanted.keys_only,
             trust=[(key.name, key.pem) for key in wanted.trust],
+            owners={key.name: key.user for key in wanted.trust if key.user},
             distrust=wanted.distrust,
         )
 

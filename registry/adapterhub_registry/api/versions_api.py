@@ -12,75 +12,129 @@ from urllib.parse import quote, urlencode
 
 from fastapi import Path, Query
 from pydantic import BaseModel, Field, StringConstraints
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.specs import parse_name
-from adapterhub.formats.administration import HeldName
+from adapterhub.core.specs import MAX_VERSION_CHARACTERS, parse_name
+from adapterhub.formats.administration import AliasRetention, HeldName
 from adapterhub.formats.alias import MOST_MOVES, MOST_TARGETS, Alias, AliasMove, AliasTarget
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES, SIGNATURE_FILE, WEIGHTS_FILE
+from adapterhub.formats.publication import Job
 from adapterhub.formats.safetensors.file import LENGTH_BYTES
 from adapterhub_registry.access import rights
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.audit import log_change
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.adapt_models import (
-    NAME,
+    FORBIDDEN,
+    MISSING,
+    SHA256,
+    AdapterOf,
     ApiAnswer,
     ApiQuestion,
-    ProblemAnswer,
+    NamePage,
+    NamePart,
     ReleaseFacts,
+    ReleasePublisher,
     Releases,
     ServerInfo,
     Yanked,
     adapt_router,
+    problems,
 )
 from adapterhub_registry.api.context import CallerOf, Registry, RegistryOf, SeekerOf, dumped, user_of
 from adapterhub_registry.api.hub.files import SMALL_BYTES, file_facts
 from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.api.hub.repositories import branches_and_tags
+from adapterhub_registry.api.log_api import proof_of
 from adapterhub_registry.api.tests_api import ResultQuery, results_of, rule_seen
 from adapterhub_registry.database.db import adapters, derived, releases, repos, slices
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.trees import TreeFile
-from adapterhub_registry.errors import HttpRefusal, forbidden
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import among
+from adapterhub_registry.database.trees import FileTree, TreeFile
+from adapterhub_registry.errors import HttpRefusal, forbidden, version_not_found
 from adapterhub_registry.names import PART, known_repo_id
 from adapterhub_registry.repos import adapters as index
-from adapterhub_registry.repos import aliases, commits
-from adapterhub_registry.repos.adapters import versions_of
+from adapterhub_registry.repos import aliases, commits, retention
+from adapterhub_registry.repos.adapters import RELEASED_BUILD
 from adapterhub_registry.repos.aliases import MOST_ALIASES
-from adapterhub_registry.repos.search import MAX_LISTED, RepoListing, list_repos
+from adapterhub_registry.repos.listing import MAX_LISTED, RepoListing, list_repos
 from adapterhub_registry.worker import FLOOR
 
 FEATURES: Final = (
     *("adapters", "blobs", "versions", "yank", "yanked", "tokens", "tags", "users", "releases", "aliases"),
     *("events", "webhooks", "tests", "similar", "filters", "ahead", "names", "moving-tags"),
+    *("pages", "publish", "publish-alias", "log"),
 )
 UPLOAD_MODES: Final = ("regular", "lfs", "multipart", "xet")
 MOST_AHEAD: Final = 50
 MOST_REPOSITORIES: Final = 200
 MOST_VERSIONS: Final = 20
+MOST_LISTED_VERSIONS: Final = 1000
+MOST_VERSIONS_AHEAD: Final = 100
 MOST_COMMITS: Final = 200
 MOST_BYTES: Final = 8 << 20
 
 router = adapt_router()
 
-NamePart = Annotated[str, Path(pattern=NAME)]
 FullName = Annotated[str, StringConstraints(max_length=200, pattern=rf"^{PART.pattern}/{PART.pattern}$")]
 
 
-@router.get(
-    "/adapters/{namespace}/{name}/versions", responses={404: {"model": ProblemAnswer, "description": "Not found"}}
-)
-def versions(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> Releases:
-    """Every version of an adapter, newest first; yanked versions are marked."""
+class VersionQuery(BaseModel):
+    """A page of the versions, `below` one. `digest` asks for those of one build."""
+
+    digest: Annotated[str, Field(pattern=SHA256)] | None = None
+    limit: Annotated[int, Field(ge=1, le=MOST_LISTED_VERSIONS)] = MOST_LISTED_VERSIONS
+    below: Annotated[str, Field(max_length=MAX_VERSION_CHARACTERS)] | None = None
+
+
+@router.get("/adapters/{namespace}/{name}/versions", responses=MISSING)
+def versions(
+    registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, query: Annotated[VersionQuery, Query()]
+) -> Releases:
+    """Return the versions of an adapter, newest first; yanked versions are marked.
+
+    `below` continues behind a version.
+    """
     with registry.db.read() as connection:
-        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
-        return releases_of(connection, repo)
+        repo = registry.repos.find(connection, caller, repo_id)
+        return releases_of(connection, repo, query)
 
 
-def releases_of(connection: Connection, repo: Row[Any]) -> Releases:
-    """The versions of a repository."""
-    versions = [_release(row) for row in index.versions_of(connection, repo.id)]
-    return Releases(repo=repo.full_name, versions=versions)
+@router.get("/adapters/{namespace}/{name}/versions/{version}", responses=MISSING)
+def one_version(
+    registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, version: Annotated[str, Path(max_length=64)]
+) -> ReleaseFacts:
+    """One version of an adapter, however it is spelled."""
+    with registry.db.read() as connection:
+        return release_of(connection, registry.repos.find(connection, caller, repo_id), version)
+
+
+def releases_of(connection: Connection, repo: Row[Any], query: VersionQuery | None = None) -> Releases:
+    """Return the versions of a repository."""
+    asked = query or VersionQuery()
+    limit = asked.limit
+    rows = index.versions_of(connection, repo.id, limit=limit + 1, below=asked.below, digest=asked.digest)
+    more = len(rows) > limit
+    versions = [_release(row) for row in rows[:limit]]
+    return Releases(
+        repo=repo.full_name,
+        versions=versions,
+        next_below=str(versions[-1].version) if more else None,
+        one_base=not more or index.has_one_base(connection, repo.id, rows[0].base_sha256),
+    )
+
+
+def release_of(connection: Connection, repo: Row[Any], version: str) -> ReleaseFacts:
+    """One version of a repository.
+
+    Raises:
+        HttpRefusal: 404 VersionNotFound.
+    """
+    row = index.version_in(connection, repo.id, version)
+    if row is None:
+        raise version_not_found(repo.full_name, version)
+    return _release(row)
 
 
 def _release(row: Row[Any]) -> ReleaseFacts:
@@ -93,7 +147,12 @@ def _release(row: Row[Any]) -> ReleaseFacts:
         released_at=iso_time(row.released_at),
         yanked=why,
         unyanked=row.yanked_reason if why is None else None,
+        publisher=None if row.publisher is None else _publisher(json.loads(row.publisher)),
     )
+
+
+def _publisher(stored: dict[str, Any]) -> ReleasePublisher:
+    return ReleasePublisher(**stored, by=Job(**stored).by)
 
 
 def why_yanked(row: Row[Any]) -> Yanked:
@@ -107,6 +166,9 @@ class AheadQuery(BaseModel):
 
     adapter: Annotated[list[FullName], Field(max_length=MOST_AHEAD)] = []
     repo: Annotated[list[FullName], Field(max_length=MOST_AHEAD)] = []
+    version: Annotated[str, Field(max_length=64)] | None = (
+        None  # which a push would publish: the answer holds only that one
+    )
 
 
 class AheadAnswer(ApiAnswer):
@@ -127,18 +189,19 @@ class AheadPage(ApiAnswer):
 
 
 def info_of(registry: Registry) -> ServerInfo:
-    """The version and the features of this server."""
+    """Return the version and the features of this server."""
     return ServerInfo(
         version=version("adapterhub"),
         features=list(FEATURES),
         upload_modes=list(UPLOAD_MODES),
         anonymous_read=registry.settings.anonymous_read,
+        log_key=str(registry.log.signer().key),
     )
 
 
 @router.get("/ahead")
 def ahead(registry: RegistryOf, caller: CallerOf, query: Annotated[AheadQuery, Query()]) -> AheadPage:
-    """The answers to what a client asks next of each adapter: repositories, versions, commits, small files.
+    """Return the next answers that a client needs for each adapter: repositories, versions, commits, small files.
 
     What is missing here, each request still answers: large files, gated repositories, names of another time.
     """
@@ -168,7 +231,10 @@ class _Looking:
         seen = self._registry.repos.visible(self._caller)
         for row in self._connection.execute(select(repos).where(repos.c.full_name.in_(list(wanted)), seen)).all():
             del wanted[row.full_name]
-            yield from self._repository(row, is_pushed=row.full_name in query.repo and not query.adapter)
+            if query.version is not None:
+                yield self._version(row, query.version)
+            else:
+                yield from self._repository(row, is_pushed=row.full_name in query.repo and not query.adapter)
             if self._left <= 0 or self._commits_left <= 0:
                 return
         for namespace in {name.partition("/")[0] for name in query.repo}:
@@ -180,25 +246,37 @@ class _Looking:
                 self._registry.repos.find(self._connection, self._caller, known_repo_id(*name.split("/")))
             except HttpRefusal as refusal:
                 yield AheadAnswer(path=f"api/adapt/v1/adapters/{name}/versions", error=refusal.code)
+                if query.version is not None:
+                    yield AheadAnswer(path=_path_of(name, query.version), error=refusal.code)
                 yield AheadAnswer(path=f"api/models/{name}/refs", error=refusal.code)
 
     def _tagged(self, namespace: str, tag: str) -> list[str] | None:
-        """The repositories of a namespace with a tag; None for more than a few."""
-        visible = self._registry.repos.visible(self._caller)
+        """Return the repositories of a namespace with a tag; None for more than a few."""
+        visible = self._registry.repos.sight(self._caller)
         wanted = RepoListing(filters=(tag,), author=namespace, limit=MOST_REPOSITORIES)
         page = list_repos(self._connection, wanted, visible)
         if page.more:
             return None
-        rows = self._connection.execute(select(repos.c.id, repos.c.full_name).where(repos.c.id.in_(page.ids))).all()
-        names = dict[int, str]((row.id, row.full_name) for row in rows)
+        names = dict[int, str](_NAMES.tuples(self._connection, numbers=json.dumps(page.ids)))
         return [names[number] for number in page.ids]
+
+    def _version(self, row: Row[Any], version: str) -> AheadAnswer:
+        try:
+            body = release_of(self._connection, row, version).model_dump_json().encode()
+        except HttpRefusal as refusal:
+            return AheadAnswer(path=_path_of(row.full_name, version), error=refusal.code)
+        return _answer(_path_of(row.full_name, version), body)
 
     def _repository(self, row: Row[Any], *, is_pushed: bool) -> Iterator[AheadAnswer]:
         name = row.full_name
+        if index.has_versions(self._connection, row.id, more_than=MOST_VERSIONS_AHEAD):
+            return  # so many that a client asks for those that it needs
         listed = releases_of(self._connection, row)
         yield _answer(f"api/adapt/v1/adapters/{name}/versions", listed.model_dump_json().encode())
         if not listed.versions or is_pushed:
-            yield _json(f"api/models/{name}/refs", branches_and_tags(self._connection, row.id))
+            told, rest = branches_and_tags(self._connection, row.id)
+            if rest is None:
+                yield _json(f"api/models/{name}/refs", told)
         if row.gated and not self._caller.reaches(name):
             return
         with contextlib.suppress(HttpRefusal):  # a damaged repository
@@ -206,19 +284,30 @@ class _Looking:
                 yield from self._commit(row, row.head, (*MEDIA_TYPES, CARD_FILE), is_plain=True)
             for one in listed.versions[:1]:
                 results = results_of(self._connection, row, str(one.version), ResultQuery())
+                if (proof := proof_of(self._registry, self._connection, row, name, str(one.version))) is not None:
+                    path = f"api/adapt/v1/tlog/releases/{name}/{quote(str(one.version), safe='')}"
+                    yield _answer(path, proof.model_dump_json().encode())
                 path = f"api/adapt/v1/adapters/{name}/tests/{quote(str(one.version), safe='')}"
                 yield _answer(path, results.model_dump_json().encode())
                 yield from self._commit(row, one.commit, [file for file in MEDIA_TYPES if file != WEIGHTS_FILE])
-            for one in listed.versions[1 : min(MOST_VERSIONS, self._commits_left)]:
-                yield from self._commit(row, one.commit, ())
+            others = [one.commit for one in listed.versions[1 : min(MOST_VERSIONS, self._commits_left)]]
+            trees = commits.trees_of(self._connection, row.id, others) if others else {}
+            for commit in others:
+                yield from self._commit(row, commit, (), tree=trees.get(commit))
 
     def _commit(
-        self, row: Row[Any], commit_id: str, files: Sequence[str], *, is_plain: bool = False
+        self,
+        row: Row[Any],
+        commit_id: str,
+        files: Sequence[str],
+        *,
+        is_plain: bool = False,
+        tree: FileTree | None = None,
     ) -> Iterator[AheadAnswer]:
-        """The manifest and signature at a commit, and `files`; also what describes one without a manifest."""
+        """Yield the manifest and signature at a commit, and `files`; also what describes one without a manifest."""
         self._commits_left -= 1
         place = f"{row.full_name}/resolve/{commit_id}"
-        tree = commits.tree_of(self._connection, row.id, commit_id)
+        tree = tree or commits.tree_of(self._connection, row.id, commit_id)
         names = (MANIFEST_FILE, SIGNATURE_FILE, *files)
         entries = {name: tree.find(name) for name in names}
         if is_plain:
@@ -251,6 +340,13 @@ class _Looking:
         return self._bytes(entry, end) if end <= min(entry.size, SMALL_BYTES) else None
 
 
+_NAMES: Final = PreparedSql(select(repos.c.id, repos.c.full_name).where(among(repos.c.id, "numbers")))
+
+
+def _path_of(repo: str, version: str) -> str:
+    return f"api/adapt/v1/adapters/{repo}/versions/{quote(version, safe='')}"
+
+
 def _json(path: str, value: object) -> AheadAnswer:
     return _answer(path, json.dumps(value, ensure_ascii=False).encode())
 
@@ -259,14 +355,11 @@ def _answer(path: str, body: bytes) -> AheadAnswer:
     return AheadAnswer(path=path, body=base64.b64encode(body).decode("ascii"))
 
 
-_PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    404: {"model": ProblemAnswer, "description": "Not found"},
-}
-_WRITING: Final[dict[int | str, dict[str, Any]]] = {
-    **_PROBLEMS,
-    403: {"model": ProblemAnswer, "description": "The token lacks the right"},
-    409: {"model": ProblemAnswer, "description": "A branch, a tag or a yanked version is in the way"},
-    413: {"model": ProblemAnswer, "description": "The body is too large, or the repository has too many aliases"},
+_WRITING: Final = {
+    **MISSING,
+    **FORBIDDEN,
+    **problems({409: "A branch, a tag or a yanked version is in the way"}),
+    **problems({413: "The body is too large, or the repository has too many aliases"}),
 }
 
 
@@ -274,7 +367,7 @@ Version = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class AliasFacts(ApiAnswer):
-    """What an alias means now, and its last move. `adapter` is the name in the manifest of its builds."""
+    """The present targets of an alias, and its last move. `adapter` is the name in the manifest of its builds."""
 
     repo: str
     adapter: str | None
@@ -327,11 +420,19 @@ class RollbackRequest(ApiQuestion):
     to: Annotated[int, Field(ge=1, le=MOST_MOVES)] | None = None
 
 
+class RetentionRequest(ApiQuestion):
+    """How many of the versions that the alias had stay; null for all. Others go `grace_days` after the alias left."""
+
+    newest: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    grace_days: Annotated[float, Field(ge=0, le=3650, allow_inf_nan=False)] = 30.0
+
+
 class NameList(ApiAnswer):
-    """The names of a namespace, each with its repositories that the caller sees."""
+    """The names of a namespace with their repositories that the caller sees. `next_after` leads to the next page."""
 
     namespace: str
     names: list[HeldName]
+    next_after: str | None = None
 
 
 class NameRequest(ApiQuestion):
@@ -341,51 +442,58 @@ class NameRequest(ApiQuestion):
     repo: FullName
 
 
-@router.get("/namespaces/{namespace}/names", responses=_PROBLEMS)
-def list_names(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> NameList:
-    """Which repositories may release the adapter names of a namespace."""
+@router.get("/namespaces/{namespace}/names", responses=MISSING)
+def list_names(
+    registry: RegistryOf, caller: CallerOf, namespace: NamePart, query: Annotated[NamePage, Query()]
+) -> NameList:
+    """Return which repositories may release the adapter names of a namespace."""
     registry.repos.check_may_read(caller)
+    visible = registry.repos.visible(caller)
     with registry.db.read() as connection:
-        return _names(connection, namespace, registry.repos.visible(caller))
+        found = rights.held_in(connection, namespace, visible, after=query.after, limit=query.limit)
+        if len(found) < query.limit:
+            return NameList(namespace=namespace, names=found)
+        last = found[-1].name  # it may have more repositories
+        whole = [one for one in found if one.name != last]
+        whole = whole or rights.held_in(connection, namespace, visible, only=last)
+    return NameList(namespace=namespace, names=whole, next_after=whole[-1].name)
 
 
 @router.post("/namespaces/{namespace}/names", responses=_WRITING)
 def move_name(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: NameRequest) -> NameList:
-    """Give a name to one repository alone; this needs a token that may write all of the namespace."""
+    """Give a name to only one repository; this needs a token that may write all of the namespace."""
     user_of(caller)
-    if not caller.owns(namespace):
+    if not caller.owns(namespace, "release"):
         raise forbidden(f"this needs a token that may write all of `{namespace}`")
     with registry.db.begin() as connection:
-        rights.move(connection, namespace, parse_name(wanted.name), wanted.repo)
-        return _names(connection, namespace, registry.repos.visible(caller))
+        rights.move(connection, namespace, name := parse_name(wanted.name), wanted.repo)
+        log_change(connection, caller.by, "name", f"{name} to {wanted.repo}", repo=namespace)
+        names = rights.held_in(connection, namespace, registry.repos.visible(caller), only=name)
+        return NameList(namespace=namespace, names=names)
 
 
-def _names(connection: Connection, namespace: str, visible: ColumnElement[bool]) -> NameList:
-    return NameList(namespace=namespace, names=rights.held_in(connection, namespace, visible))
-
-
-@router.get("/aliases/{namespace}/{name}/{alias}", responses=_PROBLEMS)
+@router.get("/aliases/{namespace}/{name}/{alias}", responses=MISSING)
 def look_up(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> AliasList:
-    """The aliases of that name, of the repository `name` or of the repositories with the adapter `name`."""
+    """Return the aliases of that name, of the repository `name` or of the repositories with the adapter `name`."""
     registry.repos.check_may_read(caller)
     with registry.db.read() as connection:
         found = aliases.named(connection, namespace, name, alias, registry.repos.visible(caller))
         return AliasList(aliases=[_facts(connection, repo, one) for repo, one in found[:MOST_ALIASES]])
 
 
-@router.get("/adapters/{namespace}/{name}/aliases", responses=_PROBLEMS)
-def list_aliases(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart) -> AliasList:
-    """The aliases of a repository."""
+@router.get("/adapters/{namespace}/{name}/aliases", responses=MISSING)
+def list_aliases(registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf) -> AliasList:
+    """Return the aliases of a repository."""
     with registry.db.read() as connection:
-        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find(connection, caller, repo_id)
         return AliasList(aliases=[_facts(connection, repo, one) for one in aliases.all_of(connection, repo)])
 
 
-@router.get("/adapters/{namespace}/{name}/aliases/{alias}/history", responses=_PROBLEMS)
-def history(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> MoveList:
-    """The moves of an alias, also of one that was removed: when, by whom, and what it meant since then."""
+@router.get("/adapters/{namespace}/{name}/aliases/{alias}/history", responses=MISSING)
+def history(registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart) -> MoveList:
+    """Return the moves of an alias, also of one that was removed: when, by whom, and what it meant since then."""
     with registry.db.read() as connection:
-        repo = registry.repos.find(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find(connection, caller, repo_id)
         found = aliases.ever(connection, repo, alias)
         moves = [_move(move) for move in found.moves] if found else []
         return MoveList(repo=repo.full_name, alias=alias, moves=moves)
@@ -393,44 +501,59 @@ def history(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: N
 
 @router.post("/adapters/{namespace}/{name}/aliases/{alias}", responses=_WRITING)
 def set_alias(
-    registry: RegistryOf,
-    caller: CallerOf,
-    namespace: NamePart,
-    name: NamePart,
-    alias: NamePart,
-    wanted: AliasRequest,
+    registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart, wanted: AliasRequest
 ) -> AliasFacts:
     """Point an alias at released versions of a repository."""
     targets = [(one.version, one.weight) for one in wanted.targets]
     with registry.db.begin() as connection:
-        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find_writable(connection, caller, repo_id, "release")
         most = registry.settings.limits.refs
         moved = aliases.set_alias(connection, repo, alias, targets, by=caller.actor, most_refs=most)
+        told = ", ".join(version for version, _ in targets)
+        log_change(connection, caller.by, "alias", f"{alias}: {told}", repo=repo.full_name)
         return _facts(connection, repo, moved)
+
+
+@router.get("/adapters/{namespace}/{name}/aliases/{alias}/retention", responses=MISSING)
+def show_retention(registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart) -> AliasRetention:
+    """Return how many of the versions that an alias had stay."""
+    with registry.db.read() as connection:
+        repo = registry.repos.find(connection, caller, repo_id)
+        return retention.of_alias(connection, repo, alias)
+
+
+@router.post("/adapters/{namespace}/{name}/aliases/{alias}/retention", responses=_WRITING)
+def set_retention(
+    registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart, wanted: RetentionRequest
+) -> AliasRetention:
+    """Let a repository keep the newest versions of an alias, or all."""
+    with registry.db.begin() as connection:
+        repo = registry.repos.find_writable(connection, caller, repo_id, "release")
+        log_change(connection, caller.by, "alias", f"{alias}: retention", repo=repo.full_name)
+        return retention.change(
+            connection, repo, alias, newest=wanted.newest, grace_days=wanted.grace_days, by=caller.actor
+        )
 
 
 @router.post("/adapters/{namespace}/{name}/aliases/{alias}/rollback", responses=_WRITING)
 def roll_back(
-    registry: RegistryOf,
-    caller: CallerOf,
-    namespace: NamePart,
-    name: NamePart,
-    alias: NamePart,
-    wanted: RollbackRequest,
+    registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart, wanted: RollbackRequest
 ) -> AliasFacts:
     """Point an alias at what it meant before."""
     with registry.db.begin() as connection:
-        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find_writable(connection, caller, repo_id, "release")
         most = registry.settings.limits.refs
+        log_change(connection, caller.by, "alias", f"{alias}: roll back", repo=repo.full_name)
         moved = aliases.roll_back(connection, repo, alias, to=wanted.to, by=caller.actor, most_refs=most)
         return _facts(connection, repo, moved)
 
 
 @router.post("/adapters/{namespace}/{name}/aliases/{alias}/remove", responses=_WRITING)
-def remove(registry: RegistryOf, caller: CallerOf, namespace: NamePart, name: NamePart, alias: NamePart) -> AliasFacts:
+def remove(registry: RegistryOf, caller: CallerOf, repo_id: AdapterOf, alias: NamePart) -> AliasFacts:
     """Remove an alias; its history stays."""
     with registry.db.begin() as connection:
-        repo = registry.repos.find_writable(connection, caller, known_repo_id(namespace, name))
+        repo = registry.repos.find_writable(connection, caller, repo_id, "release")
+        log_change(connection, caller.by, "alias", f"no more {alias}", repo=repo.full_name)
         return _facts(connection, repo, aliases.remove(connection, repo, alias, by=caller.actor))
 
 
@@ -454,11 +577,7 @@ def _move(move: AliasMove) -> MoveFacts:
 
 MOST_LISTED: Final = 100
 
-_SIMILAR: Final[dict[int | str, dict[str, Any]]] = {
-    403: {"model": ProblemAnswer, "description": "The repository is gated"},
-    404: {"model": ProblemAnswer, "description": "Not found"},
-    429: {"model": ProblemAnswer, "description": "Too many requests for like updates"},
-}
+_SIMILAR: Final = {403: "The repository is gated", 404: "Not found", 429: "Too many requests for like updates"}
 
 
 class SimilarQuery(BaseModel):
@@ -489,20 +608,18 @@ class SimilarBuilds(ApiAnswer):
     similar: list[SimilarBuild]
 
 
-@router.get("/adapters/{namespace}/{name}/{version}/similar", responses=_SIMILAR)
+@router.get("/adapters/{namespace}/{name}/{version}/similar", responses=problems(_SIMILAR))
 def similar(
     registry: RegistryOf,
     caller: SeekerOf,
-    namespace: NamePart,
-    name: NamePart,
+    repo_id: AdapterOf,
     version: Annotated[str, Path(max_length=64)],
     query: Annotated[SimilarQuery, Query()],
 ) -> SimilarBuilds:
-    """The builds whose update is like that of a release, the most alike first, among what the caller may read."""
+    """Return the builds whose update is like that of a release, the most alike first, among the caller's."""
     with registry.db.read() as connection:
-        repo = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
-        rows = versions_of(connection, repo.id)
-        mine = next((row for row in rows if row.released_as == version.removeprefix("v")), None)
+        repo = registry.repos.find_files(connection, caller, repo_id)
+        mine = index.version_in(connection, repo.id, version.removeprefix("v"))
         if mine is None:
             raise HttpRefusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
         is_seen = rights.is_seen(connection, mine.created_at)
@@ -511,11 +628,10 @@ def similar(
             state = connection.scalar(select(derived.c.state).where(derived.c.digest == mine.digest))
             waits = not is_seen or state == "waiting"
             return SimilarBuilds(digest=f"sha256:{mine.digest}", state="waiting" if waits else "none", similar=[])
-        of_a_release = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
         wanted = (
             select(adapters, repos.c.full_name, releases.c.version.label("released_as"))
             .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
-            .outerjoin(releases, of_a_release)
+            .outerjoin(releases, RELEASED_BUILD)
             .where(registry.repos.readable(caller), rights.SEEN, adapters.c.is_listed | releases.c.version.is_not(None))
         )
         near[mine.digest] = 1.0  # the same build in other repositories

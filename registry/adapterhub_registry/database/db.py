@@ -2,6 +2,8 @@
 
 SQLAlchemy Core on SQLite (WAL, one writer at a time) or PostgreSQL; all SQL runs on both. Times are whole milliseconds
 since 1970, UTC.
+
+A table of SQLite without numbers of its rows (`sqlite_with_rowid`) holds its key once. Older databases have them.
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -26,26 +28,35 @@ from sqlalchemy import (
     Table,
     Text,
     event,
+    false,
     func,
     select,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, CursorResult
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from adapterhub.core.errors import UsageProblem
 from adapterhub.core.extras import extra_named
-from adapterhub.core.specs import version_key
-from adapterhub_registry.database import search_tables
-from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
+from adapterhub.core.specs import version_key, version_order
+from adapterhub_registry.database import (
+    account_tables,  # noqa: F401 - its tables are of the schema
+    counting,
+    people,  # noqa: F401 - as these are
+    search_tables,
+)
+from adapterhub_registry.database.postgresql import postgresql_engine
+from adapterhub_registry.database.prepared import PreparedPair, PreparedSql, insert_many
 from adapterhub_registry.database.schema import (
     bring_up_to_date,
     metadata,
-    postgresql_engine,
+    patient,
     readable,
     sqlite_engine,
     url_of,
 )
+from adapterhub_registry.fuse import Fuse
 
 facts = Table("facts", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
 """Facts that the servers of one database share: a digest of the `secret`, and when a repository lost chunks."""
@@ -56,6 +67,7 @@ users = Table(
     Column("id", Integer, primary_key=True),
     Column("name", String(96), nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("removed_at", BigInteger),
 )
 
 tokens = Table(
@@ -63,7 +75,7 @@ tokens = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("sha256", String(64), nullable=False, unique=True),
-    Column("user_id", ForeignKey("users.id"), nullable=False),
+    Column("user_id", ForeignKey("users.id"), nullable=False, index=True),
     Column("label", String(200), nullable=False),
     Column("role", String(8), nullable=False),  # read | write | admin
     Column("namespaces", Text, nullable=False),  # JSON array of globs over `ns/name`
@@ -71,6 +83,11 @@ tokens = Table(
     Column("expires_at", BigInteger),
     Column("used_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("scopes", String(40)),  # between commas; NULL: those of the role
+    # JSON array of globs: the token may do there what its user may, and `namespaces` is empty. NULL: an administrator
+    # granted what `namespaces` and the role say, whatever else the user may do
+    Column("reach", Text),
+    Column("made_by", Integer),  # the token that approved or made this one, and with which it ends
 )
 
 repos = Table(
@@ -78,7 +95,7 @@ repos = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("full_name", String(200), nullable=False, unique=True),  # ns/name
-    Column("namespace", String(96), nullable=False, index=True),
+    Column("namespace", String(96), nullable=False),
     Column("folded", String(200), nullable=False, unique=True),  # equal for public names that look alike
     Column("folded_namespace", String(96), nullable=False, index=True),
     Column("private", Boolean, nullable=False),
@@ -89,13 +106,17 @@ repos = Table(
     Column("head", String(40), nullable=False),  # of `main`; the columns below describe that commit
     Column("downloads", Integer, nullable=False, default=0),
     Column("used_bytes", BigInteger, nullable=False, default=0),
+    # no less than what its files and uploads take of a quota; NULL where that was never counted; see `quotas`
+    Column("most_bytes", BigInteger),
     Column("pipeline_tag", String(200), index=True),
     Column("library_name", String(200)),
     Column("card", Text, nullable=False, default="{}"),  # JSON: the front matter of README.md
     Column("config", Text, nullable=False, default="{}"),  # JSON: the facts of config files in model info
-    Index("repos_by_modified", "modified_at", "id"),
-    Index("repos_by_created", "created_at", "id"),
-    Index("repos_by_downloads", "downloads", "id", "private"),  # what a walk asks of each row
+    Index("repos_of_namespace", "namespace", "id"),
+    # in the order of lists, with what a walk asks of each row: the row has the card of the repository, too
+    Index("repos_by_modified", "modified_at", "id", "private", "namespace", "full_name"),
+    Index("repos_by_created", "created_at", "id", "private", "namespace", "full_name"),
+    Index("repos_by_downloads", "downloads", "id", "private", "namespace", "full_name"),
     sqlite_autoincrement=True,  # never reuses a number, as signed links contain it
 )
 
@@ -108,6 +129,9 @@ refs = Table(
     Column("commit_id", String(40), nullable=False),
     Column("message", Text),
     Column("created_at", BigInteger, nullable=False),
+    Index("refs_by_commit", "repo_id", "commit_id"),
+    Index("refs_by_time", "repo_id", "kind", "created_at", "name"),
+    sqlite_with_rowid=False,
 )
 
 commits = Table(
@@ -117,10 +141,12 @@ commits = Table(
     Column("id", String(40), primary_key=True),
     Column("parent", String(40)),
     Column("root", String(64), nullable=False),  # the top node of its tree of files
+    Column("depth", Integer),  # of its history, itself included; NULL where a server of an earlier version wrote it
     Column("title", Text, nullable=False),
     Column("message", Text, nullable=False),
     Column("author", String(96), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 nodes = Table(
@@ -130,6 +156,7 @@ nodes = Table(
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("id", String(64), primary_key=True),  # sha256 of the unpacked body
     Column("body", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 places = Table(
@@ -152,6 +179,7 @@ blobs = Table(
     Column("size", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("damaged_at", BigInteger),  # when a check found wrong bytes; the next upload removes the mark
+    sqlite_with_rowid=False,
 )
 
 uploads = Table(
@@ -164,6 +192,8 @@ uploads = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("token_id", Integer),  # the token of the upload
     Index("uploads_by_token", "token_id", "created_at"),
+    Index("uploads_by_sha256", "sha256", "created_at"),
+    sqlite_with_rowid=False,
 )
 
 reservations = Table(
@@ -176,6 +206,16 @@ reservations = Table(
     Column("token_id", Integer),
     Column("ends_at", BigInteger, nullable=False),
     Index("reservations_by_token", "token_id"),
+    Index("reservations_by_end", "ends_at"),
+)
+
+token_use = Table(
+    "token_use",
+    metadata,
+    # the bytes that a token uploaded, by ten minutes since 1970; of one day
+    Column("token_id", Integer, primary_key=True, autoincrement=False),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("bytes", BigInteger, nullable=False),
 )
 
 xet_use = Table(
@@ -195,6 +235,7 @@ repo_tags = Table(
     Column("tag", String(256), primary_key=True),
     Column("modified_at", BigInteger, nullable=False),  # of the repository: a tag has rows in the order of a listing
     Index("repo_tags_by_tag", "tag", "modified_at", "repo_id"),
+    sqlite_with_rowid=False,
 )
 
 adapters = Table(
@@ -224,13 +265,20 @@ adapters = Table(
     Column("examples", Text),  # what one asks it, one a line
     Column("is_head", Boolean, nullable=False),
     Column("is_listed", Boolean, nullable=False),  # the row that represents its repository in searches
+    # the same of a repository with a yanked version, in a search for these; its head where all are yanked
+    Column("is_warned", Boolean, nullable=False, server_default=false()),
     Column("created_at", BigInteger, nullable=False),
     Index("adapters_by_name", "name", "version"),
+    Index("adapters_by_weights", "weights_sha256"),
 )
 
 
 def _key_of_row(context: Any) -> str:
     return version_key(context.get_current_parameters()["version"])
+
+
+def _order_of_row(context: Any) -> bytes:
+    return version_order(context.get_current_parameters()["version"])
 
 
 releases = Table(
@@ -239,7 +287,9 @@ releases = Table(
     # a version that was tagged once; stays when the tag is removed, so that it never gets other bytes
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("version", String(200), primary_key=True),
+    Column("namespace", String(96), nullable=False, server_default=""),  # of the repository
     Column("version_key", String(200), nullable=False, server_default="", default=_key_of_row),  # one of equal versions
+    Column("place", LargeBinary, default=_order_of_row),  # sorts as the versions do
     Column("tag", String(200), nullable=False),
     Column("commit_id", String(40), nullable=False),
     Column("digest", String(64), nullable=False),
@@ -247,7 +297,11 @@ releases = Table(
     Column("yanked_at", BigInteger),
     Column("yanked_by", String(96)),
     Column("yanked_reason", Text),
+    Column("publisher", Text),  # JSON: what the job proved to be that released it, see `access.trusted`
     Index("releases_by_version", "version_key"),
+    Index("releases_in_order", "repo_id", "place"),
+    Index("releases_by_commit", "repo_id", "commit_id", "version"),  # in the order in which they are asked for
+    Index("releases_by_digest", "repo_id", "digest"),
     Index("releases_are_one", "repo_id", "version_key", unique=True),
 )
 
@@ -289,38 +343,33 @@ access_requests = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
-records = Table(
-    "records",
-    metadata,
-    # who created and revoked tokens
-    Column("id", Integer, primary_key=True),
-    Column("created_at", BigInteger, nullable=False),
-    Column("actor", String(200), nullable=False),  # a user and the token, or a command on the server's machine
-    Column("action", String(32), nullable=False),
-    Column("subject", Text, nullable=False),
-)
-
 downloads = Table(
     "downloads",
     metadata,
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
     Column("day", Integer, primary_key=True),  # days since 1970
     Column("count", Integer, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 search_tables.add_indexes(adapters, releases, places, repos)
+counting.follow(metadata)
 
 
 def now_ms() -> int:
-    """The current time in milliseconds since 1970."""
+    """Return the current time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 def inserted_id(result: CursorResult[Any]) -> int:
-    """The number of the inserted row."""
+    """Return the number of the inserted row."""
     key = result.inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+MANY_ROWS: Final = 20
+"""From so many rows on, the driver inserts them itself."""
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -328,13 +377,23 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
     if not rows:
         return
     build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(build(table).on_conflict_do_nothing(), list(rows))
+    columns = tuple(rows[0])
+    computed = any(column.default is not None and column.key not in columns for column in table.c)
+    if len(rows) < MANY_ROWS or computed:
+        connection.execute(build(table).on_conflict_do_nothing(), list(rows))
+    else:
+        insert_many(connection, build(table).on_conflict_do_nothing(), columns, rows)
 
 
 def slices(values: Sequence[str]) -> Iterator[Sequence[str]]:
     """Slices that each fit into one SQL statement."""
     for start in range(0, len(values), 500):
         yield values[start : start + 500]
+
+
+def add_bytes(connection: Connection, repo_id: int, more: int) -> None:
+    """Let a repository take more of the quota of its namespace; call it whenever it gets a file or an upload."""
+    connection.execute(update(repos).where(repos.c.id == repo_id).values(most_bytes=repos.c.most_bytes + more))
 
 
 def lock_name(connection: Connection, name: str, *, shared: bool = False) -> None:
@@ -348,8 +407,21 @@ def lock_name(connection: Connection, name: str, *, shared: bool = False) -> Non
         connection.execute(select(lock(func.hashtextextended(name, 0))))
 
 
+LastWork = Callable[[Connection, Sequence[Any]], None]
+
+
+def before_commit(connection: Connection, work: LastWork, item: object) -> None:
+    """Let `work` get this and other items at the end of the transaction, so that its locks are short."""
+    _last_work(connection).setdefault(work, []).append(item)
+
+
+def _last_work(connection: Connection) -> dict[LastWork, list[object]]:
+    found: dict[LastWork, list[object]] = connection.info.setdefault("adapterhub.last", {})
+    return found
+
+
 def lock_space(connection: Connection, *, shared: bool = True) -> None:
-    """Keep what this transaction finds stored until it ends: `gc`, which takes the lock alone, waits for it.
+    """Keep blobs that this transaction finds until it ends: `gc`, which takes the lock exclusively, waits for it.
 
     Call it first in every transaction that names blobs, nodes or commits, before the transaction locks a row.
     """
@@ -357,63 +429,89 @@ def lock_space(connection: Connection, *, shared: bool = True) -> None:
 
 
 class Database:
-    """One database. Opening it creates missing tables and migrates old ones.
+    """One database. Opening it creates missing tables and migrates old ones, or does what `schema` does instead.
 
     Raises:
         MissingExtra: the driver for PostgreSQL is not installed.
         UsageProblem: the URL is malformed, its driver is not installed, or a newer version made the database.
         Malformed: the file is damaged or not a database.
+        Conflict: the tables of an earlier version stay locked.
     """
 
-    def __init__(self, url: str, *, connections: int = 20) -> None:
+    def __init__(
+        self, url: str, *, connections: int = 20, schema: Callable[[Connection], None] = bring_up_to_date
+    ) -> None:
         parsed = url_of(url)
         self.is_shared = parsed.get_backend_name() != "sqlite"
         # SQLite has one writer; waiting for this lock is fair and fast, while SQLite's busy handler sleeps
         self._writer = contextlib.nullcontext() if self.is_shared else threading.Lock()
+        self._fuse = Fuse()
         try:
             with extra_named("keeping metadata in PostgreSQL"):
                 self.engine: Engine = (
-                    postgresql_engine(parsed, connections=connections) if self.is_shared else sqlite_engine(parsed)
+                    postgresql_engine(parsed, connections=connections, fuse=self._fuse)
+                    if self.is_shared
+                    else sqlite_engine(parsed)
                 )
         except ImportError:
             hint = "for PostgreSQL: `pip install 'adapterhub[scale]'`"
             raise UsageProblem(f"no driver for {parsed.drivername} databases is installed", hint=hint) from None
-        with readable(None if self.is_shared else parsed.database), self.begin() as connection:
-            lock_name(connection, "schema")  # several servers may start at once
-            bring_up_to_date(connection)
+
+        def prepare() -> None:
+            with readable(None if self.is_shared else parsed.database), self.begin() as connection:
+                lock_name(connection, "schema")  # several servers may start at once
+                schema(connection)
+
+        patient(prepare)
+
+    def _connection(self) -> Connection:
+        """Return a connection of the pool.
+
+        Raises:
+            OperationalError: the database does not answer; at once, when it did not a moment ago.
+        """
+        if not self._fuse.passes():
+            raise OperationalError(None, None, TimeoutError("the database did not answer a moment ago"))
+        return self.engine.connect()
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A transaction that writes; an exception that leaves the block rolls it back."""
-        with self._writer, self.engine.connect() as connection:
+        """Provide a transaction that writes; an exception that leaves the block rolls it back."""
+        with self._writer, self._connection() as connection:
             connection.execution_options(writes=True)
             with connection.begin():
-                yield connection
+                try:
+                    yield connection
+                    # in one order everywhere, as they take locks
+                    for work, items in sorted(_last_work(connection).items(), key=lambda one: one[0].__module__):
+                        work(connection, items)
+                finally:
+                    _last_work(connection).clear()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads one snapshot of the database."""
-        with self.engine.connect() as connection:
+        """Provide a transaction that only reads one snapshot of the database."""
+        with self._connection() as connection:
             connection.execution_options(reads=True)
             with connection.begin():
                 yield connection
 
     def look(self, statement: PreparedSql | PreparedPair, **given: object) -> Any:
-        """The first row of one statement, which needs no transaction around it.
+        """Return the first row of one statement, which needs no transaction around it.
 
         It runs once more where the connection at hand turns out to be closed, as reading twice does no harm.
         """
         try:
-            with self.engine.connect() as connection:
+            with self._connection() as connection:
                 return statement.first(connection, **given)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        with self.engine.connect() as connection:
+        with self._connection() as connection:
             return statement.first(connection, **given)
 
     def agree(self, name: str, value: str, *, replace: bool = False) -> bool:
-        """Whether the servers of this database share `value`; the first call, or `replace`, sets it."""
+        """Return whether the servers of this database share `value`; the first call, or `replace`, sets it."""
         with self.begin() as connection:
             if replace:
                 connection.execute(facts.delete().where(facts.c.name == name))
@@ -441,6 +539,18 @@ alias_moves = Table(
 )
 
 
+alias_retention = Table(
+    "alias_retention",
+    metadata,
+    # how many of the versions that an alias had stay; without a row, all
+    Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True),
+    Column("alias", String(96), primary_key=True),
+    Column("newest", Integer, nullable=False),
+    Column("grace_ms", BigInteger, nullable=False),  # since the alias left a version
+    Column("actor", String(200), nullable=False),  # a user and the token
+    Column("set_at", BigInteger, nullable=False),
+)
+
 derived = Table(
     "derived",
     metadata,
@@ -453,6 +563,7 @@ derived = Table(
     Column("norm", Float),  # of the whole update
     Column("record", LargeBinary),  # the JSON of a `DerivedRecord`, zlib
     Index("derived_due", "state", "due_at"),
+    sqlite_with_rowid=False,
 )
 
 sketches = Table(
@@ -536,10 +647,36 @@ meaning = Table(
     Column("model", String(16), nullable=False),  # see `formats.meaning.model`
     Column("vectors", LargeBinary, nullable=False),  # see `formats.meaning.ranking`
     Index("meaning_of_build", "repo_id", "commit_id", unique=True),
-    Index("meaning_by_model", "model", "id"),
+    Index("meaning_in_order", "model", "id", "commit_id"),  # all that an index of vectors is compared with
     sqlite_autoincrement=True,
 )
 
+
+base_claims = Table(
+    "base_claims",
+    metadata,
+    # what the manifest of a build says of its base; without a row, it waits for a worker
+    Column("digest", String(64), primary_key=True),  # of the manifest
+    Column("base_sha256", String(64), nullable=False),
+    Column("claim", String(64), nullable=False),  # the digest of what it says; empty if that cannot be read
+    Column("method", Integer, nullable=False),
+    Index("base_claims_by_base", "base_sha256", "claim"),
+    Index("base_claims_by_claim", "claim"),
+)
+
+base_pairs = Table(
+    "base_pairs",
+    metadata,
+    # two claims about one model in two forms, once in each direction
+    Column("first_claim", String(64), primary_key=True),
+    Column("second_claim", String(64), primary_key=True),
+    Column("first_sha256", String(64), nullable=False),
+    Column("second_sha256", String(64), nullable=False),
+    Column("verdict", String(40), nullable=False),
+    Column("form", String(80), nullable=False),  # of the quantised one, such as fp8-block
+    Column("is_copy", Boolean, nullable=False),  # whether the second is quantised
+    Index("base_pairs_by_base", "first_sha256", "second_sha256"),
+)
 
 adapter_names = Table(
     "adapter_names",
@@ -548,6 +685,7 @@ adapter_names = Table(
     Column("name", String(200), primary_key=True),
     Column("repo_id", ForeignKey("repos.id", ondelete="CASCADE"), primary_key=True, index=True),
     Column("created_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 
@@ -606,4 +744,54 @@ test_keys = Table(
     Column("name", String(64), nullable=False),
     Column("pem", String(2048), nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("owner", String(96)),  # the user whose key it is, if anyone said so
+)
+
+publishers = Table(
+    "publishers",
+    metadata,
+    # which jobs of a CI may publish to which repository
+    Column("id", Integer, primary_key=True),
+    Column("repo", String(200), nullable=False, index=True),  # ns/name, which may be new
+    Column("issuer", String(500), nullable=False),
+    Column("claims", Text, nullable=False),  # JSON object of texts and patterns
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String(200), nullable=False),  # a user and the token
+    sqlite_autoincrement=True,
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    # the token of a CI that was exchanged for one of ours
+    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    Column("publisher_id", Integer, nullable=False),
+    Column("proof", String(64), nullable=False, unique=True),  # so that each is exchanged once
+    Column("origin", Text, nullable=False),  # JSON: the issuer and what it states
+)
+
+
+log_entries = Table(
+    "log_entries",
+    metadata,
+    # the log of releases, which only grows: see `treelog`
+    Column("log", BigInteger, primary_key=True, autoincrement=False),  # of all public repositories 0, else one's number
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("entry", LargeBinary, nullable=False),  # canonical JSON
+    Column("kind", String(32), nullable=False),
+    Column("repo_id", BigInteger, nullable=False),  # no foreign key: an entry outlives its repository
+    Column("repo", String(200), nullable=False),
+    Column("version_key", String(200)),
+    Index("log_entries_by_release", "repo_id", "version_key", "log", "position"),
+)
+
+log_nodes = Table(
+    "log_nodes",
+    metadata,
+    # the hashes of complete subtrees; a level and a position stand for 2^level entries
+    Column("log", BigInteger, primary_key=True, autoincrement=False),
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )

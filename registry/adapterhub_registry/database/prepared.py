@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, literal, select, true
+from sqlalchemy import ColumnElement, Insert, Integer, Select, bindparam, func, literal, select, true
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -33,11 +34,11 @@ class PreparedSql:
         self._forms: dict[str, _DriverForm] = {}
 
     def first(self, connection: Connection, **given: object) -> Any | None:
-        """The first row, by the names of its columns, in the transaction of `connection`; None without rows."""
+        """Return the first row, by the names of its columns, in the transaction of `connection`; None without rows."""
         return next(iter(self.rows(connection, **given)), None)
 
     def rows(self, connection: Connection, **given: object) -> list[Any]:
-        """The rows in the transaction of `connection`: a named tuple each, a tenth of the time of a `Row`."""
+        """Return the rows in the transaction of `connection`: a named tuple each, a tenth of the time of a `Row`."""
         found = self.tuples(connection, **given)
         row = self._forms[connection.dialect.name].row
         return [row(one) for one in found]
@@ -82,11 +83,26 @@ class PreparedPair:
         self._both = PreparedSql(select(*columns).select_from(joined))
 
     def first(self, connection: Connection, **given: object) -> tuple[Any | None, Any | None]:
-        """The row of each, by the names of its columns; None for one without."""
+        """Return the row of each, by the names of its columns; None for one without."""
         (values,) = self._both.tuples(connection, **given)
         parts = values[: self._count], values[self._count :]
         one, other = (None if part[0] is None else make(part) for make, part in zip(self._rows, parts, strict=True))
         return one, other
+
+
+def insert_many(
+    connection: Connection, statement: Insert, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Run an insert of these columns once for each row, in a third of the time of `Connection.execute`.
+
+    The driver gets the values unchanged, so they are text, bytes, numbers, booleans or None.
+    """
+    form = statement.compile(dialect=connection.dialect, column_keys=list(columns))
+    if form.positiontup is None:
+        connection.exec_driver_sql(str(form), list(rows))
+    else:
+        values = itemgetter(*form.positiontup)
+        connection.exec_driver_sql(str(form), [values(row) for row in rows])
 
 
 def _row_of(statement: Select[Any]) -> Callable[[Sequence[Any]], Any]:
@@ -123,7 +139,7 @@ class Numbers(NamedTuple):
     glance: Mapping[str, object] | None = None
 
     def read(self, connection: Connection, most: int) -> FoundNumbers | None:
-        """The numbers, with others where a glance finds at most `GLANCED`; None for more than `most`."""
+        """Return the numbers, with others where a glance finds at most `GLANCED`; None for more than `most`."""
         glances = [] if self.glance is None else [(self.glance, min(most, GLANCED))]
         for given, enough in (*glances, (self.given, most)):
             ((count, numbers),) = self.statement.tuples(connection, **given, rows=enough + 1)
@@ -133,7 +149,7 @@ class Numbers(NamedTuple):
 
 
 def numbers_of(statement: Select[Any]) -> PreparedSql:
-    """The statement of `Numbers`, for one that selects them."""
+    """Return the statement of `Numbers`, for one that selects them."""
     some = statement.limit(bindparam("rows", type_=Integer)).subquery()
     found: Any = select(func.count(), JsonList(next(iter(some.c))))
     return PreparedSql(found)

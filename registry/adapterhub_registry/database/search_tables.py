@@ -1,11 +1,10 @@
 """What a search reads: indexes, the words by which it finds a repository, and indexes of them.
 
 Some hold trigrams, for parts of words, one holds stems, for the order by relevance. SQLite keeps them in tables of
-FTS5; PostgreSQL has `pg_trgm` and its own text search. A database that can have neither works, too: a search reads all
-words then.
+FTS5; PostgreSQL has `pg_trgm` and its own text search. A database that can have neither also works: a search then reads
+all words.
 
-SQLite counts, and keeps the sets of those with a tag, while it writes, by triggers. PostgreSQL counts when it is asked:
-there, every writer would wait for the row of a count. It joins the tags themselves.
+SQLite keeps the sets of those with a tag while it writes, by triggers. PostgreSQL joins the tags themselves.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Table,
+    TableValuedAlias,
     Text,
     bindparam,
     cast,
@@ -53,6 +53,8 @@ from adapterhub_registry.database.schema import metadata
 GRAM: Final = 3
 """The characters of a trigram."""
 MAX_TRIGRAMS: Final = 60
+SHORT: Final = "adapters_in_short"
+"""An index of the adapters that searches list, with the columns of their filters; a statement names it for SQLite."""
 
 texts = Table(
     "texts",
@@ -107,7 +109,7 @@ class Trigrams:
     words: str
 
     def holding(self, words: Sequence[str]) -> Numbers:
-        """The repositories whose text has trigrams that cover all words, or a word of one or two characters."""
+        """Return the repositories whose text has trigrams that cover all words, or a word of one or two characters."""
         if len(words[0]) < GRAM:
             return Numbers(_beginning(self), {"least": words[0], "last": f"{words[0]}\U0010ffff"})
         # those that do not overlap, and the last: others cost as much and rarely exclude anything
@@ -118,7 +120,7 @@ class Trigrams:
         return Numbers(_matching(self), {"grams": _all_of(grams)}, glance)
 
     def statements(self) -> Iterator[str]:
-        """What creates and fills the index, and lets it follow its table."""
+        """Yield the statements that create and fill the index, and let it follow its table."""
         rows, name = f"{self.name}_rows", self.name
         new, old, one = (f"lower({row}.{self.words}) || '  '" for row in ("new", "old", self.of))
         add = f"INTO {name} (rowid, body) VALUES (new.{self.key}, {new});"
@@ -201,40 +203,62 @@ def _of_sqlite(element: _Items, compiler: SQLCompiler, **options: object) -> str
     return f"json_each({compiler.process(element.clauses, **options)})"
 
 
-def among(column: ColumnElement[Any], values: Iterable[int] | str) -> ColumnElement[bool]:
-    """Whether a column is one of some numbers, or of the values in the parameter of this name, as JSON.
+def among(column: ColumnElement[Any], values: Iterable[int | str] | str) -> ColumnElement[bool]:
+    """Return whether a column is one of some values, or of those in the parameter of this name, as JSON.
 
     They are one value, which costs less than hundreds in `in_`.
     """
     given = bindparam(values) if isinstance(values, str) else literal(json.dumps(list(values)))
-    items = _Items(type_coerce(given, Text())).table_valued("value")
-    return column.in_(select(cast(items.c.value, column.type)))
+    return column.in_(select(cast(rows_of(given).c.value, column.type)))
+
+
+def rows_of(items: ColumnElement[Any]) -> TableValuedAlias:
+    """Return the items of a list in JSON, as rows with the column `value`, which is text."""
+    return _Items(type_coerce(items, Text())).table_valued("value")
 
 
 def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -> None:
-    """The indexes of these tables that searches and feeds use; most have rows in the order of a page."""
+    """Declare the indexes of these tables for searches and feeds; most have rows in the order of a page."""
     a = adapters.c
-    # all that the page of a base counts and draws: of 5,000 rows it reads none
-    Index("adapters_by_base", a.base_sha256, a.created_at, a.repo_id, a.is_listed, a.base_model, a.digest)
+    is_listed = _rows("is_listed = 1", "is_listed")
+    # what a search may show: of a repository with ten thousand versions, one or two rows
+    is_shown = _rows("is_listed = 1 OR is_warned = 1", "is_listed OR is_warned")
+    Index("adapters_by_base", a.base_sha256, a.created_at, a.repo_id)
+    # all that the page of a base counts and draws: of 1,000 rows it reads none
+    Index("adapters_of_base", a.base_sha256, a.created_at, a.repo_id, a.base_model, a.digest, **is_listed)
     Index("adapters_by_base_model", a.base_model, a.base_sha256)
+    Index("adapters_of_name", a.base_model, a.created_at)
+    Index("adapters_of_base_name", a.base_model, a.created_at, a.repo_id, **is_shown)
     Index("adapters_by_tensors", a.base_tensors, a.base_sha256)
     Index("adapters_by_files", a.base_files)
-    Index("adapters_listed", a.created_at, a.repo_id, **_rows("is_listed = 1", "is_listed"))
-    Index("adapters_shown", a.repo_id, **_rows("is_listed = 1", "is_listed"))
-    Index("adapters_by_task", a.task, a.created_at, a.repo_id)
-    Index("adapters_by_method", a.peft_type, a.created_at, a.repo_id)
-    Index("adapters_by_rank", a.rank, a.created_at, a.repo_id)
-    Index("adapters_by_base_and_task", a.base_sha256, a.task, a.created_at, a.repo_id)
-    Index("adapters_by_parameters", a.parameters, a.repo_id)
+    Index("adapters_listed", a.created_at, a.repo_id, **is_listed)
+    Index("adapters_shown", a.repo_id, **is_listed)
+    # what a walk through repositories asks of each: the row has the texts of the adapter, too
+    Index(SHORT, a.repo_id, a.base_sha256, a.task, a.peft_type, a.rank, **is_listed)
+    Index("adapters_warned", a.created_at, a.repo_id, **_rows("is_warned = 1", "is_warned"))
+    Index("adapters_warned_of", a.repo_id, **_rows("is_warned = 1", "is_warned"))
+    Index("adapters_by_repo_base", a.repo_id, a.base_sha256)
+    Index("adapters_at_heads", a.repo_id, **_rows("is_head = 1", "is_head"))
+    Index("adapters_by_task", a.task, a.created_at, a.repo_id, **is_shown)
+    Index("adapters_by_method", a.peft_type, a.created_at, a.repo_id, **is_shown)
+    Index("adapters_by_rank", a.rank, a.created_at, a.repo_id, **is_shown)
+    Index("adapters_by_base_and_task", a.base_sha256, a.task, a.created_at, a.repo_id, **is_shown)
+    Index("adapters_by_parameters", a.parameters, a.repo_id, **_rows("is_head = 1", "is_head"))
     Index("releases_by_created", releases.c.created_at)
-    Index("releases_yanked", releases.c.yanked_at, **_rows("yanked_at IS NOT NULL"))
-    Index("places_signed", places.c.repo_id, **_rows("path = 'model.sig'"))
-    Index("repos_private", repos.c.id, **_rows("private IS 1", "private IS true"))
-    Index("places_tested", places.c.repo_id, **_rows("path = 'evals.jsonl'"))
+    r, is_yanked = releases.c, _rows("yanked_at IS NOT NULL")
+    Index("releases_yanked", r.yanked_at, **is_yanked)
+    Index("releases_yanked_of", r.repo_id, **is_yanked)
+    Index("releases_yanked_builds", r.digest, **is_yanked)
+    Index("releases_of_namespace", r.namespace, r.created_at)
+    Index("releases_yanked_in_namespace", r.namespace, r.yanked_at, **is_yanked)
+    # with the path, or SQLite would rather go through all places of a repository
+    Index("places_signed", places.c.repo_id, places.c.path, **_rows("path = 'model.sig'"))
+    Index("places_tested", places.c.repo_id, places.c.path, **_rows("path = 'evals.jsonl'"))
+    Index("repos_gated", repos.c.id, **_rows("gated IS NOT NULL"))
 
 
 def _rows(in_sqlite: str, in_postgresql: str = "") -> dict[str, Any]:
-    """The options of an index over some rows."""
+    """Return the options of an index over some rows."""
     return {"sqlite_where": text(in_sqlite), "postgresql_where": text(in_postgresql or in_sqlite)}
 
 
@@ -263,15 +287,19 @@ def _index(connection: Connection, statements: Iterable[str]) -> None:
 
 def put_text(connection: Connection, repo_id: int, body: str, wording: Wording) -> None:
     """Store the words of a repository in place of those before."""
-    said = wording._asdict() | {"body": " ".join(words_of(" ".join(wording)))}
-    for holder, values in ((texts, {"body": body}), (wordings, said)):
+    for holder, values in ((texts, {"body": body}), (wordings, columns_of(wording))):
         build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         row = build(holder).values(repo_id=repo_id, **values)
         connection.execute(row.on_conflict_do_update(index_elements=["repo_id"], set_=values))
 
 
+def columns_of(wording: Wording) -> dict[str, str]:
+    """Return the columns of the table `wordings`."""
+    return wording._asdict() | {"body": " ".join(words_of(" ".join(wording)))}
+
+
 def has_trigrams(connection: Connection) -> bool:
-    """Whether SQLite has the indexes of trigrams; PostgreSQL uses its own by itself."""
+    """Return whether SQLite has the indexes of trigrams; PostgreSQL uses its own by itself."""
     return _has(connection, f"{NAMES.name}_update")  # the last of them that is made
 
 
@@ -286,7 +314,7 @@ def _has(connection: Connection, name: str) -> bool:
 
 
 class WordHolder(NamedTuple):
-    """Where a search reads who holds words: the column with the numbers of repositories, and a condition on its rows.
+    """An index of holders of words: the column with the numbers of repositories, and a condition on its rows.
 
     The condition holds for the rows with a word of each of some lists, in any inflection; words are letters and digits.
     `asked` makes the lists the value of its parameter `words`, so that one statement serves all words of a question.
@@ -298,7 +326,7 @@ class WordHolder(NamedTuple):
 
 
 def word_holder(connection: Connection) -> WordHolder:
-    """The index of stems; a database without it finds the beginnings of words."""
+    """Return the index of stems; a database without it finds the beginnings of words."""
     return _word_holder(connection.dialect.name, has_stems=_has(connection, STEMS.name))
 
 
@@ -332,59 +360,6 @@ def _with_indexes(_metadata: MetaData, connection: Connection, **_: object) -> N
     add_stems(connection)
 
 
-counts = table("counts", column("name"), column("value"))
-"""Of SQLite alone, and no table that moves with the others: it follows from them."""
-
-_COUNTED: Final[dict[str, tuple[str, str, str]]] = {
-    # the table, and what one row adds, by the column that decides it
-    "repos": ("repos", "1", ""),
-    "downloads": ("repos", "{row}.downloads", "downloads"),
-    "commits": ("commits", "1", ""),
-    "adapters": ("adapters", "{row}.is_listed", "is_listed"),
-    "releases": ("releases", "1", ""),
-    "releases_yanked": ("releases", "({row}.yanked_at IS NOT NULL)", "yanked_at"),
-    "blobs": ("blobs", "1", ""),
-    "blob_bytes": ("blobs", "{row}.size", "size"),
-}
-
-
-def counted(connection: Connection) -> dict[str, int]:
-    """The counts by name; none on PostgreSQL."""
-    if connection.dialect.name != "sqlite":
-        return {}
-    return {str(name): int(value) for name, value in connection.execute(select(counts.c.name, counts.c.value)).all()}
-
-
-def counted_repos(connection: Connection) -> int:
-    """How many repositories SQLite holds."""
-    row = _REPOS.first(connection)
-    return 0 if row is None else int(row.value)
-
-
-_REPOS: Final = PreparedSql(select(counts.c.value).where(counts.c.name == "repos"))
-
-
-def start_counting(connection: Connection) -> None:
-    """Count what SQLite holds, and let the counts follow the tables."""
-    if connection.dialect.name == "sqlite":
-        for statement in _statements():
-            connection.exec_driver_sql(statement)
-
-
-def _statements() -> Iterator[str]:
-    yield "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL)"
-    for name, (of, amount, deciding) in _COUNTED.items():
-        added, gone = amount.format(row="new"), amount.format(row="old")
-        total = f"coalesce(sum({amount.format(row=of)}), 0)"
-        yield f"INSERT OR REPLACE INTO counts SELECT '{name}', {total} FROM {of}"
-        changes = {"INSERT": added, "DELETE": f"- {gone}"}
-        changes |= {f"UPDATE OF {deciding}": f"{added} - {gone}"} if deciding else {}
-        for change, more in changes.items():
-            trigger = f"count_{name}_{change.partition(' ')[0].lower()}"
-            step = f"UPDATE counts SET value = value + {more} WHERE name = '{name}';"
-            yield f"CREATE TRIGGER IF NOT EXISTS {trigger} AFTER {change} ON {of} BEGIN {step} END"
-
-
 # ------------------------------------------------------------ tags
 BITS: Final = 63
 """A row of `tag_sets` says of so many repositories who has a tag: in all bits of an integer of SQLite but its sign."""
@@ -392,7 +367,7 @@ _sets = table("tag_sets", column("tag"), column("block"), column("bits"))
 
 
 def tagged(connection: Connection, tags: Sequence[str], *, most: int) -> list[int] | None:
-    """The numbers of the repositories with all of some tags, on SQLite; None for more than `most`."""
+    """Return the numbers of the repositories with all of some tags, on SQLite; None for more than `most`."""
     if len(tags) == 1 and _MORE.tuples(connection, tag=tags[0], most=most):
         return None
     # SQLite looks up the rows of the others for each one of the first
@@ -424,7 +399,7 @@ _MORE: Final = PreparedSql(
 
 @lru_cache(maxsize=64)
 def _together(count: int) -> PreparedSql:
-    """The blocks in which repositories have all of so many tags."""
+    """Return the blocks in which repositories have all of so many tags."""
     first, *others = (_sets.alias(f"set_{at}") for at in range(count))
     bits: ColumnElement[Any] = first.c.bits
     wanted = [first.c.tag == bindparam("tag_0")]
@@ -466,6 +441,5 @@ def _set_statements() -> Iterator[str]:
 
 
 @event.listens_for(metadata, "after_create")
-def _with_counts(_metadata: MetaData, connection: Connection, **_: object) -> None:
-    start_counting(connection)
+def _with_tag_sets(_metadata: MetaData, connection: Connection, **_: object) -> None:
     keep_tag_sets(connection)

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from pydantic_core import from_json
 from sqlalchemy import bindparam, select
@@ -43,12 +43,12 @@ END: Final = "\U0010ffff" * 1025
 
 
 def key_of(path: str) -> str:
-    """The sort key of a path; no path contains the character that replaces the slash."""
+    """Return the sort key of a path; no path contains the character that replaces the slash."""
     return path.replace("/", "\0")
 
 
 def keys_below(folder: str) -> tuple[str, str]:
-    """The half-open range of the keys in a folder; for the top folder, of all keys."""
+    """Return the half-open range of the keys in a folder; for the top folder, of all keys."""
     return (f"{key_of(folder)}\0", f"{key_of(folder)}\1") if folder else ("", END)
 
 
@@ -138,12 +138,12 @@ class TreeNode:
         return [key_of(item.path) for item in self.items]
 
     def file(self, key: str) -> TreeFile | None:
-        """The file of a leaf with this key."""
+        """Return the file of a leaf with this key."""
         at = bisect_left(self.keys, key)
         return self.items[at] if at < len(self.keys) and self.keys[at] == key else None
 
     def place_of(self, key: str) -> int:
-        """The position of the only child that can contain the key."""
+        """Return the position of the only child that can contain the key."""
         return max(bisect_right(self.keys, key) - 1, 0)
 
     @property
@@ -163,23 +163,42 @@ class TreeNode:
         return json.dumps([self.height, rows], separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def fits_leaf(paths: Sequence[str]) -> bool:
+    """Return whether one node holds the files of these paths."""
+    return len(paths) <= FEWEST_ITEMS or sum(len(path.encode()) + _FILE_BYTES for path in paths) <= NODE_BYTES
+
+
+def leaf_of(files: Sequence[TreeFile]) -> tuple[str, bytes, Totals]:
+    """Return the id, the packed body and the totals of the tree of some sorted files, which fit into one node."""
+    node = TreeNode(0, files)
+    raw = node.raw
+    return id_of(raw), pack(raw), node.totals
+
+
 def id_of(raw: bytes) -> str:
-    """The id of the node with this content."""
+    """Return the id of the node with this content."""
     return hashlib.sha256(raw).hexdigest()
+
+
+_SMALLEST_WINDOW: Final = 10
+"""As a power of two, in bytes."""
 
 
 def pack(raw: bytes) -> bytes:
     """Compress a node for storage."""
-    return zlib.compress(raw)
+    # with no larger window than there is content, as zlib would fill 256 kB with zeros for each
+    window = min(max(len(raw).bit_length(), _SMALLEST_WINDOW), zlib.MAX_WBITS)
+    packer = zlib.compressobj(wbits=window, memLevel=max(window - 7, 1), strategy=zlib.Z_FILTERED)
+    return packer.compress(raw) + packer.flush()
 
 
 def unpack(body: bytes) -> bytes:
-    """The inverse of `pack`."""
+    """Return the inverse of `pack`."""
     return zlib.decompress(body)
 
 
 def read_node(raw: bytes) -> TreeNode:
-    """The node with this content."""
+    """Return the node with this content."""
     height, rows = from_json(raw)
     return TreeNode(height, [_link(row) if height else _file(row) for row in rows])
 
@@ -193,7 +212,7 @@ class Outline(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def outline_of(body: bytes) -> Outline:
-    """What a packed top node says, in half the time of `read_node`; a node never changes, so the last ones are kept."""
+    """Read a packed top node in half the time of `read_node`; a node never changes, so the last ones are kept."""
     height, rows = from_json(unpack(body))
     if height:
         return Outline(sum(row[2] for row in rows), None)
@@ -201,7 +220,7 @@ def outline_of(body: bytes) -> Outline:
 
 
 def weight_of(items: Sequence[Any]) -> int:
-    """The approximate size of the items in a node, in bytes."""
+    """Return the approximate size of the items in a node, in bytes."""
     return sum(_weight(item) for item in items)
 
 
@@ -223,7 +242,7 @@ def cut(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def content_digest(path: str, sha256: str) -> int:
-    """The share of one file in `Totals.digest`."""
+    """Return the share of one file in `Totals.digest`."""
     return int.from_bytes(hashlib.sha256(f"{path}\0{sha256}".encode()).digest()[:20], "big")
 
 
@@ -297,14 +316,14 @@ class FileTree:
 
     # ------------------------------------------------------------ reading
     def find(self, path: str) -> TreeFile | None:
-        """The file with this path."""
+        """Return the file with this path."""
         key, node = key_of(path), self._node(self.root)
         while node.height:
             node = self._node(node.items[node.place_of(key)].id)
         return node.file(key)
 
     def walk(self, folder: str = "", *, after: str = "", past: str = "") -> Iterator[TreeFile]:
-        """The files below a folder, in order: from `after` a path on, or `past` a path and everything below it."""
+        """Yield the files below a folder, in order: from `after` a path on, or `past` a path and all below it."""
         start, end = keys_below(folder)
         if after:
             start = max(start, f"{key_of(after)}\0")
@@ -326,19 +345,19 @@ class FileTree:
             at, count = at + count, LOADED_AT_ONCE
 
     def first_below(self, path: str) -> TreeFile | None:
-        """The file with this path, or the first file below it."""
+        """Return the file with this path, or the first file below it."""
         start = key_of(path)
         found = next(self._walk(self._node(self.root), start), None)
         below = found is not None and (found.path == path or found.path.startswith(f"{path}/"))
         return found if below else None
 
     def totals(self, folder: str = "") -> Totals:
-        """The sums over all files below a folder."""
+        """Return the sums over all files below a folder."""
         start, end = keys_below(folder)
         return self._totals(self._node(self.root), start, end, END) if folder else self._node(self.root).totals
 
     def unseen(self, seen: set[str]) -> Iterator[TreeNode]:
-        """The nodes whose ids are not in `seen`; their ids join it."""
+        """Yield the nodes whose ids are not in `seen`; their ids join it."""
         waiting = [self.root]
         while waiting:
             ids = [node_id for node_id in dict.fromkeys(waiting[:LOADED_AT_ONCE]) if node_id not in seen]
@@ -348,8 +367,35 @@ class FileTree:
                 yield node
                 waiting += [link.id for link in node.items] if node.height else []
 
+    def at(self, root: str) -> FileTree:
+        """Return the files below another top node of the repository; the trees share the nodes that they cache."""
+        other = FileTree(self._connection, self.repo_id, root)
+        other._kept = self._kept
+        return other
+
+    def prefetch(self, ids: Sequence[str]) -> None:
+        """Read the first `KEPT_NODES` of some nodes, in one way to the database and back."""
+        self._load(ids[:KEPT_NODES])
+
+    def leaf_ids(self) -> list[str]:
+        """Return the ids of the nodes that hold the files, in order.
+
+        Those that are equal in two trees have equal files.
+        """
+        ids, height = [self.root], self._node(self.root).height
+        for _ in range(height):
+            below = (self._load(ids[at : at + LOADED_AT_ONCE]) for at in range(0, len(ids), LOADED_AT_ONCE))
+            ids = [link.id for some in below for node in some for link in node.items]
+        return ids
+
+    def files_in(self, leaf_ids: Sequence[str]) -> Iterator[TreeFile]:
+        """Yield the files in some of the nodes of `leaf_ids`, of this tree or of another one of the repository."""
+        for at in range(0, len(leaf_ids), LOADED_AT_ONCE):
+            for node in self._load(leaf_ids[at : at + LOADED_AT_ONCE]):
+                yield from node.items
+
     def _totals(self, node: TreeNode, start: str, end: str, bound: str) -> Totals:
-        """The sums over the files in `[start, end)`; `bound` is after all files of the node."""
+        """Return the sums over the files in `[start, end)`; `bound` is after all files of the node."""
         found, ends = Totals(), [*node.keys[1:], bound]
         for key, item, item_end in zip(node.keys, node.items, ends, strict=True):
             if key >= end:
@@ -398,7 +444,7 @@ class FileTree:
         return FileTree(self._connection, self.repo_id, root)
 
     def _changed(self, node: TreeNode, edits: Sequence[Edit]) -> Sequence[Any]:
-        """The new items of a node. It makes the nodes below, but the caller may still split or join this one."""
+        """Return the new items of a node. It makes the nodes below, but the caller may still split or join this one."""
         if not node.height:
             return _merged(node, edits)
         parts: list[NodeLink | Sequence[Any]] = []  # links to unchanged nodes, and the items of changed ones
@@ -420,7 +466,7 @@ class FileTree:
         return links
 
     def _joined(self, parts: Sequence[NodeLink | Sequence[Any]]) -> Iterator[NodeLink | Sequence[Any]]:
-        """The parts, with every sparse part joined to a neighbour."""
+        """Yield the parts, with every sparse part joined to a neighbour."""
         waiting: NodeLink | Sequence[Any] | None = None
         for part in parts:
             if waiting is None:
@@ -455,15 +501,24 @@ class FileTree:
         self._unwritten.clear()
 
 
-def stored_nodes(connection: Connection) -> Iterator[tuple[int, str, TreeNode | None]]:
-    """Every stored node: its repository, its id and the node; None when the content does not match the id."""
-    rows = select(nodes).order_by(nodes.c.repo_id, nodes.c.id)
-    for row in connection.execute(rows, execution_options={"yield_per": WRITTEN_AT_ONCE}):
-        try:
-            raw = unpack(row.body)
-        except zlib.error:
-            raw = b""
-        yield row.repo_id, row.id, read_node(raw) if id_of(raw) == row.id else None
+def stored_node(node_id: str, body: bytes) -> TreeNode | None:
+    """Return the node of a row; None when the content does not match the id."""
+    try:
+        raw = unpack(body)
+    except zlib.error:
+        return None
+    return read_node(raw) if id_of(raw) == node_id else None
+
+
+class FileDigests(Protocol):
+    """The files of a commit as far as tags are derived from them: whether a path is there, and the sums over all."""
+
+    def __contains__(self, path: object, /) -> bool:
+        """Return whether there is a file with this path."""
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over all files."""
 
 
 class TreeDigests(Mapping[str, str]):

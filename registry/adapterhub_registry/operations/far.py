@@ -6,12 +6,12 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import Any, ClassVar, Final, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub.core.dates import Moment
 from adapterhub.core.digests import Json, strict_json
@@ -24,24 +24,32 @@ from adapterhub.core.errors import (
     UsageProblem,
     shown,
 )
+from adapterhub.core.hosts import is_loopback
 from adapterhub.core.redaction import keep_secret
 from adapterhub.formats.administration import (
+    Account,
     Delivery,
     HeldName,
+    Invitation,
     LogEntry,
+    Member,
     NamespaceRule,
+    NewInvitation,
     NewWebhook,
+    Publisher,
+    RemovedMember,
+    Team,
     TesterKey,
     Token,
     User,
     Webhook,
 )
 
+PAGE: Final = 1000
 TIMEOUT_S: Final = 30
 MOST_BYTES: Final = 64 << 20
 LOOK_EVERY_S: Final = 0.3
 TEST_WAIT_S: Final = 60.0
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Record = TypeVar("Record")
 
@@ -57,7 +65,7 @@ class FarRegistry:
     hint_missing: ClassVar[str] = ""
 
     def __init__(self, url: str, token: str | None, *, is_here: bool = False) -> None:
-        """Raises `UsageProblem` for anything but the URL of a server, and without a token. Sends nothing.
+        """Raise `UsageProblem` for anything but the URL of a server, and without a token. Sends nothing.
 
         With `is_here`, requests go to this machine, past any proxy that the environment names.
         """
@@ -67,20 +75,23 @@ class FarRegistry:
         if not token:
             raise UsageProblem(
                 f"`{shown(url)}` needs {self.needs}; nothing was sent",
-                hint="set ADAPTERHUB_TOKEN, or pass `--token`",
+                hint="set ADAPTERHUB_TOKEN",
             )
         if not (token.isascii() and token.isprintable()):
-            raise UsageProblem("the token has characters that no token has; nothing was sent")
+            raise UsageProblem(
+                "the token has characters that no token has; nothing was sent",
+                hint="copy it again, without spaces or a line end",
+            )
         keep_secret(token)
         self.url = url.rstrip("/")
-        self.is_plain_text = not is_here and place.scheme == "http" and place.hostname not in LOOPBACK
+        self.is_plain_text = not is_here and place.scheme == "http" and not is_loopback(place.hostname)
         self._token = token
         # a redirect would take the token to another place
         proxies = [urllib.request.ProxyHandler({})] if is_here else []
         self._opener = urllib.request.build_opener(_NoRedirect, *proxies)
 
     def records_in(self, kind: type[Record], answer: Mapping[str, Any], member: str) -> list[Record]:
-        """The records in an answer; members that a later server adds are left out."""
+        """Return the records in an answer; members that a later server adds are left out."""
         try:
             return [_record_of(kind, item) for item in answer[member]]
         except (LookupError, TypeError, ValueError) as error:
@@ -88,12 +99,27 @@ class FarRegistry:
                 f"{self.url} sent a response that this version cannot read: {shown(repr(error), 160)}"
             ) from None
 
+    def all_in(self, kind: type[Record], path: str, member: str) -> list[Record]:
+        """Return the records of all pages of a list."""
+        return list(self.each_in(kind, path, member))
+
+    def each_in(self, kind: type[Record], path: str, member: str, **asked: str) -> Iterator[Record]:
+        """Yield the records of all pages of a list, one page in memory."""
+        after: object = None
+        while True:
+            query = {"limit": str(PAGE), **asked} | ({} if after is None else {"after": str(after)})
+            answer = self.send("GET", f"{path}?{urlencode(query)}")
+            yield from self.records_in(kind, answer, member)
+            before, after = after, answer.get("next_after")
+            if after is None or after == before:
+                return
+
     def record_in(self, kind: type[Record], answer: object) -> Record:
-        """The record that an answer is."""
+        """Return the record that an answer is."""
         return self.records_in(kind, {"": [answer]}, "")[0]
 
     def send(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """The JSON object that the server answers, at a path below `/api/adapt/v1`."""
+        """Return the JSON object that the server answers, at a path below `/api/adapt/v1`."""
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         data = None if body is None else json.dumps(body).encode()
         if data is not None:
@@ -140,15 +166,22 @@ class FarTokens(FarRegistry):
 
     def create(
         self,
-        user: str,
+        user: str | None,
         role: str,
         *,
         namespaces: Sequence[str] = (),
         label: str = "",
         days: float | None = None,
+        scopes: Sequence[str] = (),
     ) -> str:
-        """Create a token and return it, this once; raises `UsageProblem` for an invalid value."""
-        body = {"user": user, "role": role, "namespaces": list(namespaces), "label": label, "days": days}
+        """Create a token, one's own without `user`, and return it, this once; an older server refuses `scopes`.
+
+        Raises:
+            UsageProblem: an invalid value.
+        """
+        body: dict[str, object] = {"role": role, "namespaces": list(namespaces), "label": label, "days": days}
+        body |= {"user": user} if user is not None else {}
+        body |= {"scopes": list(scopes)} if scopes else {}
         token = self.send("POST", "tokens", body).get("token")
         if not isinstance(token, str):
             raise RemoteUnreachable(f"{self.url} sent no token; list them, and revoke what it may have created")
@@ -156,7 +189,7 @@ class FarTokens(FarRegistry):
 
     def records(self) -> list[Token]:
         """Every token, oldest first, including revoked and expired ones."""
-        return self.records_in(Token, self.send("GET", "tokens"), "tokens")
+        return self.all_in(Token, "tokens", "tokens")
 
     def revoke(self, token_id: int) -> Token:
         """Revoke a token and return its record; raises `NotFound`."""
@@ -164,15 +197,119 @@ class FarTokens(FarRegistry):
 
     def users(self) -> list[User]:
         """Every user that has or had a token, by name."""
-        return self.records_in(User, self.send("GET", "users"), "users")
+        return self.all_in(User, "users", "users")
 
     def revoke_user(self, name: str) -> list[Token]:
         """Revoke all tokens of a user and return the records of all; raises `NotFound`."""
         return self.records_in(Token, self.send("DELETE", f"users/{quote(name, safe='')}"), "tokens")
 
-    def log(self) -> list[LogEntry]:
-        """Every creation and revocation of a token, oldest first."""
-        return self.records_in(LogEntry, self.send("GET", "log"), "entries")
+    def log(self, **wanted: str | None) -> Iterator[LogEntry]:
+        """Return the entries of the log of changes, oldest first; `wanted` has conditions as the server names them."""
+        asked = {name: value for name, value in wanted.items() if value is not None}
+        return self.each_in(LogEntry, "log", "entries", **asked)
+
+
+class FarPublishers(FarRegistry):
+    """What `Publishers` does, on the registry at `url`. `token` must be an administrator's, perhaps of a namespace."""
+
+    needs: ClassVar[str] = "the token of an administrator of the registry or of the namespace"
+    hint_missing: ClassVar[str] = "`adapt registry publishers` shows what there is"
+
+    def records(self, namespace: str | None = None) -> list[Publisher]:
+        """Every publisher, or those of a namespace, oldest first."""
+        return self.records_in(Publisher, self.send("GET", f"publishers{_within(namespace)}"), "publishers")
+
+    def add(self, repo: str, issuer: str, claims: Mapping[str, str]) -> Publisher:
+        """Trust the jobs of `issuer` whose tokens state all `claims` to publish to `repo`."""
+        body = {"repo": repo, "issuer": issuer, "claims": dict(claims)}
+        return self.record_in(Publisher, self.send("POST", "publishers", body))
+
+    def remove(self, number: int, namespace: str | None = None) -> Publisher:
+        """Trust a publisher no more, perhaps one of a namespace, and end the tokens of its jobs; raises `NotFound`."""
+        return self.record_in(Publisher, self.send("DELETE", f"publishers/{number}{_within(namespace)}"))
+
+
+def _within(namespace: str | None) -> str:
+    return "" if namespace is None else f"?namespace={quote(namespace, safe='')}"
+
+
+class FarMembers(FarRegistry):
+    """What `Members` does with `namespace`, on the registry at `url`; `token` must administer the namespace."""
+
+    needs: ClassVar[str] = "a token that administers all of the namespace"
+    hint_missing: ClassVar[str] = "`adapt registry members NAMESPACE` shows the members, with `--list teams` the teams"
+
+    def records(self, namespace: str) -> list[Member]:
+        """Return the members of a namespace and of its teams."""
+        return self.all_in(Member, f"{_space(namespace)}/members", "members")
+
+    def add(self, namespace: str, user: str, **about: object) -> Member:
+        """Make a user a member, with a `role` or in a `team`, perhaps for `days`."""
+        return self.record_in(Member, self.send("POST", f"{_space(namespace)}/members", {"user": user, **about}))
+
+    def remove(self, namespace: str, user: str) -> RemovedMember:
+        """End all that a person has in a namespace, or with `*` in the registry."""
+        answer = self.send("DELETE", f"{_space(namespace)}/members/{quote(user, safe='')}")
+        return self.record_in(RemovedMember, answer)
+
+    def leave_team(self, namespace: str, user: str, team: str) -> Member:
+        """Take a user out of a team."""
+        path = f"{_space(namespace)}/teams/{quote(team, safe='')}/members/{quote(user, safe='')}"
+        return self.record_in(Member, self.send("DELETE", path))
+
+    def teams(self, namespace: str) -> list[Team]:
+        """Return the teams of a namespace."""
+        return self.records_in(Team, self.send("GET", f"{_space(namespace)}/teams"), "teams")
+
+    def put_team(self, namespace: str, name: str, role: str, repos: Sequence[str]) -> Team:
+        """Create a team, or change its role and repositories."""
+        body = {"name": name, "role": role, "repos": list(repos)}
+        return self.record_in(Team, self.send("POST", f"{_space(namespace)}/teams", body))
+
+    def remove_team(self, namespace: str, name: str) -> Team:
+        """Remove a team."""
+        return self.record_in(Team, self.send("DELETE", f"{_space(namespace)}/teams/{quote(name, safe='')}"))
+
+    def invitations(self, namespace: str) -> list[Invitation]:
+        """Return the invitations to a namespace, newest first."""
+        return self.records_in(Invitation, self.send("GET", f"{_space(namespace)}/invitations"), "invitations")
+
+    def invite(self, namespace: str, **about: object) -> NewInvitation:
+        """Make the link of an invitation; see `Members.invite`."""
+        answer = self.send("POST", f"{_space(namespace)}/invitations", about)
+        record = self.record_in(Invitation, answer.get("invitation"))
+        return NewInvitation(invitation=record, code=str(answer.get("code")), link=str(answer.get("link")))
+
+    def withdraw(self, namespace: str, number: int) -> Invitation:
+        """Let an invitation end."""
+        return self.record_in(Invitation, self.send("DELETE", f"{_space(namespace)}/invitations/{number}"))
+
+
+def _space(namespace: str) -> str:
+    return f"namespaces/{quote(namespace, safe='*')}"
+
+
+class FarAccounts(FarRegistry):
+    """What `Accounts` does, on the registry at `url`. `token` must be an administrator's."""
+
+    needs: ClassVar[str] = "the token of an administrator"
+    hint_missing: ClassVar[str] = "`adapt registry accounts` and `token list --users` show what there is"
+
+    def records(self) -> list[Account]:
+        """List every account, by the name of its user."""
+        return self.all_in(Account, "accounts", "accounts")
+
+    def link(self, user: str, subject: str) -> Account:
+        """Let the person `subject` of the registry's issuer sign in as `user`; raises `NotFound` and `Conflict`."""
+        return self.record_in(Account, self.send("POST", "accounts", {"user": user, "subject": subject}))
+
+    def unlink(self, user: str) -> Account:
+        """Remove the account of a user, and end what it opened; raises `NotFound`."""
+        return self.record_in(Account, self.send("DELETE", f"accounts/{quote(user, safe='')}"))
+
+    def readmit(self, user: str) -> Account:
+        """Let a user sign in again who was removed from the registry; raises `NotFound`."""
+        return self.record_in(Account, self.send("POST", f"accounts/{quote(user, safe='')}/readmit"))
 
 
 class FarWebhooks(FarRegistry):
@@ -199,7 +336,7 @@ class FarWebhooks(FarRegistry):
         return self.record_in(Webhook, self.send("DELETE", f"webhooks/{number}"))
 
     def deliveries(self, number: int, *, limit: int = 50) -> list[Delivery]:
-        """The last deliveries of a webhook, newest first; raises `NotFound`."""
+        """Return the last deliveries of a webhook, newest first; raises `NotFound`."""
         answer = self.send("GET", f"webhooks/{number}/deliveries?limit={limit}")
         return self.records_in(Delivery, answer, "deliveries")
 
@@ -229,7 +366,7 @@ class FarTests(FarRegistry):
     needs: ClassVar[str] = "a token with the role `admin` for the whole namespace"
 
     def rule(self, namespace: str) -> NamespaceRule:
-        """The rule of a namespace."""
+        """Return the rule of a namespace."""
         return self.record_in(NamespaceRule, self.send("GET", f"namespaces/{quote(namespace, safe='')}/tests"))
 
     def change(
@@ -253,11 +390,11 @@ class FarNames(FarRegistry):
     needs: ClassVar[str] = "a token that may write the whole namespace"
 
     def held(self, namespace: str) -> list[HeldName]:
-        """The names of a namespace."""
-        return self.records_in(HeldName, self.send("GET", f"namespaces/{quote(namespace, safe='')}/names"), "names")
+        """Return the names of a namespace."""
+        return self.all_in(HeldName, f"namespaces/{quote(namespace, safe='')}/names", "names")
 
     def move(self, namespace: str, name: str, repo: str) -> list[HeldName]:
-        """Give a name of a namespace to one of its repositories alone."""
+        """Give a name of a namespace to only one of its repositories."""
         answer = self.send("POST", f"namespaces/{quote(namespace, safe='')}/names", {"name": name, "repo": repo})
         return self.records_in(HeldName, answer, "names")
 
@@ -268,12 +405,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _record_of(kind: type[Record], item: Mapping[str, Any]) -> Record:
-    """A record of a class whose fields are members of a JSON object."""
-    return kind(**{field.name: _value(field.name, item[field.name]) for field in fields(cast("Any", kind))})
+    """Return a record of a class whose fields are members of a JSON object."""
+    known = [field.name for field in fields(cast("Any", kind)) if field.default is MISSING or field.name in item]
+    return kind(**{name: _value(name, item[name]) for name in known})
 
 
 def _value(name: str, value: Json) -> Json:
-    """A member as the records have it: times as moments, lists as tuples."""
+    """Return a member as the records have it: times as moments, lists as tuples."""
     if name.endswith("_at") and value is not None:
         return Moment.parse(value)
     if name == "keys":

@@ -20,6 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any, BinaryIO, ClassVar, cast
 
 import h11
@@ -30,7 +31,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import LOGGING_CONFIG, Config
 from uvicorn.server import ServerState
 
-from adapterhub.core.disk.root import holder_facts, read_holder
+from adapterhub.core.disk.root import myself, read_holder
 from adapterhub.core.errors import Conflict, NotAllowed, UsageProblem, shown
 from adapterhub.pages.wire import TOO_LARGE, Patience, StrictProtocol
 from adapterhub_registry.access.telemetry import log_as_json
@@ -103,7 +104,7 @@ def warm_up() -> None:
 
 
 def config_of(app: FastAPI) -> uvicorn.Config:
-    """The uvicorn configuration for the application of `create_app`."""
+    """Return the uvicorn configuration for the application of `create_app`."""
     settings = cast("Registry", app.state.registry).settings
     return uvicorn.Config(
         app,
@@ -138,7 +139,7 @@ def _alone_in(settings: Settings) -> Iterator[None]:
                 f"`{shown(str(settings.root))}` is served by {holder or 'another process'}; nothing was changed",
                 hint="stop that server first; several servers can share PostgreSQL: `--database postgresql://…`",
             ) from None
-        facts = json.dumps(holder_facts()).encode()
+        facts = json.dumps(asdict(myself())).encode()
         os.pwrite(handle, facts, 0)
         os.ftruncate(handle, len(facts))
         yield
@@ -173,7 +174,7 @@ def _check_place(registry: Registry) -> None:
 
 
 def _address(listener: socket.socket) -> str:
-    """Where this machine reaches the server; one that listens on all addresses is on loopback, too."""
+    """Return the address of the server for this machine; one that listens on all addresses is also on loopback."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -316,7 +317,7 @@ def _send_some(descriptor: int, file: BinaryIO, start: int, count: int) -> int:
 
 
 def protocol_of(bounds: ServerLimits) -> type[Protocol]:
-    """The protocol class of a server with these limits, in the form that uvicorn expects."""
+    """Return the protocol class of a server with these limits, in the form that uvicorn expects."""
 
     class Bounded(Protocol):
         limits = bounds

@@ -9,70 +9,67 @@ from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, Select, select
+from sqlalchemy.engine import Connection
 
-from adapterhub.core.digests import hex_of
-from adapterhub.core.errors import AdapterHubError
+from adapterhub.core.display import size_text
 from adapterhub.core.specs import is_hub_id
-from adapterhub.formats.administration import NamespaceRule
 from adapterhub.formats.cards.card import vllm_rank
 from adapterhub.formats.cards.metadata import split_block
 from adapterhub.formats.contract.contract import Contract, Golden, LeaveAlone
-from adapterhub.formats.contract.reader import parse_contract
-from adapterhub.formats.manifest import CARD_FILE, CONTRACT_FILE, SIGNATURE_FILE
-from adapterhub.formats.signature import SIGNATURE_LIMIT_BYTES
+from adapterhub.formats.manifest import CARD_FILE, WEIGHTS_FILE
+from adapterhub.formats.publication import Job
+from adapterhub.pages.figures import method_name
 from adapterhub.pages.page import PageQuery
-from adapterhub.pages.values import AdapterPage, AnswerView, Badge, Day, Feed, FeedEntry, Link, Snippet, VersionLine
+from adapterhub.pages.rendering import readme_of
+from adapterhub.pages.values import AdapterPage, AnswerView, Day, Fact, Feed, FeedEntry, Snippet
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.database.db import adapters, downloads, releases, repo_tags, repos
+from adapterhub_registry.database.db import adapters, downloads, now_ms, releases, repo_tags, repos
 from adapterhub_registry.database.search_tables import Unindexed, among
 from adapterhub_registry.database.trees import FileTree
-from adapterhub_registry.errors import HttpRefusal, bad_request
-from adapterhub_registry.pages.files import file_line, repo_of, text_of
+from adapterhub_registry.errors import bad_request
+from adapterhub_registry.pages.builds import SeenBuilds, digests_of
+from adapterhub_registry.pages.files import file_line, may_read, repo_of, text_of
+from adapterhub_registry.pages.head import Top
+from adapterhub_registry.pages.pictures import pictures_of
 from adapterhub_registry.pages.visit import Visit
-from adapterhub_registry.repos import commits
-from adapterhub_registry.repos.adapters import versions_of
+from adapterhub_registry.repos import commits, retention
+from adapterhub_registry.repos.adapters import RELEASED_BUILD, newest_version
+from adapterhub_registry.repos.bases import BASE_DIGEST, kin_digests, related_bases, spans_of_base
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import (
-    BASE_DIGEST,
     AdapterQuery,
-    Condition,
     conditions_of,
     met,
-    of_namespace,
     rarest,
 )
-from adapterhub_registry.testing import COVERED, StoredResult, results_on, rule_of, signer_of
 
 MAX_CARD_BYTES: Final = 1 << 20
-MAX_CONTRACT_BYTES: Final = 1 << 20
 FILES_SHOWN: Final = 100
 ANSWERS_SHOWN: Final = 5
 DAYS_SHOWN: Final = 90
-RESULTS_SHOWN: Final = 5
+KIN_SHOWN: Final = 3
 MAX_ANSWER_CHARACTERS: Final = 1000
+DAY_MS: Final = 86_400_000
 _EPOCH: Final = dt.date(1970, 1, 1)
 
 
-def adapter_page(here: Visit, repo: str, asked: PageQuery) -> AdapterPage:  # noqa: ARG001 - the page has no parameters here
-    """The newest version of an adapter that is not yanked; without any version, the head of `main`.
+def adapter_page(here: Visit, asked: PageQuery) -> AdapterPage:
+    """Return the newest version of an adapter that is not yanked; without any version, the head of `main`.
 
-    Where all versions are yanked, it shows the newest, says so, and has no lines to copy. Card, answers and files'
+    If all versions are yanked, it shows the newest with a note, and has no lines to copy. Card, answers and files'
     content need the right to read the files.
     """
     registry, caller = here.registry, here.caller
+    below = asked.query.get("below")
+    tab = "versions" if below or asked.query.get("tab") == "versions" else "overview"
     with registry.db.read() as connection:
-        row = repo_of(registry, connection, caller, repo)
-        try:
-            repo_of(registry, connection, caller, repo, files=True)
-            reads = True
-        except HttpRefusal:
-            reads = False
+        row = repo_of(registry, connection, caller, asked.repo)
+        reads = may_read(here, connection, asked.repo)
         of_head = select(adapters).where(adapters.c.repo_id == row.id, adapters.c.commit_id == row.head)
         head = connection.execute(of_head).one_or_none()
-        released = versions_of(connection, row.id)
-        usable = [version for version in released if version.yanked_at is None]
-        facts = next(iter(usable or released), head)
+        newest = newest_version(connection, row.id)
+        facts = head if newest is None else newest
         commit, revision = row.head, MAIN  # a commit after the release may add a signature or tests to the same build
         if facts is not None and (head is None or head.digest != facts.digest):
             commit, revision = facts.commit_id, facts.tag
@@ -80,151 +77,115 @@ def adapter_page(here: Visit, repo: str, asked: PageQuery) -> AdapterPage:  # no
         entries = list(islice(tree.walk(), FILES_SHOWN))
         totals = tree.totals()
         tags = sorted(connection.scalars(select(repo_tags.c.tag).where(repo_tags.c.repo_id == row.id)))
-        versions = tuple(_version(name, version) for version in released)
-        days = select(downloads.c.day, downloads.c.count.label("number")).where(downloads.c.repo_id == row.id)
-        counted = connection.execute(days.order_by(downloads.c.day.desc()).limit(DAYS_SHOWN)).all()
+        since = now_ms() // DAY_MS - DAYS_SHOWN + 1
+        days = select(downloads.c.day, downloads.c.count.label("number"))
+        days = days.where(downloads.c.repo_id == row.id, downloads.c.day >= since)
+        counted = {at.day: at.number for at in connection.execute(days)}
         card = _text(registry, tree, CARD_FILE, MAX_CARD_BYTES) if reads else ""
-        contract = contract_of(registry, tree) if reads else None
-        rule = rule_of(connection, row.namespace)
-        tested = results_on(connection, row, facts.digest, rule) if reads and facts is not None else []
-        signed = _signed(registry, tree, rule, reads=reads)
+        top = Top(
+            here=here,
+            connection=connection,
+            repo=row,
+            facts=facts,
+            newest=newest,
+            tree=tree,
+            reads=reads,
+            name=MAIN,
+            below=below,
+        )
+        shown = top.head(tab)
+        kept = [Fact(name=f"Kept of {one.alias}", text=one.text) for one in retention.of_repo(connection, row)]
+        sights = registry.repos.visible(caller), registry.repos.readable(caller)
+        also = tuple(related_bases(connection, facts.base_sha256, *sights)) if facts is not None else ()
+        seen = SeenBuilds(registry, connection, caller)
+        # as its manifest and its weights, whose files a gated repository keeps
+        kin = facts.digest if facts is not None and reads else None
+        parents = seen.parents_of(kin)[:KIN_SHOWN] if kin else []
+        children = seen.children_of(kin)[:KIN_SHOWN] if kin else []
     licenses = [tag.removeprefix("license:") for tag in tags if tag.startswith("license:")]
+    usable = None if getattr(facts, "yanked_at", None) is not None else facts
+    front = json.loads(row.card)
+    pictures = tuple(pictures_of(name, revision, front, entries)) if reads else ()
     return AdapterPage(
         repo=name,
-        namespace=row.namespace,
-        name=name.partition("/")[2],
-        private=row.private,
-        description=(facts.description if facts is not None else "") or "",
-        card=split_block(card)[1].strip() if card else "",
-        badges=tuple(_badges(row, facts, signed, licenses, contract, versions, tested)),
-        facts=tuple(_facts(facts)) if facts is not None else (),
-        versions=versions,
-        note=_note(released) if released and not usable else "",
-        snippets=tuple(_snippets(name, facts, here.address)) if facts is not None and (usable or not released) else (),
+        head=shown,
+        tab=tab,
+        card=readme_of(split_block(card)[1].strip()) if card else "",
+        facts=(*_facts(row, facts, licenses, tree), *kept) if facts is not None else (),
+        digests=tuple(digests_of(facts)) if facts is not None else (),
+        versions=top.versions,
+        more_versions=top.rest and f"/{name}?{urlencode({'tab': 'versions', 'below': top.rest})}",
+        snippets=tuple(_snippets(row, usable, here.address, has_pictures=bool(pictures))) if usable is not None else (),
         files=tuple(file_line(name, revision, entry) for entry in entries),
         more_files=max(totals.files - len(entries), 0),
-        answers=tuple(_answers(contract)) if contract is not None else (),
+        answers=tuple(_answers(top.contract)) if top.contract is not None else (),
         downloads=row.downloads,
         days=tuple(
-            Day(day=(_EPOCH + dt.timedelta(days=at.day)).isoformat(), count=at.number) for at in reversed(counted)
+            Day(day=(_EPOCH + dt.timedelta(days=day)).isoformat(), count=counted.get(day, 0))
+            for day in range(since, since + DAYS_SHOWN)
         ),
         commit=commit,
         modified_at=row.modified_at,
-        links=tuple(_links(here, name, facts)),
+        parents=tuple(parents),
+        children=tuple(children),
+        lineage_url=f"/lineage/{name}",
+        pictures=pictures,
+        trigger=front["instance_prompt"][:200] if isinstance(front.get("instance_prompt"), str) and pictures else "",
         feed_url=f"/feed?{urlencode({'namespace': row.namespace})}",
+        also=also,
     )
 
 
-def _version(repo: str, row: Row[Any]) -> VersionLine:
-    return VersionLine(
-        version=row.released_as,
-        url=f"/{repo}/{row.released_as}",
-        commit=row.commit_id,
-        digest=f"sha256:{row.digest}",
-        released_at=row.released_at,
-        yanked_at=row.yanked_at,
-        yanked_by=row.yanked_by,
-        yanked_reason=row.yanked_reason,
-    )
-
-
-def _badges(
-    repo: Row[Any],
-    facts: Row[Any] | None,
-    signed: Badge,
-    licenses: list[str],
-    contract: Contract | None,
-    versions: tuple[VersionLine, ...],
-    tested: Sequence[StoredResult],
-) -> Iterator[Badge]:
-    if repo.private:
-        yield Badge(text="private")
-    if repo.gated:
-        yield Badge(text="gated")
-    if facts is None:
-        yield Badge(text="no adapter at main")
-    elif facts.base_sha256:
-        yield Badge(text="base known by content", detail=facts.base_sha256[:12], tone="good")
-    else:
-        yield Badge(text="base known by name only", detail=facts.base_model or "")
-    yield signed
-    for name in licenses[:3]:
-        yield Badge(text="licence", detail=name)
-    if contract is not None:
-        yield Badge(text="tests recorded", detail=f"{len(contract.goldens)} {contract.noun}", tone="good")
-    for one in [one for one in tested if one.signer is not None][:RESULTS_SHOWN]:
-        is_pass, on = one.said.verdict == "PASS", f"by {one.signer} on base {hex_of(one.said.base)[:12]}"
-        yield Badge(text="tests pass" if is_pass else "answers changed", detail=on, tone="good" if is_pass else "bad")
-    for version in versions:
-        if version.yanked_at is not None:
-            yield Badge(text=f"{version.version} yanked", detail=version.yanked_reason or "", tone="bad")
-
-
-def _signed(registry: Registry, tree: FileTree, rule: NamespaceRule, *, reads: bool) -> Badge:
-    """Whether the build is signed, and by whom where the namespace knows the key."""
-    entry = tree.find(SIGNATURE_FILE)
-    if entry is None:
-        return Badge(text="no signature")
-    name = None
-    if reads and rule.keys and entry.size <= SIGNATURE_LIMIT_BYTES:
-        found = {path: found.sha256 for path in COVERED if (found := tree.find(path)) is not None}
-        name = signer_of(b"".join(registry.blobs.open(entry.sha256)), found, rule)
-    return Badge(text="signed", detail=f"by {name}", tone="good") if name else Badge(text="signature attached")
-
-
-def _note(released: Sequence[Row[Any]]) -> str:
-    """That every version is yanked; the reason is that of the newest."""
-    return f"Every version is yanked; the newest, {released[0].released_as}: {released[0].yanked_reason}"
-
-
-def _links(here: Visit, repo: str, facts: Row[Any] | None) -> Iterator[Link]:
-    if facts is not None:
-        yield Link(text="Weights", url=f"/{repo}/{getattr(facts, 'released_as', MAIN)}")
-        yield Link(text="Lineage", url=f"/lineage/{repo}")
-        yield Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}")
-        if facts.base_sha256:
-            yield Link(text="Base", url=f"/base/{facts.base_sha256}")
-    if here.viewer.is_admin:
-        yield Link(text="Yank or delete", url=f"/admin-adapter?{urlencode({'repo': repo})}")
-
-
-def _facts(row: Row[Any]) -> Iterator[tuple[str, str]]:
+def _facts(repo: Row[Any], row: Row[Any], licenses: Sequence[str], tree: FileTree) -> Iterator[Fact]:
+    base = f"/base/{row.base_sha256}" if row.base_sha256 else f"/?{urlencode({'base': row.base_model or ''})}"
+    methods = ", ".join(json.loads(row.methods)) or row.peft_type or ""
+    how = [method_name(methods), f"rank {row.rank}" if row.rank else ""]
+    how.append(f"alpha {row.alpha:g}" if row.alpha is not None else "")
+    weights, job = tree.find(WEIGHTS_FILE), getattr(row, "publisher", None)
     found = (
-        ("Name", row.name),
-        ("Version", row.version),
-        ("Task", row.task),
-        ("Base", row.base_model),
-        ("Base by content", f"sha256:{row.base_sha256}" if row.base_sha256 else None),
-        ("Method", ", ".join(json.loads(row.methods)) or row.peft_type),
-        ("Rank", row.rank),
-        ("Alpha", f"{row.alpha:g}" if row.alpha is not None else None),
-        ("Modules", ", ".join(json.loads(row.target_modules)) or None),
-        ("Parameters", f"{row.parameters:,} of {row.dtype}" if row.parameters else None),
-        ("Digest", f"sha256:{row.digest}"),
-        ("Weights", f"sha256:{row.weights_sha256}" if row.weights_sha256 else None),
+        ("Base", row.base_model or (row.base_sha256 or "")[:12], base),
+        ("Method", ", ".join(filter(None, how)), None),
+        ("Modules", ", ".join(json.loads(row.target_modules)), None),
+        ("Parameters", f"{row.parameters:,} of {row.dtype}" if row.parameters else "", None),
+        ("Size", size_text(weights.size) if weights is not None else "", None),
+        ("Task", row.task, f"/?{urlencode({'task': row.task or ''})}"),
+        ("Licence", ", ".join(licenses[:3]), None),
+        ("Published by", Job(**json.loads(job)).by if job else repo.namespace, None if job else f"/{repo.namespace}"),
     )
-    return ((name, str(value)) for name, value in found if value is not None)
+    return (Fact(name=name, text=str(text), url=url) for name, text, url in found if text)
 
 
-def _snippets(repo: str, row: Row[Any], address: str) -> Iterator[Snippet]:
-    """Lines that work as they stand, each for the version of `row`, else for its commit.
+def _snippets(repo: Row[Any], row: Row[Any], address: str, *, has_pictures: bool) -> Iterator[Snippet]:
+    """Yield lines that work when copied, each for the version of `row`, or for its commit.
 
     Names in them are checked ids; a base that is not one gets a placeholder.
     """
     base = row.base_model if row.base_model and is_hub_id(row.base_model) else "path/to/base"
-    namespace, _, name = repo.partition("/")
+    full, namespace = repo.full_name, repo.namespace
+    name = full.partition("/")[2]
     version = getattr(row, "released_as", None)
     pin = f"=={version}" if version else ""
-    yield Snippet(program="adapt", text=f"adapt install {repo}{pin} --remote {address}")
-    download = f"HF_ENDPOINT={address} hf download {repo} --revision {row.commit_id} --local-dir {name}"
-    yield Snippet(program="hf", text=download)
+    spec = f"{namespace}/{row.name or name}{pin}"
+    download = f"HF_ENDPOINT={address} hf download {full} --revision {row.commit_id} --local-dir {name}"
+    begin = f"# export HF_ENDPOINT={address}"
+    if has_pictures or repo.pipeline_tag == "text-to-image":
+        lines = (
+            *(begin, "import torch", "from diffusers import AutoPipelineForText2Image", ""),
+            f'pipe = AutoPipelineForText2Image.from_pretrained("{base}", torch_dtype=torch.float16)',
+            f'pipe.load_lora_weights("{full}", revision="{row.commit_id}")',
+        )
+        yield Snippet(program="Diffusers", text="\n".join(lines))
+        export = f"adapt export {spec} --format kohya -o ComfyUI/models/loras/{name}.safetensors"
+        yield Snippet(program="ComfyUI", text=export)
+        yield Snippet(program="hf", text=download)
+        return
     lines = (
-        f"# export HF_ENDPOINT={address}",
+        begin,
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM  # or the class of another task",
         "",
         f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-        f'model = PeftModel.from_pretrained(base, "{repo}", revision="{row.commit_id}")',
+        f'model = PeftModel.from_pretrained(base, "{full}", revision="{row.commit_id}")',
     )
     yield Snippet(program="PEFT", text="\n".join(lines))
     most = vllm_rank(row.rank)
@@ -233,8 +194,11 @@ def _snippets(repo: str, row: Row[Any], address: str) -> Iterator[Snippet]:
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {most} --lora-modules {name}=./{name}"
         yield Snippet(program="vLLM", text=f"{download}\n{serve}")
     if row.peft_type == "LORA":
-        export = f"adapt export {namespace}/{row.name or name}{pin} --format gguf -o {name}.gguf"
+        export = f"adapt export {spec} --format gguf -o {name}.gguf"
         yield Snippet(program="llama.cpp", text=f"{export}\nllama-server --model base.gguf --lora {name}.gguf")
+    yield Snippet(program="hf", text=download)
+    attach = f'with adapterhub.attach(model, "{spec}") as attached:\n    attached.model.generate(...)'
+    yield Snippet(program="Python", text=f"import adapterhub\n\n{attach}")
 
 
 def _text(registry: Registry, tree: FileTree, path: str, most: int) -> str:
@@ -244,19 +208,8 @@ def _text(registry: Registry, tree: FileTree, path: str, most: int) -> str:
     return text_of(b"".join(registry.blobs.open(entry.sha256))) or ""
 
 
-def contract_of(registry: Registry, tree: FileTree) -> Contract | None:
-    """The contract of a build, if it is readable."""
-    entry = tree.find(CONTRACT_FILE)
-    if entry is None or entry.size > MAX_CONTRACT_BYTES:
-        return None
-    try:
-        return parse_contract(b"".join(registry.blobs.open(entry.sha256)))
-    except (AdapterHubError, ValueError):
-        return None
-
-
 def _answers(contract: Contract) -> Iterator[AnswerView]:
-    """Recorded answers with the base's loss on them, then questions to which the base's own answer stays."""
+    """Yield recorded answers with the base's loss on them, then questions to which the base's own answer stays."""
     lines: tuple[Golden | LeaveAlone, ...] = (*contract.goldens, *contract.leave_alone)
     for line in islice((line for line in lines if line.asked is not None and line.answer), ANSWERS_SHOWN):
         asked = line.asked
@@ -272,45 +225,55 @@ def _answers(contract: Contract) -> Iterator[AnswerView]:
 
 
 ENTRIES: Final = 50
+LOOKED_AT: Final = 400
+"""Of the newest builds for a frequent base, so many are looked at for its feed, and so many of the last yanks."""
 
 
 def feed_of(here: Visit, asked: PageQuery) -> Feed:
-    """The newest events of `namespace=…` or `base=…` (a hash or a name), as far as the caller may see them."""
+    """Return the newest events of `namespace=…` or `base=…` (a hash or a name), as far as the caller may see them.
+
+    Of a base with many builds, these are the releases among its newest `LOOKED_AT` builds, and the yanks among the last
+    `LOOKED_AT`.
+    """
     registry, caller, address = here.registry, here.caller, here.address
     registry.repos.check_may_read(caller)
     namespace, base = asked.query.get("namespace", ""), asked.query.get("base", "")
     if bool(namespace) == bool(base):
         raise bad_request("a feed needs one of `namespace` and `base`")
     is_digest = BASE_DIGEST.fullmatch(base) is not None
-    query = AdapterQuery(base_sha256=base) if is_digest else AdapterQuery(base=base or None)
-    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
-    described = select(adapters.c.description).where(mine).correlate(releases).scalar_subquery()
+    described = select(adapters.c.description).where(RELEASED_BUILD).correlate(releases).scalar_subquery()
     wanted = select(releases, repos.c.full_name, described.label("description"))
     wanted = wanted.join_from(releases, repos, repos.c.id == releases.c.repo_id).where(registry.repos.visible(caller))
     with registry.db.read() as connection:
+        kin = kin_digests(connection, base, registry.repos.readable(caller))
+        query = AdapterQuery(base_sha256=base, kin=kin, every=True)
+        query = query if is_digest else AdapterQuery(base=base or None, every=True)
         conditions = conditions_of(connection, query)
         about, given = met(conditions)
-        if conditions:
-            # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
-            found = select(adapters.c.repo_id).where(mine, *about).correlate(releases)
-            wanted = wanted.where(found.scalar_subquery().is_not(None))
-        if namespace:
-            conditions.append(Condition(filters=None, holders=of_namespace(namespace)))
-            wanted = wanted.where(Unindexed(repos.c.namespace) == namespace)
         few = rarest(connection, conditions)
-        if few is not None:
-            wanted = wanted.where(among(releases.c.repo_id, "numbers"))
-            given = {**given, "numbers": few.found.numbers}
-        released = connection.execute(wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES), given).all()
+        if namespace:
+            wanted = wanted.where(releases.c.namespace == namespace)
+        else:
+            # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
+            found = select(adapters.c.repo_id).where(RELEASED_BUILD, *about).correlate(releases)
+            of_base = wanted.where(found.scalar_subquery().is_not(None))
         is_yanked = releases.c.yanked_at.is_not(None)
-        yanked = connection.execute(
-            wanted.where(is_yanked).order_by(releases.c.yanked_at.desc()).limit(ENTRIES), given
-        ).all()
+        yanked_at: ColumnElement[int] = releases.c.yanked_at
+        newest, yanks = [wanted], wanted.where(is_yanked)
+        if few is not None:
+            wanted = of_base.where(among(releases.c.repo_id, "numbers"))
+            newest, yanks, given = [wanted], wanted.where(is_yanked), {**given, "numbers": few.found.numbers}
+        elif not namespace:
+            newest = [_of_newest(wanted, one) for one in _bases_in_order(connection, base, kin)] or [of_base]
+            yanks, yanked_at = _of_last_yanks(of_base), Unindexed(yanked_at)
+        by_time = [one.order_by(releases.c.created_at.desc()).limit(ENTRIES) for one in newest]
+        released = [row for one in by_time for row in connection.execute(one, given)]
+        yanked = connection.execute(yanks.order_by(yanked_at.desc()).limit(ENTRIES), given).all()
     entries = [
         FeedEntry(
             id=f"{address}/{row.full_name}#{row.version}-{row.digest[:16]}",
             title=f"{row.full_name} {row.version}",
-            url=f"{address}/{row.full_name}/commit/{row.commit_id}",
+            url=f"{address}/{row.full_name}/{row.version}",
             at=row.created_at,
             summary=row.description or f"{row.full_name} {row.version} was released.",
         )
@@ -337,3 +300,30 @@ def feed_of(here: Visit, asked: PageQuery) -> Feed:
         updated_at=entries[0].at if entries else 0,
         entries=tuple(entries[:ENTRIES]),
     )
+
+
+def _bases_in_order(connection: Connection, base: str, kin: Sequence[str]) -> list[ColumnElement[bool]]:
+    """Conditions on `adapters` that together hold for the builds of a base, each in the order of an index.
+
+    Empty for a part of a digest, and a digest of the base's tensors or files.
+    """
+    if not BASE_DIGEST.fullmatch(base):
+        return [adapters.c.base_model == base]
+    spans = spans_of_base(connection, base)
+    digests = set(spans.get("base_sha256", ()))
+    return [adapters.c.base_sha256 == one for one in (*digests, *kin)] if len(spans) == len(digests) == 1 else []
+
+
+def _of_newest(wanted: Select[Any], mine: ColumnElement[bool]) -> Select[Any]:
+    """Of some releases, those of the newest builds for which `mine` holds."""
+    newest = select(adapters.c.repo_id, adapters.c.commit_id).where(mine)
+    some = newest.order_by(adapters.c.created_at.desc()).limit(LOOKED_AT).subquery()
+    return wanted.join(some, (some.c.repo_id == releases.c.repo_id) & (some.c.commit_id == releases.c.commit_id))
+
+
+def _of_last_yanks(wanted: Select[Any]) -> Select[Any]:
+    """Of some releases, the last that were yanked."""
+    one = releases.alias()
+    last = select(one.c.repo_id, one.c.version).where(one.c.yanked_at.is_not(None))
+    some = last.order_by(one.c.yanked_at.desc()).limit(LOOKED_AT).subquery()
+    return wanted.join(some, (some.c.repo_id == releases.c.repo_id) & (some.c.version == releases.c.version))

@@ -3,61 +3,54 @@
 from __future__ import annotations
 
 import json
-import re
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Row, Select, String, bindparam, select, tuple_
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.errors import AdapterHubError, shown
-from adapterhub.formats.derived.record import DerivedRecord
-from adapterhub.formats.manifest import CONFIG_FILE, CONTRACT_FILE
-from adapterhub.pages.changes import changed
+from adapterhub.core.digests import hex_of
+from adapterhub.core.errors import shown
+from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.pages.figures import (
-    compared,
-    contract_words,
-    engine_lines,
-    heats_of,
-    lines_of,
-    spectra_of,
-    weight_of,
-    with_commands,
+    FoundOutcome,
+    outcome_detail,
+    outcome_table,
+    with_figures,
 )
+from adapterhub.pages.lists import BasePage
 from adapterhub.pages.page import PageQuery
 from adapterhub.pages.values import (
+    MOST_COUNTED,
     Badge,
-    BasePage,
     BuildPage,
-    Compared,
-    ComparePage,
     LineagePage,
     Link,
     MapPoint,
+    OutcomeTable,
     RelatedBase,
     Relative,
 )
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.access.rights import SEEN, is_seen
-from adapterhub_registry.access.tokens import Caller
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.database.db import adapters, derived, parents, places, releases, repos, sketches, slices
-from adapterhub_registry.database.trees import FileTree
-from adapterhub_registry.errors import HttpRefusal, bad_request
-from adapterhub_registry.names import known_repo_id
-from adapterhub_registry.pages.adapter import contract_of
-from adapterhub_registry.pages.files import config_of, url_of
+from adapterhub_registry.database.db import adapters, parents, releases, repos, sketches, slices
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.errors import HttpRefusal
+from adapterhub_registry.pages.files import repo_of, tabs_of
+from adapterhub_registry.pages.head import Top
 from adapterhub_registry.pages.search import lines
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
-from adapterhub_registry.repos.adapters import versions_of
-from adapterhub_registry.repos.search import BASE_DIGEST, SHOWN
-from adapterhub_registry.worker import DIGITS, FLOOR, files_of, open_build
-
-if TYPE_CHECKING:
-    from adapterhub.formats.derived.comparison import Comparison
+from adapterhub_registry.repos.adapters import RELEASED_BUILD, newest_version, version_in, versions_of
+from adapterhub_registry.repos.bases import BASE_DIGEST, counted_names, related_base, related_bases
+from adapterhub_registry.repos.listing import of_namespace
+from adapterhub_registry.repos.search import SHOWN, few_of
+from adapterhub_registry.testing import results_for_base
+from adapterhub_registry.worker import DIGITS, FLOOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,19 +75,20 @@ class ShownBuild:
 
 
 def find_build(registry: Registry, connection: Connection, caller: Caller, repo: str, version: str) -> ShownBuild:
-    """A build by its version or a revision; an empty one is the newest version, if possible one that is not yanked.
+    """Return a build by its version or a revision.
+
+    An empty one is the newest version, if possible one that is not yanked.
 
     Without any version, it is the head of `main`.
 
     Raises:
         HttpRefusal: 404 unless the caller may read the files, or where there is no adapter; 403 for a gated one.
     """
-    namespace, _, name = repo.partition("/")
-    found = registry.repos.find_files(connection, caller, known_repo_id(namespace, name))
-    rows = versions_of(connection, found.id)
-    wanted = version.removeprefix("v")
-    rows = rows if version else sorted(rows, key=lambda r: r.yanked_at is not None)
-    chosen = next((r for r in rows if r.released_as == wanted or not version), None)
+    found = repo_of(registry, connection, caller, repo, files=True)
+    if version:
+        chosen = version_in(connection, found.id, version.removeprefix("v"))
+    else:
+        chosen = newest_version(connection, found.id)
     if chosen is not None:
         yanked = chosen.yanked_reason or "" if chosen.yanked_at is not None else None
         return ShownBuild(repo=found, version=chosen.released_as, row=chosen, yanked=yanked)
@@ -102,21 +96,8 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     mine = select(adapters).where(adapters.c.repo_id == found.id, adapters.c.commit_id == commit_id)
     row = connection.execute(mine).one_or_none()
     if row is None:
-        raise HttpRefusal(404, "EntryNotFound", "no adapter is indexed at this revision")
+        raise HttpRefusal(404, "EntryNotFound", "no adapter is indexed at this revision; choose another revision")
     return ShownBuild(repo=found, version=version or "main", row=row, is_release=False)
-
-
-def record_of(connection: Connection, build: Row[Any]) -> tuple[str, str, DerivedRecord | None]:
-    """The state of the record of a build, a row of `adapters`, why it has no figures, and the record."""
-    if not is_seen(connection, build.created_at):
-        return "waiting", "", None
-    row = connection.execute(select(derived).where(derived.c.digest == build.digest)).one_or_none()
-    if row is None or row.record is None:
-        return ("waiting", "", None) if row is None or row.state == "waiting" else (row.state, row.reason or "", None)
-    try:
-        return row.state, row.reason or "", DerivedRecord.from_json(json.loads(zlib.decompress(row.record)))
-    except ValueError:  # of an older version of this program
-        return "waiting", "", None
 
 
 RELATED = select(
@@ -131,12 +112,11 @@ RELATED = select(
 
 
 def related(
-    registry: Registry, connection: Connection, caller: Caller, *where: ColumnElement[bool]
+    registry: Registry, connection: Connection, caller: Caller, *where: ColumnElement[bool], most: int
 ) -> Iterator[ShownBuild]:
-    """The readable builds that meet the conditions, one for each digest and repository, newest first, at most 100."""
-    same = (releases.c.repo_id == adapters.c.repo_id) & (releases.c.commit_id == adapters.c.commit_id)
-    wanted: Select[Any] = RELATED.join(repos, repos.c.id == adapters.c.repo_id).outerjoin(releases, same)
-    found = wanted.where(registry.repos.readable(caller), *where).order_by(adapters.c.created_at.desc()).limit(100)
+    """Yield readable builds that meet the conditions, one per digest and repository, newest first."""
+    wanted: Select[Any] = RELATED.join(repos, repos.c.id == adapters.c.repo_id).outerjoin(releases, RELEASED_BUILD)
+    found = wanted.where(registry.repos.readable(caller), *where).order_by(adapters.c.created_at.desc()).limit(most)
     seen: set[tuple[str, str]] = set()
     for row in connection.execute(found):
         key = (row.digest, row.full_name)
@@ -148,53 +128,98 @@ def related(
 
 
 def license_of(row: Row[Any]) -> str | None:
-    """The licence that the card of a repository states."""
+    """Return the licence that the card of a repository states."""
     stated = json.loads(row.card).get("license")
     texts: Sequence[object] = stated if isinstance(stated, list) else [stated]
     return ", ".join(text for text in texts if isinstance(text, str))[:200] or None
 
 
-def build_page(here: Visit, repo: str, version: str) -> BuildPage:
-    """The figures of one build."""
+def build_page(here: Visit, asked: PageQuery) -> BuildPage:
+    """Return the figures of one build."""
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
-        build = find_build(registry, connection, caller, repo, version)
-        state, reason, record = record_of(connection, build.row)
-    base = build.row.base_sha256
-    links = [
-        Link(text="Lineage", url=f"/lineage/{build.repo.full_name}?{urlencode({'version': build.version})}"),
-        Link(text="Compare", url=f"/compare?{urlencode({'a': build.name})}"),
-        Link(text="Commit", url=url_of(build.repo.full_name, "commit", build.row.commit_id)),
-        Link(text="Files", url=url_of(build.repo.full_name, "tree", build.row.commit_id)),
-        *([Link(text="Base", url=f"/base/{base}")] if base else []),
-    ]
+        build = find_build(registry, connection, caller, asked.repo, asked.path["version"])
+        row, repo = build.row, build.repo
+        tree = commits.tree_of(connection, repo.id, row.commit_id)
+        newest = newest_version(connection, repo.id)
+        top = Top(
+            here=here,
+            connection=connection,
+            repo=repo,
+            facts=row,
+            newest=newest,
+            tree=tree,
+            reads=True,
+            name=build.version,
+        )
+        before = None
+        if build.is_release:
+            before = next(iter(versions_of(connection, repo.id, limit=1, below=build.version)), None)
+        head = top.head("weights")
+        weights = tree.find(WEIGHTS_FILE)
+    full = repo.full_name
+    both = {"a": f"{full}=={before.released_as}", "b": build.name} if before is not None else {}
     page = BuildPage(
-        repo=build.repo.full_name,
+        repo=full,
         version=build.version,
         url=build.url,
-        commit=build.row.commit_id,
-        digest=f"sha256:{build.row.digest}",
-        badges=badges_of(build),
-        links=tuple(links),
-        state=state,
-        reason=reason,
+        commit=row.commit_id,
+        head=head,
+        digests=tuple(digests_of(row)),
+        state=top.figures.state,
+        reason=top.figures.reason,
+        before=None if before is None else Link(text=before.released_as, url=f"/{full}/{before.released_as}"),
+        changes=tuple(_changes(before, row)) if before is not None else (),
+        compare_url=f"/compare?{urlencode(both)}" if both else "",
+        size=None if weights is None else weights.size,
+        rank=row.rank,
     )
-    if record is None:
-        return page
-    return replace(
-        page,
-        norm=record.norm,
-        others=record.others,
-        heats=heats_of(record),
-        spectra=spectra_of(record),
-        modules=lines_of(record),
-        findings=record.findings,
-        engines=engine_lines(record.engines),
+    record = top.figures.record
+    return page if record is None else with_figures(page, record)
+
+
+def _changes(before: Row[Any], after: Row[Any]) -> Iterator[str]:
+    """Yield the differences of two versions, a sentence for each."""
+    values = (
+        ("Rank", "rank"),
+        ("Alpha", "alpha"),
+        ("Method", "peft_type"),
+        ("Base", "base_model"),
+        ("Task", "task"),
+        ("Precision", "dtype"),
+        ("Parameters", "parameters"),
     )
+    for label, column in values:
+        old, new = getattr(before, column), getattr(after, column)
+        if old != new:
+            yield f"{label} {_said(new)}, was {_said(old)}."
+    old, new = (set(json.loads(row.target_modules)) for row in (before, after))
+    for names, what in ((new - old, "now trained, too"), (old - new, "no longer trained")):
+        if names:
+            yield f"{', '.join(sorted(names)[:12])}: {what}."
+    if before.base_sha256 != after.base_sha256:
+        yield "Its base has other weights."
+    if before.weights_sha256 == after.weights_sha256:
+        yield "The same weights as before."
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "not stated"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def digests_of(row: Row[Any]) -> Iterator[tuple[str, str]]:
+    """Yield the digests of a build, a row of `adapters`."""
+    yield "Build", f"sha256:{row.digest}"
+    if row.weights_sha256:
+        yield "Weights", f"sha256:{row.weights_sha256}"
+    if row.base_sha256:
+        yield "Base", f"sha256:{row.base_sha256}"
 
 
 def badges_of(build: ShownBuild) -> tuple[Badge, ...]:
-    """Whether it was yanked, and its licence."""
+    """Return whether it was yanked, and its licence."""
     yanked = [Badge(text="yanked", detail=build.yanked, tone="bad")] if build.yanked is not None else []
     name = license_of(build.repo)
     return (*yanked, *([Badge(text="licence", detail=name)] if name else []))
@@ -202,14 +227,19 @@ def badges_of(build: ShownBuild) -> tuple[Badge, ...]:
 
 MOST_ANCESTORS: Final = 64
 MOST_LISTED: Final = 100
+MOST_ELSEWHERE: Final = 25
+"""Of one name or task, so many builds on other bases are listed."""
 
 
-def lineage_page(here: Visit, repo: str, version: str) -> LineagePage:
-    """The relatives of one build that the caller may see; those that it names and that are hidden have no address."""
+def lineage_page(here: Visit, asked: PageQuery) -> LineagePage:
+    """Return the relatives of one build that the caller may see.
+
+    Those that it names and that are hidden have no address.
+    """
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
-        build = find_build(registry, connection, caller, repo, version)
-        seen = _SeenBuilds(registry, connection, caller)
+        build = find_build(registry, connection, caller, asked.repo, asked.query.get("version", ""))
+        seen = SeenBuilds(registry, connection, caller)
         direct, above = seen.parents_of(build.row.digest), seen.ancestors_of(build.row.digest)
         return LineagePage(
             repo=build.repo.full_name,
@@ -219,19 +249,29 @@ def lineage_page(here: Visit, repo: str, version: str) -> LineagePage:
             children=tuple(seen.children_of(build.row.digest)),
             others=tuple(_others(seen, build)),
             inherited=tuple(one for one in above if one.yanked is not None or one.license),
+            tabs=tabs_of(
+                here,
+                build.repo.full_name,
+                "lineage",
+                build=build.version,
+                revision=build.row.tag if build.is_release else build.version,
+                versions=None if build.is_release else 0,
+            ),
         )
 
 
-class _SeenBuilds:
+class SeenBuilds:
     """The builds of one registry, as one caller may see them in one snapshot."""
 
     def __init__(self, registry: Registry, connection: Connection, caller: Caller) -> None:
         self._registry, self._connection, self._caller = registry, connection, caller
 
-    def builds(self, *where: ColumnElement[bool]) -> list[ShownBuild]:
-        return list(related(self._registry, self._connection, self._caller, *where))
+    def builds(self, *where: ColumnElement[bool], most: int = MOST_LISTED) -> list[ShownBuild]:
+        """Those that meet the conditions, as `related`."""
+        return list(related(self._registry, self._connection, self._caller, *where, most=most))
 
     def parents_of(self, digest: str) -> list[Relative]:
+        """Return the parents of the build; hidden ones have no address."""
         wanted = select(parents).where(parents.c.digest == digest).order_by(parents.c.position)
         rows = self._connection.execute(wanted.limit(MOST_LISTED)).all()
         usual = "merged from" if len(rows) > 1 else "made from"  # until a worker has read the manifest again
@@ -265,7 +305,7 @@ class _SeenBuilds:
         return list(found.values())
 
     def alike(self, row: Row[Any]) -> list[Relative]:
-        """The newest builds for the same base whose update has nearly the same direction, by their sketches."""
+        """Return the newest builds for the same base whose update has nearly the same direction, by their sketches."""
         comes = is_seen(self._connection, row.created_at)
         near = (self._registry.sketches.near(self._connection, row.digest, FLOOR) if comes else None) or {}
         others = (adapters.c.base_sha256 == row.base_sha256) & adapters.c.is_listed & SEEN
@@ -277,32 +317,38 @@ class _SeenBuilds:
             if (cosine := near[one.row.digest])
         ][:MOST_LISTED]
 
+    def in_namespace(self, namespace: str) -> ColumnElement[bool]:
+        """Return whether a row of `adapters` is in a namespace: by its repositories, where these are few."""
+        found = of_namespace(namespace).read(self._connection, few_of(self._connection))
+        return repos.c.namespace == namespace if found is None else adapters.c.repo_id.in_(json.loads(found.numbers))
+
     def children_of(self, digest: str) -> list[Relative]:
+        """Return the builds made from the build."""
         rows = self._connection.execute(select(parents).where(parents.c.parent == digest).limit(MOST_LISTED)).all()
         weights = {row.digest: row.weight for row in rows}
         found = self.builds(adapters.c.digest.in_(list(weights))) if weights else []
         return [relative("made from it", build, weights[build.row.digest]) for build in found]
 
 
-def _others(seen: _SeenBuilds, build: ShownBuild) -> list[Relative]:
+def _others(seen: SeenBuilds, build: ShownBuild) -> list[Relative]:
     row, found = build.row, []
     mine = (adapters.c.repo_id == row.repo_id) & (adapters.c.commit_id == row.commit_id)
     if row.weights_sha256:
-        holders = select(places.c.repo_id).where(places.c.sha256 == row.weights_sha256)
-        same = seen.builds(adapters.c.repo_id.in_(holders), adapters.c.weights_sha256 == row.weights_sha256, ~mine)
+        same = seen.builds(adapters.c.weights_sha256 == row.weights_sha256, ~mine)
         found += [relative("same weights", one) for one in same]
     if row.base_sha256:
         found += seen.alike(row)
         like = [(adapters.c.name, row.name, "name"), (adapters.c.task, row.task, "task")]
         elsewhere = (adapters.c.base_sha256 != row.base_sha256) & releases.c.version.is_not(None)
+        elsewhere &= adapters.c.is_listed & seen.in_namespace(build.repo.namespace)
         for column, value, what in like if row.name else ():
-            same = seen.builds(column == value, elsewhere, repos.c.namespace == build.repo.namespace) if value else []
+            same = seen.builds(column == value, elsewhere, most=MOST_ELSEWHERE) if value else []
             found += [relative(f"same {what} on another base", one) for one in same]
     return list({one.url: one for one in reversed(found)}.values())[::-1]
 
 
 def relative(relation: str, build: ShownBuild, weight: float | None = None) -> Relative:
-    """A build as a relative of another."""
+    """Return a build as a relative of another."""
     return Relative(
         relation=relation,
         name=build.name,
@@ -315,41 +361,41 @@ def relative(relation: str, build: ShownBuild, weight: float | None = None) -> R
 
 
 MOST_POINTS: Final = 150
-MOST_READ: Final = 1000
+MOST_READ: Final = 300
 """Of the newest adapters for a base, so many are looked at for the map."""
 LISTED: Final = 20
 MOST_NAMES: Final = 20
 
 
-def base_page(here: Visit, fingerprint: str) -> BasePage:
-    """A base that some adapter of the caller's names.
+def base_page(here: Visit, asked: PageQuery) -> BasePage:
+    """Return a base that some adapter of the caller's names.
 
     Raises:
         HttpRefusal: 404 for a malformed digest, or one without an adapter that the caller may see.
     """
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
-        visible = registry.repos.visible(caller)
-        sha256 = _whole(connection, fingerprint, visible)
-        ours = adapters.c.is_listed & (adapters.c.base_sha256 == sha256)
-        mine = ours & visible
-        joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine)
-        newest = joined.order_by(adapters.c.created_at.desc()).limit(LISTED)
-        rows = list(connection.execute(newest))
-        unseen = exists().where(repos.c.id == adapters.c.repo_id, registry.repos.hidden(caller))
-        named = select(adapters.c.base_model, func.count()).where(ours, ~unseen)
-        counts = connection.execute(named.group_by(adapters.c.base_model).order_by(func.count().desc())).all()
-        names = tuple(row.base_model for row in counts if row.base_model)[:MOST_NAMES]
-        points = _points(connection, mine & registry.repos.readable(caller))
-        listed = lines(connection, rows)
-        related = tuple(_related(connection, sha256, names, visible))
+        visible, readable = registry.repos.visible(caller), registry.repos.readable(caller)
+        sha256, ask = _whole(connection, asked.path["fingerprint"], visible), _asking(visible, readable)
+        rows = ask.newest.rows(connection, base=sha256)
+        counts = counted_names(connection, sha256, visible)
+        names = tuple(name for name, _ in counts if name)[:MOST_NAMES]
+        points = _of_one_key(ask.points.rows(connection, base=sha256))
+        outcomes = _outcomes(connection, sha256, visible, readable)
+        listed = lines(here, connection, rows)
+        kin = tuple(related_bases(connection, sha256, visible, readable))
+        ((tensors,),) = ask.tensors.tuples(connection, base=sha256)
+        others = _related(connection, sha256, tensors, names, visible)
+        related = kin + tuple(one for one in others if one.url not in {each.url for each in kin})
     wanted = urlencode({"base": sha256})
     return BasePage(
         sha256=sha256,
         names=names,
-        count=sum(row[1] for row in counts),
+        count=(count := sum(number for _, number in counts)),
+        more=count == MOST_COUNTED,
         related=related,
         points=_placed(registry, points),
+        outcomes=outcomes,
         adapters=tuple(listed),
         search_url=f"/?{wanted}",
         feed_url=f"/feed?{wanted}",
@@ -360,16 +406,83 @@ def _whole(connection: Connection, fingerprint: str, visible: ColumnElement[bool
     if not BASE_DIGEST.fullmatch(fingerprint):
         raise HttpRefusal(404, "NotFound", f"base `{shown(fingerprint)}`: expected 8 to 64 lower-case hex digits")
     begin = fingerprint.removeprefix("sha256:")
-    same = (adapters.c.base_sha256 >= begin) & (adapters.c.base_sha256 < f"{begin}g")
-    wanted = select(adapters.c.base_sha256).join(repos, repos.c.id == adapters.c.repo_id)
-    wanted = wanted.where(same, adapters.c.is_listed, visible).order_by(adapters.c.base_sha256)
-    found = connection.scalar(wanted.limit(1))
-    if found is None:
-        raise HttpRefusal(404, "NotFound", "no adapter here is for this base")
-    return str(found)
+    found = _next_base("base_sha256", visible).tuples(connection, last=begin, past=f"{begin}g")
+    if not found:
+        raise HttpRefusal(404, "NotFound", "no adapter here is for this base; search without a base")
+    return str(found[0][0])
 
 
-def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[Any]]:
+class _Asking(NamedTuple):
+    """What the page of a base asks, with the parameter `base`, for callers that see and read some repositories."""
+
+    newest: PreparedSql
+    points: PreparedSql
+    tensors: PreparedSql
+
+
+@lru_cache(maxsize=64)
+def _asking(visible: ColumnElement[bool], readable: ColumnElement[bool]) -> _Asking:
+    mine = adapters.c.is_listed & (adapters.c.base_sha256 == bindparam("base"))
+    joined = SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(mine, visible)
+    tensors = select(adapters.c.base_tensors).join(repos, repos.c.id == adapters.c.repo_id).where(mine, visible)
+    return _Asking(
+        newest=PreparedSql(joined.order_by(adapters.c.created_at.desc()).limit(LISTED)),
+        points=PreparedSql(_points(mine & visible & readable)),
+        tensors=PreparedSql(tensors.limit(1)),
+    )
+
+
+@lru_cache(maxsize=256)
+def _next_base(column: str, visible: ColumnElement[bool], dialect: str = "") -> PreparedSql:
+    """Return the first base from the parameter `last` to `past`.
+
+    By another column, one behind `last` or of a later value.
+    """
+    seen = select(adapters.c.base_sha256).join(repos, repos.c.id == adapters.c.repo_id)
+    seen = seen.where(adapters.c.is_listed, visible).order_by(adapters.c.base_sha256).limit(1)
+    digest, last = adapters.c.base_sha256, bindparam("last", type_=String)
+    if column == "base_sha256":
+        return PreparedSql(seen.where(digest >= last, digest < bindparam("past")))
+    seen, of, value = seen.add_columns(adapters.c[column]), adapters.c[column], bindparam("value", type_=String)
+    if dialect != "postgresql":
+        return PreparedSql(seen.where(of == value, digest > last))
+    # by both columns: it would rather go through all bases in their order
+    return PreparedSql(seen.where(tuple_(of, digest) > tuple_(value, last)).order_by(None).order_by(of, digest))
+
+
+def _outcomes(
+    connection: Connection, sha256: str, visible: ColumnElement[bool], readable: ColumnElement[bool]
+) -> OutcomeTable | None:
+    """Return the outcomes of a base's builds, by keys of their namespaces, on this base and on others."""
+    found = results_for_base(connection, sha256, readable)
+    if not found:
+        return None
+    builds = list(dict.fromkeys((one.full_name, one.version, f"/{one.full_name}") for one in found))
+    places = {build: at for at, build in enumerate(builds)}
+
+    def links(bases: Sequence[str]) -> list[Link]:
+        here = select(adapters.c.base_model).join(repos, repos.c.id == adapters.c.repo_id)
+        here = here.where(adapters.c.is_listed, adapters.c.base_sha256 == bindparam("base"), visible).limit(1)
+        named = [connection.execute(here, {"base": base}).one_or_none() for base in bases]
+        return [
+            Link(text=(row and row.base_model) or base[:12], url=f"/base/{base}" if row else "")
+            for base, row in zip(bases, named, strict=True)
+        ]
+
+    outcomes = (
+        FoundOutcome(
+            places[one.full_name, one.version, f"/{one.full_name}"],
+            hex_of(one.said.base),
+            one.said.outcome,
+            one.said.time,
+            outcome_detail(one.said.drift, one.said.load_in or one.said.dtype, one.said.time, f"by {one.signer}"),
+        )
+        for one in found
+    )
+    return outcome_table(builds, outcomes, links)
+
+
+def _points(mine: ColumnElement[bool]) -> Select[Any]:
     newest = (
         select(repos.c.full_name, adapters.c.digest, adapters.c.created_at)
         .join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
@@ -378,13 +491,15 @@ def _points(connection: Connection, mine: ColumnElement[bool]) -> Sequence[Row[A
         .limit(MOST_READ)
         .subquery()
     )
-    wanted: Select[Any] = (
+    return (
         select(newest.c.full_name, newest.c.digest, sketches.c.key_id, sketches.c.sketch)
         .join_from(newest, sketches, sketches.c.digest == newest.c.digest)
         .order_by(newest.c.created_at.desc())
         .limit(MOST_POINTS)
     )
-    rows = list(connection.execute(wanted))
+
+
+def _of_one_key(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
     return [row for row in rows if row.key_id == rows[0].key_id]  # two keys, while a worker makes them all again
 
 
@@ -413,116 +528,21 @@ def _placed(registry: Registry, points: Sequence[Row[Any]]) -> tuple[MapPoint, .
 
 
 def _related(
-    connection: Connection, sha256: str, names: Sequence[str], visible: ColumnElement[bool]
+    connection: Connection, sha256: str, tensors: str | None, names: Sequence[str], visible: ColumnElement[bool]
 ) -> Sequence[RelatedBase]:
     """Other bases with the same tensors or files, or with one of the names."""
-    facts = (adapters.c.base_tensors, adapters.c.base_files)
-    mine = select(*facts).join(repos, repos.c.id == adapters.c.repo_id)
-    mine = mine.where(adapters.c.is_listed, adapters.c.base_sha256 == sha256, visible)
-    known = connection.execute(mine.limit(1)).one()
-    columns = (adapters.c.base_sha256, adapters.c.base_tensors, adapters.c.base_model)
-    # both sides of the base in the order of an index: the database passes over its own adapters
-    same = [
-        (column == value) & side
-        for column, values in ((adapters.c.base_tensors, known[:1]), (adapters.c.base_model, names))
-        for value in values
-        for side in (adapters.c.base_sha256 < sha256, adapters.c.base_sha256 > sha256)
-    ]
-    seen = select(*columns).join(repos, repos.c.id == adapters.c.repo_id)
-    # apart from the limit, for which PostgreSQL would go through all adapters in the order of the groups
-    other = seen.where(or_(*same), adapters.c.is_listed, visible).cte("other").prefix_with("MATERIALIZED")
-    counted = select(*other.c, func.count().label("adapters")).group_by(*other.c).order_by(func.count().desc())
-    rows = connection.execute(counted.limit(LISTED)).all()
-    return [
-        RelatedBase(
-            label=row.base_model or row.base_sha256[:12],
-            url=f"/base/{row.base_sha256}",
-            relation="same tensors in other files"
-            if row.base_tensors == known.base_tensors
-            else "same name, other weights",
-            adapters=row.adapters,
-        )
-        for row in rows
-    ]
-
-
-TIME_S: Final = 20.0
-_SPEC: Final = "expected NAMESPACE/NAME, NAMESPACE/NAME==VERSION or NAMESPACE/NAME@REVISION"
-
-
-def compare_page(here: Visit, asked: PageQuery) -> ComparePage:
-    """The comparison that the query asks for; the form alone without both builds.
-
-    Raises:
-        HttpRefusal: 503 while another comparison of these two runs, or many others.
-    """
-    registry, caller = here.registry, here.caller
-    named = [asked.query.get(key, "").strip() for key in "ab"]
-    weights = [weight_of(asked.query.get(key, "")) for key in ("wa", "wb")]
-    if not all(named):
-        return ComparePage(a=named[0], b=named[1])
-    with registry.db.read() as connection:
-        builds = [find_build(registry, connection, caller, *_parsed(name)) for name in named]
-        files = [files_of(connection, build.row.digest) for build in builds]
-        trees = [commits.tree_of(connection, build.repo.id, build.row.commit_id) for build in builds]
-        configs = [config_of(registry, tree.find(CONFIG_FILE)) for tree in trees]
-        contracts = [_contract(registry, tree) for tree in trees]
-        records = [record_of(connection, build.row)[2] for build in builds]
-    page = ComparePage(
-        a=named[0],
-        b=named[1],
-        sides=tuple(
-            Compared(
-                name=build.name,
-                url=build.url,
-                weight=weight,
-                norm=record.norm if record else None,
-                contract=contract,
-                badges=badges_of(build),
-            )
-            for build, weight, record, contract in zip(builds, weights, records, contracts, strict=True)
-        ),
-        config=tuple(changed(configs[0], configs[1])),
-    )
-
-    def make() -> ComparePage:
-        try:
-            return compared(page, _comparison(registry, files, weights))
-        except AdapterHubError as error:
-            reason = f"{error.message}; `adapt compare` on your own machine says more"
-            return replace(page, reason=reason)
-
-    digests = tuple(build.row.digest for build in builds)
-    made: ComparePage = registry.once.result(digests, tuple(weights), make)
-    # another reader may have other names for the same builds, so the kept page holds none
-    named_page = replace(made, a=page.a, b=page.b, sides=page.sides, config=page.config)
-    return replace(named_page, forecast=with_commands(made.forecast, page.sides))
-
-
-def _parsed(name: str) -> tuple[str, str]:
-    repo, version = (*re.split("==|@", name, maxsplit=1), "")[:2]
-    if repo.count("/") != 1 or not all(repo.split("/")):
-        raise bad_request(f"build `{shown(name)}`: {_SPEC}")
-    return repo, version
-
-
-def _comparison(registry: Registry, files: list[dict[str, str]], weights: list[float]) -> Comparison:
-    from adapterhub.formats.derived.comparison import Weighted, compare_two
-    from adapterhub.formats.derived.reading import AdapterUpdates
-
-    pair = []
-    for label, mine, weight in zip(("first", "second"), files, weights, strict=True):
-        opened = open_build(mine, registry.blobs)
-        updates = AdapterUpdates(opened.config, opened.file, opened.read)
-        pair.append(Weighted(label=label, weight=weight, updates=updates))
-    return compare_two(pair, time_s=TIME_S)
-
-
-def _contract(registry: Registry, tree: FileTree) -> tuple[str, ...]:
-    """What the contract of a build records, in a few words."""
-    if tree.find(CONTRACT_FILE) is None:
-        return ()
-    contract = contract_of(registry, tree)
-    if contract is None:
-        return ("its contract cannot be read",)
-    return contract_words(contract)
+    same = [("base_tensors", tensors, "same tensors in other files")]
+    same += [("base_model", name, "same name, other weights") for name in names]
+    found: dict[str, str] = {sha256: ""}
+    for column, value, relation in same:
+        last: str | None = ""
+        # from one base to the next in the order of an index, past all adapters of each
+        while value and last is not None and len(found) <= LISTED:
+            after = _next_base(column, visible, connection.dialect.name)
+            rows = after.tuples(connection, value=value, last=last)
+            last = rows[0][0] if rows and rows[0][1] == value else None
+            if last is not None:
+                found.setdefault(last, relation)
+    del found[sha256]
+    others = (related_base(connection, one, relation, visible) for one, relation in found.items())
+    return sorted(others, key=lambda one: -one.adapters)

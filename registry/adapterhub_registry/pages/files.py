@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby, islice
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -12,38 +12,89 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import strict_json
-from adapterhub.pages.changes import changed
-from adapterhub.pages.values import BlobPage, ChangeView, CommitPage, FileChange, FileLine, Link, RawFile, TreePage
-from adapterhub_registry.access.tokens import Caller
+from adapterhub.pages.figures import changed
+from adapterhub.pages.page import PageQuery
+from adapterhub.pages.values import (
+    BlobPage,
+    ChangeView,
+    CommitPage,
+    FileChange,
+    FileLine,
+    Link,
+    RawFile,
+    TreePage,
+    VersionLine,
+)
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.hub.files import TreeFolder, walk_flat
+from adapterhub_registry.database.db import adapters, releases
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.db import releases
 from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile, key_of
 from adapterhub_registry.errors import HttpRefusal, entry_not_found
-from adapterhub_registry.names import known_repo_id, parse_path
+from adapterhub_registry.names import known_repo_id, parse_path, split
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits
+from adapterhub_registry.repos.adapters import versions_of
 
 TREE_ROWS: Final = 200
+VERSIONS_SHOWN: Final = 50
 MAX_TEXT_BYTES: Final = 256 << 10
 
 
 def repo_of(registry: Registry, connection: Connection, caller: Caller, repo: str, *, files: bool = False) -> Row[Any]:
-    """A repository that the caller may see, or with `files` read; else a `HttpRefusal`."""
-    namespace, _, name = repo.partition("/")
+    """Return a repository that the caller may see, or with `files` read, or raise a `HttpRefusal`."""
     find = registry.repos.find_files if files else registry.repos.find
-    return find(connection, caller, known_repo_id(namespace, name))
+    return find(connection, caller, known_repo_id(*split(repo)))
+
+
+def may_read(here: Visit, connection: Connection, repo: str) -> bool:
+    """Return whether the visitor may read the files of a repository."""
+    try:
+        repo_of(here.registry, connection, here.caller, repo, files=True)
+    except HttpRefusal:
+        return False
+    return True
 
 
 def url_of(repo: str, kind: str, revision: str, path: str = "") -> str:
-    """The address of a page about a revision, as clients of the Hub write it."""
+    """Return the address of a page about a revision, as clients of the Hub write it."""
     whole = f"/{repo}/{kind}/{quote(revision, safe='')}"
     return f"{whole}/{quote(path)}" if path else whole
 
 
+def tabs_of(
+    here: Visit,
+    repo: str,
+    tab: str,
+    *,
+    build: str | None,
+    revision: str,
+    versions: int | None,
+    files: int | None = None,
+) -> tuple[Link, ...]:
+    """Return the pages about a repository, of which the reader sees `tab`.
+
+    `build` names an adapter in an address, and is None if there is none. The numbers of `versions` and `files` are
+    None if they are unknown.
+    """
+    found = [Link(text="Overview", url=f"/{repo}", is_here=tab == "overview")]
+    if build is not None:
+        found.append(Link(text="Weights", url=f"/{repo}/{quote(build, safe='')}", is_here=tab == "weights"))
+    if versions != 0:
+        found.append(Link(text="Versions", url=f"/{repo}?tab=versions", is_here=tab == "versions", count=versions))
+    found.append(Link(text="Files", url=url_of(repo, "tree", revision), is_here=tab == "files", count=files))
+    if build is not None:
+        lineage = f"/lineage/{repo}?{urlencode({'version': build})}"
+        found.append(Link(text="Lineage", url=lineage, is_here=tab == "lineage"))
+        found.append(Link(text="Compare", url=f"/compare?{urlencode({'a': repo})}"))
+    if here.viewer.is_admin:
+        found.append(Link(text="Yank or delete", url=f"/admin-adapter?{urlencode({'repo': repo})}"))
+    return tuple(found)
+
+
 def file_line(repo: str, revision: str, entry: TreeFile | TreeFolder, *, below: str = "") -> FileLine:
-    """The line of a file or folder in the folder `below`."""
+    """Return the line of a file or folder in the folder `below`."""
     name = entry.path[len(below) + 1 :] if below else entry.path
     url = url_of(repo, "tree" if isinstance(entry, TreeFolder) else "blob", revision, entry.path)
     if isinstance(entry, TreeFolder):
@@ -52,18 +103,45 @@ def file_line(repo: str, revision: str, entry: TreeFile | TreeFolder, *, below: 
     return FileLine(path=entry.path, name=name, url=url, size=size, sha256=sha256, changed_at=changed_at)
 
 
-def tree_page(here: Visit, repo: str, revision: str, folder: str, after: str) -> TreePage:
-    """A folder of a revision, `TREE_ROWS` lines at a time."""
-    registry, caller = here.registry, here.caller
+def listed_versions(
+    connection: Connection, repo_id: int, url: Callable[[Row[Any]], str], *, below: str | None
+) -> tuple[tuple[VersionLine, ...], str | None]:
+    """Return the newest versions, or those below one, and the one below which the rest begins; `url` is of a row."""
+    found = versions_of(connection, repo_id, limit=VERSIONS_SHOWN + 1, below=below or None)
+    lines = tuple(version_line(one, url(one)) for one in found[:VERSIONS_SHOWN])
+    return lines, lines[-1].version if len(found) > VERSIONS_SHOWN else None
+
+
+def version_line(row: Row[Any], url: str) -> VersionLine:
+    """One released version, a row of `versions_of`."""
+    return VersionLine(
+        version=row.released_as,
+        url=url,
+        commit=row.commit_id,
+        digest=f"sha256:{row.digest}",
+        released_at=row.released_at,
+        yanked_at=row.yanked_at,
+        yanked_by=row.yanked_by,
+        yanked_reason=row.yanked_reason,
+    )
+
+
+def tree_page(here: Visit, asked: PageQuery) -> TreePage:
+    """Return a folder of a revision, `TREE_ROWS` lines at a time."""
+    registry, caller, revision = here.registry, here.caller, asked.path["revision"]
+    folder = asked.path.get("path", "").strip("/")
     if folder:
         parse_path(folder)
     with registry.db.read() as connection:
-        row = repo_of(registry, connection, caller, repo)
+        row = repo_of(registry, connection, caller, asked.repo)
         commit_id = commits.find_commit(connection, row, revision)
         tree = commits.tree_of(connection, row.id, commit_id)
         if folder and next(tree.walk(folder), None) is None:
             raise entry_not_found(folder)
-        found = list(islice(walk_flat(tree, folder, after), TREE_ROWS + 1))
+        found = list(islice(walk_flat(tree, folder, asked.query.get("after", "")), TREE_ROWS + 1))
+        here_is = select(adapters.c.repo_id).where(adapters.c.repo_id == row.id, adapters.c.commit_id == commit_id)
+        has_build = connection.scalar(here_is.limit(1)) is not None
+        has_versions = bool(versions_of(connection, row.id, limit=1))
     place, name = url_of(row.full_name, "tree", revision, folder), row.full_name
     more = len(found) > TREE_ROWS
     return TreePage(
@@ -74,19 +152,27 @@ def tree_page(here: Visit, repo: str, revision: str, folder: str, after: str) ->
         trail=_trail(name, revision, folder),
         entries=tuple(file_line(name, revision, entry, below=folder) for entry in found[:TREE_ROWS]),
         next_url=f"{place}?{urlencode({'after': found[TREE_ROWS - 1].path})}" if more else None,
+        tabs=tabs_of(
+            here,
+            name,
+            "files",
+            build=revision if has_build else None,
+            revision=revision,
+            versions=None if has_versions else 0,
+            files=tree.totals().files,
+        ),
     )
 
 
-def blob_page(here: Visit, repo: str, revision: str, path: str) -> BlobPage:
-    """A file, with its text where it is short and UTF-8."""
-    registry, caller = here.registry, here.caller
-    name, commit_id, entry = _file(registry, caller, repo, revision, path)
+def blob_page(here: Visit, asked: PageQuery) -> BlobPage:
+    """Return a file, with its text where it is short and UTF-8."""
+    name, commit_id, entry = file_of(here, asked)
+    revision, path = asked.path["revision"], asked.path["path"]
     text, why_not = None, ""
     if entry.size > MAX_TEXT_BYTES:
         why_not = f"The file is longer than {MAX_TEXT_BYTES >> 10} KiB, so the page leaves out its content."
     else:
-        raw = b"".join(registry.blobs.open(entry.sha256))
-        text = text_of(raw)
+        text = text_of(b"".join(here.registry.blobs.open(entry.sha256)))
         why_not = "" if text is not None else "The file is not text, so the page leaves out its content."
     return BlobPage(
         repo=name,
@@ -102,16 +188,15 @@ def blob_page(here: Visit, repo: str, revision: str, path: str) -> BlobPage:
     )
 
 
-def raw_file(here: Visit, repo: str, revision: str, path: str) -> RawFile:
-    """The bytes of a file. Text is what may stand in a commit itself; what goes by LFS is downloaded."""
-    registry, caller = here.registry, here.caller
-    _, _, entry = _file(registry, caller, repo, revision, path)
-    content = registry.blobs.open(entry.sha256)
-    return RawFile(path=path, size=entry.size, is_text=not entry.lfs, etag=entry.etag, content=content)
+def raw_file(here: Visit, asked: PageQuery) -> RawFile:
+    """Return the bytes of a file. Text is what may stand in a commit itself; what goes by LFS is downloaded."""
+    _, _, entry = file_of(here, asked)
+    content = here.registry.blobs.open(entry.sha256)
+    return RawFile(path=entry.path, size=entry.size, is_text=not entry.lfs, etag=entry.etag, content=content)
 
 
 def text_of(raw: bytes) -> str | None:
-    """The text of a file; None when it is not UTF-8 or has NUL characters."""
+    """Return the text of a file; None when it is not UTF-8 or has NUL characters."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -119,11 +204,12 @@ def text_of(raw: bytes) -> str | None:
     return None if "\0" in text else text
 
 
-def _file(registry: Registry, caller: Caller, repo: str, revision: str, path: str) -> tuple[str, str, TreeFile]:
-    parse_path(path)
-    with registry.db.read() as connection:
-        row = repo_of(registry, connection, caller, repo, files=True)
-        commit_id = commits.find_commit(connection, row, revision)
+def file_of(here: Visit, asked: PageQuery) -> tuple[str, str, TreeFile]:
+    """Return the repository, the commit and the file that an address names; raises unless the caller may read it."""
+    path = parse_path(asked.path["path"])
+    with here.registry.db.read() as connection:
+        row = repo_of(here.registry, connection, here.caller, asked.repo, files=True)
+        commit_id = commits.find_commit(connection, row, asked.path["revision"])
         return row.full_name, commit_id, commits.file_at(connection, row.id, commit_id, path)
 
 
@@ -139,25 +225,25 @@ MAX_VALUES: Final = 200
 MAX_CONFIG_BYTES: Final = 256 << 10
 
 
-def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> CommitPage:
-    """A commit against `before`, or against its parent. The values of configs need the right to read the files."""
+def commit_page(here: Visit, asked: PageQuery) -> CommitPage:
+    """Return a commit against `before`, or against its parent.
+
+    The values of configs need the right to read the files.
+    """
     registry, caller = here.registry, here.caller
     with registry.db.read() as connection:
-        row = repo_of(registry, connection, caller, repo)
-        commit_id = commits.find_commit(connection, row, revision)
+        row = repo_of(registry, connection, caller, asked.repo)
+        commit_id = commits.find_commit(connection, row, asked.path["revision"])
         wanted = select(commits_table).where(commits_table.c.repo_id == row.id, commits_table.c.id == commit_id)
         made = connection.execute(wanted).one()
+        before = asked.query.get("before")
         since = commits.find_commit(connection, row, before) if before else made.parent
         old = commits.tree_of(connection, row.id, since) if since else FileTree(connection, row.id, EMPTY)
         new = commits.tree_of(connection, row.id, commit_id)
         pairs = list(_differing(old, new))
         named = select(releases.c.version).where(releases.c.repo_id == row.id, releases.c.commit_id == commit_id)
         versions = tuple(sorted(connection.scalars(named)))
-        try:
-            repo_of(registry, connection, caller, repo, files=True)
-            reads = True
-        except HttpRefusal:
-            reads = False
+        reads = may_read(here, connection, asked.repo)
     name = row.full_name
     return CommitPage(
         repo=name,
@@ -177,7 +263,7 @@ def commit_page(here: Visit, repo: str, revision: str, before: str | None) -> Co
 
 
 def _differing(old: FileTree, new: FileTree) -> Iterator[tuple[TreeFile | None, TreeFile | None]]:
-    """The files that differ, by path."""
+    """Yield the files that differ, by path."""
     both = heapq.merge(_keyed(old, 0), _keyed(new, 1), key=lambda item: item[:2])
     for _, same in groupby(both, key=lambda item: item[0]):
         pair = {side: entry for _, side, entry in same}
@@ -209,7 +295,7 @@ def _file_change(
 
 
 def config_of(registry: Registry, entry: TreeFile | None) -> Mapping[str, Any]:
-    """The JSON object of a file; an empty one when there is none, or it is unreadable or long."""
+    """Return the JSON object of a file; an empty one when there is none, or it is unreadable or long."""
     if entry is None or entry.lfs or entry.size > MAX_CONFIG_BYTES:
         return {}
     try:

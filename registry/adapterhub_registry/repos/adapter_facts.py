@@ -14,6 +14,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,13 +39,15 @@ from adapterhub.formats.peft.fields import base_is_path
 from adapterhub.formats.safetensors.file import TensorFile, parse_header
 from adapterhub.formats.safetensors.header import ADAPTER_LIMITS
 from adapterhub_registry.access.rights import TAG
-from adapterhub_registry.database.trees import TreeDigests
-from adapterhub_registry.storage.blobs import BlobStore
+from adapterhub_registry.database.trees import FileDigests
+from adapterhub_registry.storage.blobs import BlobReader
 
 CONFIG_LIMIT_BYTES: Final = 1 << 20
 MAX_TAG_CHARACTERS: Final = 200
 MAX_TEXT_CHARACTERS: Final = 4000
 _LENGTH_BYTES: Final = 8
+_KNOWN_BYTES: Final = 256 << 10
+"""Larger configs and headers are parsed each time."""
 _ALPHA_MAX: Final = 1e30
 MAX_RANK: Final = 1 << 20  # larger numbers in a config make no sense and exceed the integers of some databases
 
@@ -79,8 +82,8 @@ class AdapterFacts:
     tags: tuple[str, ...] = ()
 
 
-def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
-    """The adapter in a commit, if any; reads at most one config, manifest, card and tensor header."""
+def facts_of(files: Mapping[str, str], blobs: BlobReader) -> AdapterFacts | None:
+    """Return the adapter in a commit, if any; reads at most one config, manifest, card and tensor header."""
     if CONFIG_FILE not in files:
         return None
     mine = [[path, files[path]] for path in sorted(MEDIA_TYPES) if path in files]
@@ -88,9 +91,9 @@ def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
     raw, size = _read(blobs, files[CONFIG_FILE], CONFIG_LIMIT_BYTES)
     if size <= CONFIG_LIMIT_BYTES:
         found = _with_config(found, raw)
-    header = header_of(files, blobs)
-    if header is not None:
-        found = _with_header(found, header)
+    raw_header = _raw_header(files, blobs)
+    if raw_header is not None:
+        found = _with_header(found, *raw_header)
     manifest = manifest_of(files, blobs)
     if manifest is not None:
         return _with_manifest(found, manifest, _contract(files, blobs))
@@ -101,15 +104,15 @@ def facts_of(files: Mapping[str, str], blobs: BlobStore) -> AdapterFacts | None:
     return replace(found, task=_bounded(task) or None, description=text)
 
 
-def _read(blobs: BlobStore, sha256: str, at_most: int) -> tuple[bytes, int]:
-    """The first bytes of a blob and its whole size."""
+def _read(blobs: BlobReader, sha256: str, at_most: int) -> tuple[bytes, int]:
+    """Return the first bytes of a blob and its whole size."""
     size = blobs.size(sha256)
     return b"".join(blobs.open(sha256, 0, min(at_most, size))), size
 
 
 def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     try:
-        config = AdapterConfig.parse(raw, CONFIG_FILE)
+        config = (_known_config if len(raw) <= _KNOWN_BYTES else _config)(raw)
     except AdapterHubError:
         return _with_odd_config(found, raw)
     ranks = [r for r in (config.r, *config.rank_pattern.values()) if r is not None and 0 < r <= MAX_RANK]
@@ -126,8 +129,15 @@ def _with_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     )
 
 
+def _config(raw: bytes) -> AdapterConfig:
+    return AdapterConfig.parse(raw, CONFIG_FILE)
+
+
+_known_config = lru_cache(maxsize=64)(_config)
+
+
 def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
-    """The readable keys of a config that `AdapterConfig` refuses."""
+    """Return the readable keys of a config that `AdapterConfig` refuses."""
     try:
         value = strict_json(raw, limit_bytes=CONFIG_LIMIT_BYTES)
     except ValueError:
@@ -143,8 +153,17 @@ def _with_odd_config(found: AdapterFacts, raw: bytes) -> AdapterFacts:
     )
 
 
-def header_of(files: Mapping[str, str], blobs: BlobStore) -> TensorFile | None:
-    """The header of the weights, if it is readable."""
+def header_of(files: Mapping[str, str], blobs: BlobReader) -> TensorFile | None:
+    """Return the header of the weights, if it is readable."""
+    raw = _raw_header(files, blobs)
+    return None if raw is None else _parsed_header(*raw)
+
+
+def _raw_header(files: Mapping[str, str], blobs: BlobReader) -> tuple[bytes, int] | None:
+    """Return the bytes of the header of the weights, and the size of the weights.
+
+    None without a header of a bounded size.
+    """
     sha256 = files.get(WEIGHTS_FILE)
     if sha256 is None:
         return None
@@ -152,15 +171,33 @@ def header_of(files: Mapping[str, str], blobs: BlobStore) -> TensorFile | None:
     length = int.from_bytes(raw, "little")
     if len(raw) < _LENGTH_BYTES or length > min(ADAPTER_LIMITS.header_bytes, size):
         return None
-    raw, _ = _read(blobs, sha256, _LENGTH_BYTES + length)
+    return _read(blobs, sha256, _LENGTH_BYTES + length)[0], size
+
+
+def _parsed_header(raw: bytes, size: int) -> TensorFile | None:
     try:
         return parse_header(io.BytesIO(raw), path=Path(WEIGHTS_FILE), size_bytes=size)
     except AdapterHubError:
         return None
 
 
-def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
+def _with_header(found: AdapterFacts, raw: bytes, size: int) -> AdapterFacts:
     """Add the facts of the tensors; the rank of LoRA pairs overrides the config's."""
+    facts = (_known_tensors if len(raw) <= _KNOWN_BYTES else _tensors)(raw, size)
+    if facts is None:
+        return found
+    rank, dtype, parameters = facts
+    return replace(found, rank=found.rank if rank is None else rank, dtype=dtype, parameters=parameters)
+
+
+def _tensors(raw: bytes, size: int) -> tuple[int | None, str, int] | None:
+    """Return the rank of the LoRA pairs, the most frequent dtype and the number of values.
+
+    None for an unreadable header.
+    """
+    header = _parsed_header(raw, size)
+    if header is None:
+        return None
     ranks = [
         spec.shape[0]
         for spec in header.tensors
@@ -169,16 +206,15 @@ def _with_header(found: AdapterFacts, header: TensorFile) -> AdapterFacts:
     sizes: Counter[str] = Counter()
     for spec in header.tensors:
         sizes[spec.dtype] += spec.elements
-    return replace(
-        found,
-        rank=min(max(ranks), MAX_RANK) if ranks else found.rank,
-        dtype=sizes.most_common(1)[0][0],
-        parameters=sizes.total(),
-    )
+    return min(max(ranks), MAX_RANK) if ranks else None, sizes.most_common(1)[0][0], sizes.total()
 
 
-def manifest_of(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
-    """The manifest, if it is readable and describes the files next to it."""
+_known_tensors = lru_cache(maxsize=64)(_tensors)
+"""The versions of an adapter, and adapters of one kind, have the same header."""
+
+
+def manifest_of(files: Mapping[str, str], blobs: BlobReader) -> Manifest | None:
+    """Return the manifest, if it is readable and describes the files next to it."""
     if MANIFEST_FILE not in files:
         return None
     raw, size = _read(blobs, files[MANIFEST_FILE], LIMIT_BYTES)
@@ -193,8 +229,8 @@ def manifest_of(files: Mapping[str, str], blobs: BlobStore) -> Manifest | None:
     return None
 
 
-def _contract(files: Mapping[str, str], blobs: BlobStore) -> Contract | None:
-    """The contract, if it is sound."""
+def _contract(files: Mapping[str, str], blobs: BlobReader) -> Contract | None:
+    """Return the contract, if it is sound."""
     if CONTRACT_FILE not in files:
         return None
     raw, size = _read(blobs, files[CONTRACT_FILE], MAX_BYTES)
@@ -230,7 +266,7 @@ def _with_manifest(found: AdapterFacts, manifest: Manifest, contract: Contract |
 
 
 def tags_of_adapter(adapter: AdapterFacts) -> list[str]:
-    """The tags by which a hub finds an adapter: those of its manifest, or those derived from a plain PEFT folder.
+    """Return the tags by which a hub finds an adapter: those of its manifest, or derived from a plain PEFT folder.
 
     They include the base's full digest besides the short form that fits public hubs.
     """
@@ -247,7 +283,7 @@ def tags_of_adapter(adapter: AdapterFacts) -> list[str]:
 
 
 def without_contradictions(card_tags: Iterable[str], adapter_tags: Iterable[str]) -> list[str]:
-    """The tags of a card, without those about base, rank or task where the adapter's files have their own.
+    """Return the tags of a card, without those about base, rank or task where the adapter's files have their own.
 
     A card never gives a name: clients find by it the repositories that may release the name.
     """
@@ -263,13 +299,13 @@ def _rank(value: object) -> int | None:
 
 
 def _texts(value: object) -> list[str]:
-    """The strings in a value of a card: one, or a list of them."""
+    """Return the strings in a value of a card: one, or a list of them."""
     items = value if isinstance(value, list) else [value]
     return [item.strip() for item in items if isinstance(item, str) and item.strip()]
 
 
 def _bounded(text: str | None) -> str:
-    """`text` when it is printable and short enough for the value of a tag, else an empty string."""
+    """Return `text` if it is printable and short enough for the value of a tag, or an empty string."""
     return text if text and text.isprintable() and len(text) <= MAX_TAG_CHARACTERS else ""
 
 
@@ -291,12 +327,12 @@ OPEN_MEMBERS = frozenset(
 
 
 def open_part(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What everyone who sees a gated repository may know of its card: the rest is a file behind the gate."""
+    """Return the card's facts for everyone who sees a gated repository: the rest is a file behind the gate."""
     return {name: value for name, value in card.items() if name in OPEN_MEMBERS}
 
 
-def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
-    """The front matter at one commit (`files`: path to sha256); empty when it is unreadable."""
+def read_card(blobs: BlobReader, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the front matter at one commit (`files`: path to sha256); empty when it is unreadable."""
     raw = _small_file(blobs, files.get(CARD), MAX_CARD_BYTES)
     try:
         return dict(read_metadata(raw.decode("utf-8")).values) if raw else {}
@@ -304,13 +340,13 @@ def read_card(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
         return {}
 
 
-def card_text(blobs: BlobStore, files: Mapping[str, str]) -> str:
-    """The card at one commit as text; empty without a readable one."""
+def card_text(blobs: BlobReader, files: Mapping[str, str]) -> str:
+    """Return the card at one commit as text; empty without a readable one."""
     return _small_file(blobs, files.get(CARD), MAX_CARD_BYTES).decode("utf-8", "replace").replace("\0", "")
 
 
-def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
-    """The facts of `config.json` and `adapter_config.json` that model info shows."""
+def read_config(blobs: BlobReader, files: Mapping[str, str]) -> dict[str, Any]:
+    """Return the facts of `config.json` and `adapter_config.json` that model info shows."""
     shown: dict[str, Any] = {}
     model = _json_object(_small_file(blobs, files.get(CONFIG), MAX_CONFIG_BYTES))
     names = model.get("architectures")
@@ -326,15 +362,15 @@ def read_config(blobs: BlobStore, files: Mapping[str, str]) -> dict[str, Any]:
     return shown
 
 
-def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: TreeDigests) -> list[str]:
-    """The tags that the Hub derives, sorted: library, format, base, license, datasets, and those of the card."""
+def tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: FileDigests) -> list[str]:
+    """Return the tags that the Hub derives, sorted: library, format, base, license, datasets, and those of the card."""
     found = {
         tag for tag in _tags_of(card, config, files) if tag.isprintable() and 0 < len(tag) <= MAX_CARD_TAG_CHARACTERS
     }
     return sorted(found)[:MAX_TAGS]
 
 
-def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: TreeDigests) -> Iterator[str]:
+def _tags_of(card: Mapping[str, Any], config: Mapping[str, Any], files: FileDigests) -> Iterator[str]:
     is_adapter = ADAPTER_CONFIG in files
     if is_adapter:
         yield "peft"
@@ -365,7 +401,7 @@ def _strings(value: object) -> Iterator[str]:
             yield item
 
 
-def _small_file(blobs: BlobStore, sha256: str | None, limit_bytes: int) -> bytes:
+def _small_file(blobs: BlobReader, sha256: str | None, limit_bytes: int) -> bytes:
     try:
         if sha256 is None or blobs.size(sha256) > limit_bytes:
             return b""

@@ -3,19 +3,21 @@
 A release is a tag `v<version>` on a commit with an adapter. Its record stays when the tag is removed, so a version
 never gets other bytes. Yanking only marks it; its bytes stay, so that locked installs keep working.
 
-The releases of removed repositories are remembered, too: their versions never get other bytes, but may return.
+The releases of removed repositories are remembered as well: their versions never get other bytes, but may return.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Final
 
-from packaging.version import Version
 from sqlalchemy import (
+    Column,
     ColumnElement,
+    Integer,
     Row,
     Select,
     Table,
@@ -25,18 +27,22 @@ from sqlalchemy import (
     exists,
     false,
     insert,
+    literal,
     or_,
     select,
+    true,
+    union_all,
     update,
 )
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import SpecError, shown
-from adapterhub.core.specs import parse_released, parse_version, version_key
+from adapterhub.core.specs import parse_released, parse_version, version_key, version_order
 from adapterhub.formats.manifest import CONTRACT_FILE
 from adapterhub.formats.relevance import Wording, wording_of
 from adapterhub_registry import outbox, testing
 from adapterhub_registry.access import rights
+from adapterhub_registry.access.audit import By, log_change
 from adapterhub_registry.access.rights import Writes, nobody
 from adapterhub_registry.database.db import (
     adapters,
@@ -49,22 +55,40 @@ from adapterhub_registry.database.db import (
     refs,
     releases,
     repos,
+    slices,
     test_rules,
     tombstones,
 )
 from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.search_tables import put_text
 from adapterhub_registry.database.trees import FileTree
-from adapterhub_registry.errors import HttpRefusal, bad_request, conflict
+from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, unknown_cursor, version_not_found
 from adapterhub_registry.names import key_of_version
 from adapterhub_registry.outbox import EventType
 from adapterhub_registry.repos.adapter_facts import AdapterFacts, facts_of, tags_of_adapter
 from adapterhub_registry.storage.blobs import BlobStore
 
+_FACTS: Final = tuple(field.name for field in fields(AdapterFacts) if field.name != "tags")
 MAX_PLACES: Final = 1000
 MAX_RELEASES: Final = 1000
 
 MAX_REASON_CHARACTERS = 500
+
+RELEASED_BUILD: Final = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
+"""The adapter and the release at one commit."""
+_TAGGED: Final = (refs.c.repo_id == releases.c.repo_id) & (refs.c.kind == "tag") & (refs.c.name == releases.c.tag)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTag:
+    """A tag that names a commit from now on. `put` writes it where that is yet to do.
+
+    `publisher` is the job of a CI that releases by it, as `access.trusted` describes one.
+    """
+
+    name: str
+    put: Callable[[], None] | None = None
+    publisher: str | None = None
 
 
 def index_commit(
@@ -74,14 +98,14 @@ def index_commit(
     commit_id: str,
     files: Mapping[str, str],
     *,
-    tag: str | None = None,
+    tag: NewTag | None = None,
     writes: Writes = nobody,
 ) -> list[str]:
     """Index the adapter of a commit and return its tags; `files` is the whole tree (path to sha256).
 
     Without `tag`, the commit is the new head of `main`. With `tag`, the tag now names the commit, and a version tag
-    releases it. `writes` are the rights of the sender. Call it in the transaction of the commit or tag, after writing
-    the ref. An unreadable file is not an error; its facts stay unknown.
+    releases it; one that is yet to `put` comes with a new head. `writes` are the rights of the sender. Call it in the
+    transaction of the commit or tag, after writing the ref. An unreadable file is not an error; its facts stay unknown.
 
     Raises:
         HttpRefusal: 409 when the version exists with other bytes, 422 when it does not meet the rule of the namespace,
@@ -90,25 +114,31 @@ def index_commit(
     adapter = facts_of(files, blobs)
     if adapter is not None and repo.gated and adapter.version is None:
         adapter = replace(adapter, description="")  # it comes from the card, which is among the files behind the gate
-    if tag is None:
-        connection.execute(update(adapters).where(adapters.c.repo_id == repo.id).values(is_head=False))
+    before: Sequence[str] = ()
+    is_head = tag is None or tag.put is not None
+    if is_head:
+        heads = (adapters.c.repo_id == repo.id) & adapters.c.is_head & (adapters.c.commit_id != commit_id)
+        before = connection.scalars(select(adapters.c.commit_id).where(heads)).all()
+        connection.execute(update(adapters).where(heads).values(is_head=False))
     if adapter is not None:
-        _put(connection, repo, commit_id, adapter, is_head=tag is None)
-        if tag is not None:
-            _release(connection, blobs, repo, commit_id, adapter, files, tag, writes)
-        elif adapter.version is not None and adapter.name is not None:
+        _put(connection, repo, commit_id, adapter, is_head=is_head)
+        if is_head and adapter.version is not None and adapter.name is not None:
             rights.check(connection, repo, adapter.name, writes)
             _check_release(connection, repo, adapter.version, adapter)
+    if tag is not None and tag.put is not None:
+        tag.put()
+    if adapter is not None and tag is not None:
+        named = {"tag": tag.name, "commit_id": commit_id, "publisher": tag.publisher}
+        _release(connection, blobs, repo, adapter, files, named, writes)
     elif tag is not None:
-        _check_tag_without_adapter(connection, repo, tag)
-    if tag is None:
-        _forget_unreleased(connection, repo.id)
+        _check_tag_without_adapter(connection, repo, tag.name)
+    forget(connection, repo.id, before)
     choose_listed(connection, repo.id)
     return tags_of_adapter(adapter) if adapter is not None else []
 
 
 def version_of(tag: str) -> str | None:
-    """The version of a tag: 1.2.0 for `v1.2.0`, None for any other tag."""
+    """Return the version of a tag: 1.2.0 for `v1.2.0`, None for any other tag."""
     try:
         return parse_version(tag[1:]) if tag.startswith("v") else None
     except SpecError:
@@ -121,24 +151,39 @@ def choose_listed(connection: Connection, repo_id: int) -> None:
     This is the newest release that has its tag and is not yanked. Without one, it is the head of `main`, unless its
     bytes were yanked or the namespace publishes only what meets its rule.
     """
-    rows = connection.execute(select(releases).where(releases.c.repo_id == repo_id)).all()
-    tagged = select(refs.c.name).where(refs.c.repo_id == repo_id, refs.c.kind == "tag")
-    tags = set(connection.scalars(tagged))
-    live = [row for row in rows if row.tag in tags and row.yanked_at is None]
-    if live:
-        chosen = adapters.c.commit_id == max(live, key=lambda row: Version(row.version)).commit_id
-    else:
-        yanked = [row.digest for row in rows if row.yanked_at is not None]
-        chosen = adapters.c.is_head & adapters.c.digest.not_in(yanked) & ~_asks_for_tests(repo_id)
     mine = adapters.c.repo_id == repo_id
-    connection.execute(update(adapters).where(mine).values(is_listed=False))
-    connection.execute(update(adapters).where(mine, chosen).values(is_listed=True))
+    newest = select(releases.c.commit_id).join(refs, _TAGGED)
+    newest = newest.where(releases.c.repo_id == repo_id, releases.c.yanked_at.is_(None))
+    live = connection.scalar(newest.order_by(releases.c.place.desc()).limit(1))
+    if live is None:
+        yanked = select(releases.c.digest).where(releases.c.repo_id == repo_id, releases.c.yanked_at.is_not(None))
+        good = adapters.c.is_head & adapters.c.digest.not_in(yanked) & ~_asks_for_tests(repo_id)
+        live = connection.scalar(select(adapters.c.commit_id).where(mine, good))
+    _mark_only(connection, repo_id, adapters.c.is_listed, live)
+    is_yanked = select(releases.c.repo_id).where(releases.c.repo_id == repo_id, releases.c.yanked_at.is_not(None))
+    warned = None
+    if connection.scalar(is_yanked.limit(1)) is not None:
+        warned = live or connection.scalar(select(adapters.c.commit_id).where(mine, adapters.c.is_head))
+    _mark_only(connection, repo_id, adapters.c.is_warned, warned)
     write_words(connection, repo_id)
+
+
+def _mark_only(connection: Connection, repo_id: int, mark: Column[bool], commit_id: str | None) -> None:
+    """Let one row of a repository at most have a mark: that of this commit."""
+    mine = adapters.c.repo_id == repo_id
+    others = mark & (adapters.c.commit_id != (commit_id or ""))
+    connection.execute(update(adapters).where(mine, others).values({mark: False}))
+    if commit_id is not None:
+        chosen = (adapters.c.commit_id == commit_id) & mark.is_(False)
+        connection.execute(update(adapters).where(mine, chosen).values({mark: True}))
 
 
 def write_words(connection: Connection, repo_id: int) -> None:
     """Store the words by which a search finds a repository; call it when its name or its builds change."""
-    shown_builds = adapters.c.is_listed | adapters.c.is_head
+    of_repo = select(adapters.c.commit_id).where(adapters.c.repo_id == repo_id)
+    shown_builds = adapters.c.commit_id.in_(  # by an index for each
+        union_all(of_repo.where(adapters.c.is_listed), of_repo.where(adapters.c.is_head))
+    )
     found = select(repos.c.full_name, repos.c.gated, adapters).join_from(
         repos, adapters, adapters.c.repo_id == repos.c.id
     )
@@ -164,8 +209,8 @@ def follow_gate(connection: Connection, repo_id: int) -> None:
     write_words(connection, repo_id)
 
 
-def wording_in(row: Row[Any]) -> Wording:
-    """What a row of `adapters`, with the name and the gate of its repository, says to everyone who may see it."""
+def wording_in(row: Any) -> Wording:
+    """Return the public view of a row of `adapters`, with the name and the gate of its repository."""
     name = row.full_name if row.name in {None, row.full_name.partition("/")[2]} else f"{row.full_name} {row.name}"
     examples = [] if row.gated else (row.examples or "").splitlines()
     return wording_of(name, row.task or "", row.description or "", examples)
@@ -182,44 +227,46 @@ def check_arrival(connection: Connection, blobs: BlobStore, repo: Row[Any], name
     Raises:
         HttpRefusal: 422.
     """
-    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
     at = (commits.c.repo_id == releases.c.repo_id) & (commits.c.id == releases.c.commit_id)
     about = select(releases.c.version, releases.c.digest, adapters.c.base_sha256, commits.c.root)
-    about = about.join_from(releases, adapters, mine).join(commits, at).where(releases.c.repo_id == repo.id)
+    about = about.join_from(releases, adapters, RELEASED_BUILD).join(commits, at).where(releases.c.repo_id == repo.id)
     for row in connection.execute(about.order_by(releases.c.version)).all():
         evals = FileTree(connection, repo.id, row.root).find(CONTRACT_FILE)
         build = (row.version, row.digest, row.base_sha256)
         testing.check_version(connection, blobs, repo, build, evals.sha256 if evals else None, namespace=namespace)
 
 
-def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: str) -> None:
-    """Mark a release as yanked; yanking it again replaces the reason.
+def yank(connection: Connection, repo: Row[Any], version: str, *, reason: str, by: By) -> None:
+    """Mark a release as yanked, and log who did; yanking it again replaces the reason.
 
     Raises:
         HttpRefusal: 404 for an unknown version.
     """
     reason = reason[:MAX_REASON_CHARACTERS]
-    version = _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=by, yanked_reason=reason)
-    record_release(connection, repo, "version.yanked", tag=f"v{version}", reason=reason, by=by)
+    log_change(connection, by, "yank", f"{version}: {reason}", repo=repo.full_name)
+    user = str(by.user)
+    version = _mark(connection, repo, version, yanked_at=now_ms(), yanked_by=user, yanked_reason=reason)
+    record_release(connection, repo, "version.yanked", tag=f"v{version}", reason=reason, by=user)
 
 
-def unyank(connection: Connection, repo: Row[Any], version: str) -> None:
+def unyank(connection: Connection, repo: Row[Any], version: str, *, by: By) -> None:
     """Undo `yank`; raises the same errors. The reason stays: a mirror that brought it does not bring it again."""
+    log_change(connection, by, "yank", f"no more of {version}", repo=repo.full_name)
     version = _mark(connection, repo, version, yanked_at=None)
     record_release(connection, repo, "version.unyanked", tag=f"v{version}")
 
 
-def record_release(connection: Connection, repo: Row[Any], kind: EventType, *, tag: str, **more: object) -> None:
-    """Record an event of the release that `tag` names; of any other tag, none."""
+def record_release(connection: Connection, repo: Row[Any], kind: EventType, *, tag: str, **more: object) -> bool:
+    """Record an event of the release that `tag` names; of any other tag, none. Return whether it names one."""
     version = version_of(tag)
-    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
     wanted = select(releases.c.digest, releases.c.version, adapters.c.name)
-    wanted = wanted.join_from(releases, adapters, mine, isouter=True).where(releases.c.repo_id == repo.id)
+    wanted = wanted.join_from(releases, adapters, RELEASED_BUILD, isouter=True).where(releases.c.repo_id == repo.id)
     key = "" if version is None else version_key(version)
     row = connection.execute(wanted.where(releases.c.version_key == key)).one_or_none()
     if row is not None:
         name = row.name or repo.full_name.partition("/")[2]
         outbox.record(connection, repo, kind, name=name, version=row.version, digest=f"sha256:{row.digest}", **more)
+    return row is not None
 
 
 def _mark(connection: Connection, repo: Row[Any], version: str, **values: object) -> str:
@@ -227,14 +274,14 @@ def _mark(connection: Connection, repo: Row[Any], version: str, **values: object
     key = (releases.c.repo_id == repo.id) & (releases.c.version_key == key_of_version(version))
     released = connection.scalar(select(releases.c.version).where(key))
     if released is None:
-        raise HttpRefusal(404, "VersionNotFound", f"`{repo.full_name}` has no release {shown(version)}")
+        raise version_not_found(repo.full_name, version)
     connection.execute(update(releases).where(key).values(**values))
     choose_listed(connection, repo.id)
     return str(released)
 
 
 def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | None:
-    """The `X-HF-Warning` header of a commit with a yanked release; None for other commits."""
+    """Return the `X-HF-Warning` header of a commit with a yanked release; None for other commits."""
     yanked = select(releases.c.version, releases.c.yanked_reason).where(
         releases.c.repo_id == repo_id, releases.c.commit_id == commit_id, releases.c.yanked_at.is_not(None)
     )
@@ -242,13 +289,22 @@ def warning_for(connection: Connection, repo_id: int, commit_id: str) -> str | N
     return None if row is None else yank_warning(row.version, row.yanked_reason)
 
 
+def warnings_of(connection: Connection, repo_id: int) -> dict[str, str]:
+    """As `warning_for`, of every commit of a repository that has a yanked release."""
+    yanked = select(releases.c.commit_id, releases.c.version, releases.c.yanked_reason).where(
+        releases.c.repo_id == repo_id, releases.c.yanked_at.is_not(None)
+    )
+    rows = connection.execute(yanked.order_by(releases.c.version.desc())).all()
+    return {row.commit_id: yank_warning(row.version, row.yanked_reason) for row in rows}
+
+
 def yank_warning(version: str, reason: str) -> str:
-    """The `X-HF-Warning` header about a yanked version."""
+    """Return the `X-HF-Warning` header about a yanked version."""
     return f"yanked; version {version} was yanked: {shown(reason.encode('ascii', 'replace').decode('ascii'), 200)}"
 
 
 def adapt_object(connection: Connection, repo_id: int, commit_id: str) -> dict[str, Any] | None:
-    """The member `adapt` of model info at one commit; None without an indexed adapter."""
+    """Return the member `adapt` of model info at one commit; None without an indexed adapter."""
     row = _AT_COMMIT.first(connection, repo=repo_id, at=commit_id)
     return None if row is None else facts_json(row)
 
@@ -259,7 +315,7 @@ _AT_COMMIT: Final = PreparedSql(
 
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:
-    """An adapter's row in the form of the API."""
+    """Return an adapter's row in the form of the API."""
     same = ("name", "version", "base_sha256", "task", "peft_type", "rank", "alpha", "dtype", "parameters")
     return {
         **{name: getattr(row, name) for name in same},
@@ -278,31 +334,40 @@ def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: Adapte
     if before is not None:  # a commit never changes, so its facts are known
         connection.execute(update(adapters).where(mine).values(is_head=is_head or before.is_head))
         return
+    key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}
+    connection.execute(insert(adapters).values(**columns_of(adapter), **key))
+    insert_new(connection, derived, [waiting_record(adapter.digest)])
+    rights.push_again(connection, adapter.digest)
+
+
+def columns_of(adapter: AdapterFacts) -> dict[str, Any]:
+    """Return the facts of an adapter as columns of the table `adapters`."""
     words = [adapter.name, adapter.task, adapter.base_model, adapter.description, *adapter.tags]
-    values = asdict(adapter) | {
+    values = {name: getattr(adapter, name) for name in _FACTS}
+    return values | {
         "methods": json.dumps(adapter.methods),
         "target_modules": json.dumps(adapter.target_modules),
         "words": " ".join(text for text in words if text).lower(),
         "examples": "\n".join(adapter.examples),
     }
-    del values["tags"]
-    key = {"repo_id": repo.id, "commit_id": commit_id, "is_head": is_head, "is_listed": False, "created_at": now_ms()}
-    connection.execute(insert(adapters).values(**values, **key))
-    # the weights are read later, by a worker
-    insert_new(connection, derived, [{"digest": adapter.digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}])
-    rights.push_again(connection, adapter.digest)
+
+
+def waiting_record(digest: str) -> dict[str, Any]:
+    """Return the row in `derived` of a new build: a worker reads its weights later."""
+    return {"digest": digest, "state": "waiting", "attempts": 0, "due_at": now_ms()}
 
 
 def _release(
     connection: Connection,
     blobs: BlobStore,
     repo: Row[Any],
-    commit_id: str,
     adapter: AdapterFacts,
     files: Mapping[str, str],
-    tag: str,
+    named: Mapping[str, str | None],
     writes: Writes,
 ) -> None:
+    """Release what the tag in `named` names. A release that is there keeps who published it."""
+    tag = str(named["tag"])
     version = version_of(tag)
     if version is None:
         return
@@ -315,7 +380,7 @@ def _release(
         rights.claim(connection, repo, adapter.name, writes)
     if adapter.version is not None and version_key(adapter.version) != version_key(version):
         raise conflict(
-            f"the tag `{tag}` is on a build whose manifest says version {adapter.version}; nothing was released"
+            f"the tag `{tag}` is on a build whose manifest has version {adapter.version}; nothing was released"
         )
     _check_release(connection, repo, version, adapter)
     build = (version, adapter.digest, adapter.base_sha256)
@@ -323,15 +388,15 @@ def _release(
     row = {
         "repo_id": repo.id,
         "version": version,
-        "tag": tag,
-        "commit_id": commit_id,
+        "namespace": repo.namespace,
         "digest": adapter.digest,
         "created_at": now_ms(),
+        **named,
     }
     insert_new(connection, releases, [row])
     # Another transaction may have been faster, or the same bytes were tagged again: the stored row decides.
     _check_release(connection, repo, version, adapter)
-    connection.execute(update(releases).where(mine).values(tag=tag, commit_id=commit_id))
+    connection.execute(update(releases).where(mine).values(tag=tag, commit_id=named["commit_id"]))
 
 
 def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str) -> None:
@@ -349,12 +414,12 @@ def _check_tag_without_adapter(connection: Connection, repo: Row[Any], tag: str)
 
 def _check_release(connection: Connection, repo: Row[Any], version: str, adapter: AdapterFacts) -> None:
     """Raise when this version of the adapter, for this base and rank, exists with another digest, or is local."""
-    _check_public(version)
+    check_public(version)
     same_name = adapters.c.name == adapter.name if adapter.name is not None else repos.c.id == repo.id
     released = (
         select(repos.c.full_name, repos.c.private, releases.c.version)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
-        .join(adapters, (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id))
+        .join(adapters, RELEASED_BUILD)
         .where(releases.c.version_key == version_key(version), releases.c.digest != adapter.digest)
         .where(
             (repos.c.id == repo.id) | ((repos.c.namespace == repo.namespace) & same_name & has_build(adapters, adapter))
@@ -369,7 +434,7 @@ def _check_release(connection: Connection, repo: Row[Any], version: str, adapter
     check_buried_release(connection, repo, version, adapter)
 
 
-def _check_public(version: str) -> None:
+def check_public(version: str) -> None:
     """Raise for a local version, which `==` reads as the one without its local part in every other tool.
 
     Raises:
@@ -387,20 +452,18 @@ def _released(holder: str, version: str) -> HttpRefusal:
     )
 
 
-def _forget_unreleased(connection: Connection, repo_id: int) -> None:
-    """Remove rows of earlier heads that no release and no tag names."""
-    kept: Sequence[Any] = (
-        select(releases.c.commit_id).where(releases.c.repo_id == repo_id),
-        select(refs.c.commit_id).where(refs.c.repo_id == repo_id, refs.c.kind == "tag"),
-    )
-    rows = (adapters.c.repo_id == repo_id) & adapters.c.is_head.is_(False)
-    for wanted in kept:
-        rows &= adapters.c.commit_id.not_in(wanted)
-    connection.execute(delete(adapters).where(rows))
+def forget(connection: Connection, repo_id: int, commit_ids: Sequence[str]) -> None:
+    """Remove the rows of commits that are no longer a head, and that no release and no tag names."""
+    for some in slices(commit_ids):
+        rows = (adapters.c.repo_id == repo_id) & adapters.c.commit_id.in_(some) & adapters.c.is_head.is_(False)
+        for table, which in ((releases, true()), (refs, refs.c.kind == "tag")):
+            named = (table.c.repo_id == repo_id) & (table.c.commit_id == adapters.c.commit_id)
+            rows &= ~exists().where(named, which)
+        connection.execute(delete(adapters).where(rows))
 
 
 def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """The yanked releases with these digests, as `full_name`, `version`, `digest` and the columns of the yank."""
+    """Return the yanked releases with these digests, as `full_name`, `version`, `digest` and the yank's columns."""
     wanted = (
         select(repos.c.full_name, releases)
         .join_from(releases, repos, repos.c.id == releases.c.repo_id)
@@ -411,7 +474,7 @@ def yanked_of(connection: Connection, digests: Sequence[str], visible: ColumnEle
 
 
 def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool]) -> Sequence[Row[Any]]:
-    """The files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
+    """Return the files with these bytes, as `full_name`, `gated`, `commit_id`, `path`, `size`; at most 1,000.
 
     The commit is the first one of the repository that added the file.
     """
@@ -427,30 +490,103 @@ def places_of(connection: Connection, sha256: str, visible: ColumnElement[bool])
     return connection.execute(wanted).all()
 
 
-def versions_of(connection: Connection, repo_id: int) -> Sequence[Row[Any]]:
-    """Every release of a repository that has its tag, with its facts; the newest version first."""
-    wanted = (
-        select(
-            adapters,
-            releases.c.version.label("released_as"),
-            releases.c.tag,
-            releases.c.created_at.label("released_at"),
-            releases.c.yanked_at,
-            releases.c.yanked_by,
-            releases.c.yanked_reason,
-        )
-        .join_from(
-            releases,
-            adapters,
-            and_(adapters.c.repo_id == releases.c.repo_id, adapters.c.commit_id == releases.c.commit_id),
-        )
-        .join(
-            refs,
-            and_(refs.c.repo_id == releases.c.repo_id, refs.c.kind == "tag", refs.c.name == releases.c.tag),
-        )
-        .where(releases.c.repo_id == repo_id)
+_VERSIONS: Final = (
+    select(
+        adapters,
+        releases.c.version.label("released_as"),
+        releases.c.tag,
+        releases.c.place,
+        releases.c.created_at.label("released_at"),
+        releases.c.yanked_at,
+        releases.c.yanked_by,
+        releases.c.yanked_reason,
+        releases.c.publisher,
     )
-    return sorted(connection.execute(wanted).all(), key=lambda row: Version(row.released_as), reverse=True)
+    .join_from(releases, adapters, RELEASED_BUILD)
+    .join(refs, _TAGGED)
+)
+
+
+def versions_of(
+    connection: Connection,
+    repo_id: int,
+    *,
+    limit: int | None = None,
+    below: str | None = None,
+    usable: bool = False,
+    digest: str | None = None,
+) -> Sequence[Row[Any]]:
+    """Return the releases of a repository that have their tags, with their facts; the newest version first.
+
+    At most `limit` of them, those `below` a version, those that are `usable`: not yanked, those of the build `digest`.
+
+    Raises:
+        HttpRefusal: 400 for a malformed version.
+    """
+    given: dict[str, object] = {"repo": repo_id}
+    if below is not None:
+        key = key_of_version(below)
+        if not key:
+            raise bad_request(f"version `{shown(below)}`: expected one such as 1.0.0")
+        given["below"] = version_order(key)
+    if digest is not None:
+        given["digest"] = digest
+    elif limit is not None:
+        given["limit"] = limit
+    found = _versions(frozenset(given), usable=usable).rows(connection, **given)
+    return sorted(found, key=lambda row: bytes(row.place), reverse=True)[:limit] if digest is not None else found
+
+
+@lru_cache
+def _versions(given: frozenset[str], *, usable: bool) -> PreparedSql:
+    """Return the statement of `versions_of`, with these parameters."""
+    wanted = _VERSIONS.where(releases.c.repo_id == bindparam("repo"))
+    if "below" in given:
+        wanted = wanted.where(releases.c.place < bindparam("below"))
+    if usable:
+        wanted = wanted.where(releases.c.yanked_at.is_(None))
+    if "digest" in given:  # without an order, which would lead SQLite to the index of the order
+        return PreparedSql(wanted.where(releases.c.digest == bindparam("digest")))
+    wanted = wanted.order_by(releases.c.place.desc())
+    return PreparedSql(wanted.limit(bindparam("limit", type_=Integer)) if "limit" in given else wanted)
+
+
+def has_versions(connection: Connection, repo_id: int, *, more_than: int) -> bool:
+    """Return whether a repository has more versions than a number."""
+    return bool(_ANOTHER.tuples(connection, repo=repo_id, more_than=more_than))
+
+
+_ANOTHER: Final = PreparedSql(
+    select(releases.c.version)
+    .where(releases.c.repo_id == bindparam("repo"))
+    .limit(1)
+    .offset(bindparam("more_than", type_=Integer))
+)
+
+
+def newest_version(connection: Connection, repo_id: int) -> Row[Any] | None:
+    """Return the newest of `versions_of` that is not yanked, or the newest; None if there is none."""
+    usable = versions_of(connection, repo_id, limit=1, usable=True)
+    return next(iter(usable or versions_of(connection, repo_id, limit=1)), None)
+
+
+def has_one_base(connection: Connection, repo_id: int, base_sha256: str | None) -> bool:
+    """Return whether every build of a repository is for the base of this digest."""
+    mine, base = adapters.c.repo_id == repo_id, adapters.c.base_sha256
+    if base_sha256 is None:
+        return False
+    others = (base.is_(None), base < base_sha256, base > base_sha256)  # each by an index
+    return all(connection.scalar(select(literal(1)).where(mine, other).limit(1)) is None for other in others)
+
+
+def version_in(connection: Connection, repo_id: int, version: str) -> Row[Any] | None:
+    """One of `versions_of`, however the version is spelled; None if there is none."""
+    return _ONE_VERSION.first(connection, repo=repo_id, key=key_of_version(version))
+
+
+_ONE_VERSION: Final = PreparedSql(
+    _VERSIONS.where(releases.c.repo_id == bindparam("repo"), releases.c.version_key == bindparam("key"))
+)
 
 
 def releases_in(
@@ -464,33 +600,41 @@ def releases_in(
         HttpRefusal: 400 for a malformed cursor.
     """
     columns = (releases.c.version, releases.c.digest, releases.c.commit_id, releases.c.yanked_at, releases.c.repo_id)
-    same = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
-    tagged = (refs.c.repo_id == releases.c.repo_id) & (refs.c.kind == "tag") & (refs.c.name == releases.c.tag)
-    found: Select[Any] = select(*columns, repos.c.full_name, adapters.c.name).join(
-        repos, repos.c.id == releases.c.repo_id
+    # subqueries: PostgreSQL expects one row of a join by two columns, and sorts all releases of a namespace
+    name, has_build, has_tag = (
+        select(of).where(same).correlate(releases).scalar_subquery()
+        for of, same in (
+            (adapters.c.name, RELEASED_BUILD),
+            (adapters.c.repo_id, RELEASED_BUILD),
+            (refs.c.repo_id, _TAGGED),
+        )
     )
-    found = found.join(adapters, same).join(refs, tagged).where(repos.c.namespace == namespace, visible)
+    found: Select[Any] = select(*columns, repos.c.full_name, name.label("name"))
+    found = found.join_from(releases, repos, repos.c.id == releases.c.repo_id)
+    found = found.where(repos.c.namespace == namespace, visible, has_build.is_not(None), has_tag.is_not(None))
     if cursor is not None:
         number, _, version = cursor.partition(" ")
         if not number.isdecimal():
-            raise bad_request(f"cursor `{shown(cursor)}` does not come from this server")
-        later = (releases.c.repo_id == int(number)) & (releases.c.version > version)
-        found = found.where(or_(releases.c.repo_id > int(number), later))
-    rows = connection.execute(found.order_by(releases.c.repo_id, releases.c.version).limit(limit + 1)).all()
+            raise unknown_cursor(cursor)
+        # in the order of two indexes: the first part of the condition says where to begin
+        found = found.where(repos.c.id >= int(number), or_(repos.c.id > int(number), releases.c.version > version))
+    rows = connection.execute(found.order_by(repos.c.id, releases.c.version).limit(limit + 1)).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return rows[:limit], None if last is None else f"{last.repo_id} {last.version}"
 
 
-def bury(connection: Connection, repo: Row[Any]) -> None:
-    """Record the releases of a repository that loses its name; call it before the name is free."""
+def bury(connection: Connection, repo: Row[Any], versions: Sequence[str] | None = None) -> None:
+    """Record the releases of a repository that loses its name, or some `versions` of one; call it before they go."""
     # waits for a concurrent release, which refers to this row
     connection.execute(select(repos.c.id).where(repos.c.id == repo.id).with_for_update())
-    mine = (adapters.c.repo_id == releases.c.repo_id) & (adapters.c.commit_id == releases.c.commit_id)
     about = (adapters.c.name, adapters.c.base_sha256, adapters.c.base_model, adapters.c.rank)
+    mine = releases.c.repo_id == repo.id
+    if versions is not None:
+        mine &= releases.c.version.in_(versions)
     found = connection.execute(
         select(releases.c.version, releases.c.digest, *about)
-        .join_from(releases, adapters, mine, isouter=True)
-        .where(releases.c.repo_id == repo.id)
+        .join_from(releases, adapters, RELEASED_BUILD, isouter=True)
+        .where(mine)
     )
     named = {"full_name": repo.full_name, "namespace": repo.namespace, "created_at": now_ms()}
     insert_new(connection, tombstones, [named | dict(row) for row in found.mappings()])
@@ -540,7 +684,7 @@ def check_buried_arrival(connection: Connection, repo: Row[Any], full_name: str)
 
 
 def has_build(table: Table, adapter: AdapterFacts) -> ColumnElement[bool]:
-    """The condition on `table` (`adapters` or `tombstones`) for the base and rank of an adapter."""
+    """Return the condition on `table` (`adapters` or `tombstones`) for the base and rank of an adapter."""
     return (
         table.c.base_sha256.is_not_distinct_from(adapter.base_sha256)
         & table.c.base_model.is_not_distinct_from(adapter.base_model)

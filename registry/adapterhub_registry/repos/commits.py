@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final, Literal, NamedTuple
 
@@ -26,8 +27,8 @@ from adapterhub_registry.access import rights
 from adapterhub_registry.access.rights import Writes, nobody
 from adapterhub_registry.access.tokens import BY_DIGEST
 from adapterhub_registry.database.db import adapters as adapters_table
-from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.db import (
+    add_bytes,
     commits,
     insert_new,
     nodes,
@@ -40,10 +41,12 @@ from adapterhub_registry.database.db import (
     slices,
     uploads,
 )
+from adapterhub_registry.database.db import blobs as blobs_table
 from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import (
     EMPTY,
+    FileDigests,
     FileTree,
     Outline,
     TreeDigests,
@@ -64,17 +67,18 @@ from adapterhub_registry.errors import (
     stale_parent,
 )
 from adapterhub_registry.names import COMMIT, COMMIT_PREFIX, MAX_FOLDERS
-from adapterhub_registry.repos import adapter_facts, adapters
+from adapterhub_registry.repos import adapter_facts, adapters, aliases
+from adapterhub_registry.repos.git_patterns import ATTRIBUTES_FILE, LFS_WORDS
+from adapterhub_registry.repos.unnamed import drop_unnamed
 from adapterhub_registry.storage.blobs import BlobStore, StoredBlob
 
 INSERT_ROWS = 500
-GIT_ATTRIBUTES = ".gitattributes"
 _BINARY = (
     "7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth"
     " rar safetensors"
 )
-_ATTRIBUTES = "".join(
-    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
+DEFAULT_ATTRIBUTES = "".join(
+    f"{pattern} {LFS_WORDS}\n"
     for pattern in (
         *(f"*.{suffix}" for suffix in _BINARY.split()),
         "saved_model/**/*",
@@ -83,7 +87,7 @@ _ATTRIBUTES = "".join(
     )
 ).encode()
 """What the Hub writes."""
-ATTRIBUTES_SHA256 = hashlib.sha256(_ATTRIBUTES).hexdigest()
+ATTRIBUTES_SHA256 = hashlib.sha256(DEFAULT_ATTRIBUTES).hexdigest()
 HISTORY_CHARACTERS = 1 << 20
 
 
@@ -91,7 +95,7 @@ HISTORY_CHARACTERS = 1 << 20
 class Proposal:
     """A commit that a client requests. With `parent` (7 hex digits or more), the branch must still be there.
 
-    `writes` are the rights of the client.
+    `writes` are the rights of the client. `tag` is a new tag of the commit, which has to be on `main`.
     """
 
     branch: str
@@ -101,6 +105,7 @@ class Proposal:
     parent: str | None
     operations: tuple[Operation, ...]
     writes: Writes = nobody
+    tag: adapters.NewTag | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +119,7 @@ class FoundFile:
 
 
 def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | None:
-    """The top node of a repository's files and what a reader needs to know; None where this takes a closer look.
+    """Return the top node of a repository's files and what a reader needs to know; None if this takes a closer look.
 
     The row has the repository's `id`, `full_name`, `private` and `gated`, the `commit_id`, its `root` and `body`, and
     the `version` and `yanked_reason` of a yanked release.
@@ -123,18 +128,18 @@ def top_at(connection: Connection, full_name: str, revision: str) -> Row[Any] | 
 
 
 def top_of(revision: str) -> Top:
-    """The statements of `top_at`, whose parameters are `full_name` and `revision`."""
+    """Return the statements of `top_at`, whose parameters are `full_name` and `revision`."""
     return _TOP_OF_COMMIT if COMMIT.fullmatch(revision) else _TOP_OF_REF
 
 
 def file_in(top: Row[Any], path: str) -> FoundFile | None:
-    """As `file_below`, from the row alone; None where the tree has more nodes."""
+    """Return the same as `file_below`, using only the row; None if the tree has more nodes."""
     node = read_node(unpack(top.body))
     return None if node.height else _found(top, path, node.file(key_of(path)))
 
 
 def file_below(connection: Connection, top: Row[Any], path: str) -> FoundFile:
-    """A file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
+    """Return a file below a row of `top_at`; raises 404 EntryNotFound, with the commit."""
     return _found(top, path, FileTree(connection, top.id, top.root, top=top.body).find(path))
 
 
@@ -180,7 +185,7 @@ _TOP_OF_REF: Final = _tops(of_ref=True)
 def find_commit(
     connection: Connection, repo: Row[Any], revision: str, *, prefers: Literal["branch", "tag"] = "tag"
 ) -> str:
-    """The commit of a branch, alias, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
+    """Return the commit of a branch, alias, tag, `refs/heads/x`, `refs/tags/x` or commit id (7 hex digits or more).
 
     HEAD is `main`. Hub clients see an alias as a branch.
 
@@ -196,7 +201,9 @@ def find_commit(
             kinds, name = meant, revision.removeprefix(prefix)
     if COMMIT_PREFIX.fullmatch(revision):  # no branch or tag has such a name
         ids = select(commits.c.id).where(commits.c.repo_id == repo.id)
-        ids = ids.where(commits.c.id == revision if COMMIT.fullmatch(revision) else commits.c.id.startswith(revision))
+        # `g` sorts after every hex digit
+        begins = (commits.c.id >= revision) & (commits.c.id < f"{revision}g")
+        ids = ids.where(commits.c.id == revision if COMMIT.fullmatch(revision) else begins)
         found = connection.scalars(ids.limit(2)).all()
     else:
         wanted = select(refs.c.commit_id).where(refs.c.repo_id == repo.id, refs.c.kind.in_(kinds), refs.c.name == name)
@@ -208,13 +215,32 @@ def find_commit(
 
 
 def tree_of(connection: Connection, repo_id: int, commit_id: str) -> FileTree:
-    """The files at a commit."""
-    wanted = select(commits.c.root).where(commits.c.repo_id == repo_id, commits.c.id == commit_id)
-    return FileTree(connection, repo_id, connection.scalars(wanted).one())
+    """Return the files at a commit."""
+    ((root,),) = _ROOT.tuples(connection, repo=repo_id, commit=commit_id)
+    return FileTree(connection, repo_id, root)
+
+
+def trees_of(connection: Connection, repo_id: int, commit_ids: Sequence[str]) -> dict[str, FileTree]:
+    """Return the files at some commits, with their top nodes.
+
+    A commit that is missing, or without files, is left out.
+    """
+    rows = _ROOTS.tuples(connection, repo=repo_id, commits=json.dumps(list(commit_ids)))
+    return {commit: FileTree(connection, repo_id, root, top=top) for commit, root, top in rows}
+
+
+_ROOT: Final = PreparedSql(
+    select(commits.c.root).where(commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("commit"))
+)
+_ROOTS: Final = PreparedSql(
+    select(commits.c.id, commits.c.root, nodes.c.body)
+    .join_from(commits, nodes, (nodes.c.repo_id == commits.c.repo_id) & (nodes.c.id == commits.c.root))
+    .where(commits.c.repo_id == bindparam("repo"), among(commits.c.id, "commits"))
+)
 
 
 def outlines_of(connection: Connection, repo_ids: Sequence[int]) -> dict[tuple[int, str], Outline]:
-    """The files of some repositories, by their number and head; a repository without a top node is left out."""
+    """Return the files of some repositories, by their number and head; a repository without a top node is left out."""
     rows = _TOPS.tuples(connection, numbers=json.dumps(list(repo_ids)))
     return {(number, head): outline_of(body) for number, head, body in rows}
 
@@ -260,15 +286,23 @@ def _history() -> PreparedSql:
     most, enough = (bindparam(name, type_=Integer) for name in ("limit", "characters"))
     fits = (line.c.place < most) & (line.c.characters < enough)
     line = line.union_all(older.join(line, commits.c.id == line.c.parent).where(mine, fits))
-    return PreparedSql(select(commits).join(line, commits.c.id == line.c.id).where(mine).order_by(line.c.place))
+    # outer, so that each commit of the line is looked up: SQLite would begin with all of the repository
+    found = line.outerjoin(commits, mine & (commits.c.id == line.c.id))
+    return PreparedSql(select(commits).select_from(found).order_by(line.c.place))
 
 
 _HISTORY: Final = _history()
 
 
 def count(connection: Connection, repo_id: int, commit_id: str) -> int:
-    """The number of commits that `history` lists from `commit_id` on."""
-    return int(_LENGTH.tuples(connection, repo=repo_id, start=commit_id)[0][0])
+    """Return the number of commits that `history` lists from `commit_id` on."""
+    ((depth,),) = _DEPTH.tuples(connection, repo=repo_id, start=commit_id)
+    return int(_LENGTH.tuples(connection, repo=repo_id, start=commit_id)[0][0] if depth is None else depth)
+
+
+_DEPTH: Final = PreparedSql(
+    select(commits.c.depth).where(commits.c.repo_id == bindparam("repo"), commits.c.id == bindparam("start"))
+)
 
 
 def _length() -> PreparedSql:
@@ -282,15 +316,35 @@ def _length() -> PreparedSql:
 _LENGTH: Final = _length()
 
 
+def first_file(blobs: BlobStore) -> Put:
+    """Return the file of every repository that tells git which files go by LFS."""
+    return Put(path=ATTRIBUTES_FILE, blob=blobs.put([DEFAULT_ATTRIBUTES], size=len(DEFAULT_ATTRIBUTES)), lfs=False)
+
+
 def first_commit(connection: Connection, blobs: BlobStore, repo_number: int, full_name: str, *, author: str) -> str:
     """Make the first commit of a repository, with the file that tells git which files go by LFS."""
-    put = Put(path=GIT_ATTRIBUTES, blob=blobs.put([_ATTRIBUTES], size=len(_ATTRIBUTES)), lfs=False)
+    put = first_file(blobs)
     # with the name, so that two repositories of one moment do not share a commit id; a number would count hidden ones
     words = ("initial commit", full_name, author)
     return write(connection, FileTree(connection, repo_number, EMPTY), None, {put.path: put}, words)
 
 
-def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int) -> str:
+def locked_head(connection: Connection, repo: Row[Any], branch: str) -> FileTree:
+    """Return the files at the head of a branch, which no other transaction moves until this one ends.
+
+    Raises:
+        HttpRefusal: 404 for a missing branch.
+    """
+    mine = (refs.c.repo_id == repo.id) & (refs.c.kind == "branch") & (refs.c.name == branch)
+    head = connection.scalar(select(refs.c.commit_id).where(mine).with_for_update())
+    if head is None:
+        raise revision_not_found(repo.full_name, branch)
+    return tree_of(connection, repo.id, head)
+
+
+def commit(
+    connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: Proposal, *, max_files: int, most_refs: int = 0
+) -> str:
     """Apply a proposal to its branch and index the result; return the new head, or the old one without changes.
 
     Raises:
@@ -307,22 +361,22 @@ def commit(connection: Connection, blobs: BlobStore, repo: Row[Any], proposal: P
             return str(head)
         raise stale_parent(proposal.parent, head)
     changes = changes_of(tree, proposal.operations)
-    if not changes:
-        return str(head)
-    check_tree(tree, changes, max_files)
-    made = write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
-    moved = connection.execute(
-        update(refs).where(branch, refs.c.commit_id == head).values(commit_id=made, created_at=now_ms())
-    )
-    if not moved.rowcount:
-        raise stale_parent(head, "another commit now")
-    if proposal.branch == "main":
-        describe(connection, blobs, repo, made, proposal.writes)
+    made = str(head)
+    if changes:
+        check_tree(tree, changes, max_files)
+        made = write(connection, tree, head, changes, (proposal.title, proposal.message, proposal.author))
+        moved = connection.execute(
+            update(refs).where(branch, refs.c.commit_id == head).values(commit_id=made, created_at=now_ms())
+        )
+        if not moved.rowcount:
+            raise stale_parent(head, "another commit now")
+    if proposal.branch == "main" and (changes or proposal.tag):
+        describe(connection, blobs, repo, made, proposal.writes, proposal.tag, most_refs)
     return made
 
 
 def _is_this_already(connection: Connection, repo: Row[Any], proposal: Proposal, head: str, tree: FileTree) -> bool:
-    """Whether the head is the same change on the same parent: a request that the client repeated."""
+    """Return whether the head is the same change on the same parent: a request that the client repeated."""
     wanted = select(commits.c.parent).where(commits.c.repo_id == repo.id, commits.c.id == head)
     parent = connection.scalar(wanted)
     if parent is None or not parent.startswith(proposal.parent or "-"):
@@ -341,15 +395,15 @@ def write(
     """Write a commit of `tree` with the changes; `words` are its title, message and author. Return its id."""
     title, message, author = words
     now, repo_number = now_ms(), tree.repo_id
-    facts = json.dumps([parent, id_of_changes(changes), title, message, author, now]).encode()
-    made = hashlib.sha1(facts, usedforsecurity=False).hexdigest()
-    after = tree.changed([(path, None if put is None else _entry(put, made, now)) for path, put in changes.items()])
+    made = id_of_commit(parent, changes, words, now)
+    after = tree.changed([(path, None if put is None else entry_of(put, made, now)) for path, put in changes.items()])
     connection.execute(
         insert(commits).values(
             repo_id=repo_number,
             id=made,
             parent=parent,
             root=after.root,
+            depth=1 if parent is None else count(connection, repo_number, parent) + 1,
             title=title,
             message=message,
             author=author,
@@ -364,10 +418,18 @@ def write(
         insert_new(connection, blobs_table, blob_rows)
         named = {"repo_id": repo_number, "commit_id": made}
         insert_new(connection, places, [named | {"sha256": put.blob.sha256, "path": put.path} for put in some])
+    add_bytes(connection, repo_number, sum(put.blob.size for put in new))
     return made
 
 
-def _entry(put: Put, commit_id: str, now: int) -> TreeFile:
+def id_of_commit(parent: str | None, changes: Changes, words: tuple[str, str, str], now: int) -> str:
+    """Return the id of a commit of this moment; `words` are its title, message and author."""
+    facts = json.dumps([parent, id_of_changes(changes), *words, now]).encode()
+    return hashlib.sha1(facts, usedforsecurity=False).hexdigest()
+
+
+def entry_of(put: Put, commit_id: str, now: int) -> TreeFile:
+    """Return the file of a commit that a change makes."""
     return TreeFile(
         path=put.path,
         sha256=put.blob.sha256,
@@ -379,35 +441,57 @@ def _entry(put: Put, commit_id: str, now: int) -> TreeFile:
     )
 
 
-def describe(connection: Connection, blobs: BlobStore, repo: Row[Any], head: str, writes: Writes) -> None:
-    """Update the facts for listings and searches to the new head of `main`."""
+def describe(
+    connection: Connection,
+    blobs: BlobStore,
+    repo: Row[Any],
+    head: str,
+    writes: Writes,
+    tag: adapters.NewTag | None = None,
+    most_refs: int = 0,
+) -> None:
+    """Update the facts for listings and searches to the new head of `main`, and also let a new tag name it."""
     tree = tree_of(connection, repo.id, head)
     digests = TreeDigests(tree)
     front_matter, config = adapter_facts.read_card(blobs, digests), adapter_facts.read_config(blobs, digests)
-    earned = adapters.index_commit(connection, blobs, repo, head, digests, writes=writes)
-    card_tags = adapter_facts.without_contradictions(adapter_facts.tags_of(front_matter, config, digests), earned)
+    if tag is not None:
+        put = partial(aliases.create_ref, connection, repo, "tag", tag.name, head, None, most=most_refs)
+        tag = replace(tag, put=put)
+    earned = adapters.index_commit(connection, blobs, repo, head, digests, tag=tag, writes=writes)
     task = connection.scalar(
         select(adapters_table.c.task).where(adapters_table.c.repo_id == repo.id, adapters_table.c.commit_id == head)
     )
-    adapter_library = "peft" if adapter_facts.ADAPTER_CONFIG in digests else None
-    pipeline_tag, now = _text(front_matter.get("pipeline_tag")) or _text(task), now_ms()
-    connection.execute(
-        update(repos)
-        .where(repos.c.id == repo.id)
-        .values(
-            head=head,
-            modified_at=now,
-            used_bytes=tree.totals().bytes,
-            pipeline_tag=pipeline_tag,
-            library_name=_text(front_matter.get("library_name")) or adapter_library,
-            card=json.dumps(front_matter),
-            config=json.dumps(config),
-        )
-    )
-    names = {f"{rights.TAG}{name}" for name in rights.names_of(connection, repo.id)}
-    tags = {*card_tags, *earned, *names, *([pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else [])}
+    names, now = rights.names_of(connection, repo.id), now_ms()
+    values, tags = head_facts(front_matter, config, digests, earned, names, task)
+    connection.execute(update(repos).where(repos.c.id == repo.id).values(head=head, modified_at=now, **values))
     connection.execute(repo_tags.delete().where(repo_tags.c.repo_id == repo.id))
     insert_new(connection, repo_tags, [{"repo_id": repo.id, "tag": tag, "modified_at": now} for tag in sorted(tags)])
+
+
+def head_facts(
+    card: Mapping[str, Any],
+    config: Mapping[str, Any],
+    files: FileDigests,
+    earned: Sequence[str],
+    names: Iterable[str],
+    task: str | None,
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the columns of a repository that describe its head, and its tags.
+
+    `earned` are the tags of its adapter, `names` those that it may release, `task` is that of the adapter.
+    """
+    card_tags = adapter_facts.without_contradictions(adapter_facts.tags_of(card, config, files), earned)
+    adapter_library = "peft" if adapter_facts.ADAPTER_CONFIG in files else None
+    pipeline_tag = _text(card.get("pipeline_tag")) or _text(task)
+    shown_tag = [pipeline_tag] if pipeline_tag and pipeline_tag.isprintable() else []
+    values = {
+        "used_bytes": files.totals.bytes,
+        "pipeline_tag": pipeline_tag,
+        "library_name": _text(card.get("library_name")) or adapter_library,
+        "card": json.dumps(card),
+        "config": json.dumps(config),
+    }
+    return values, {*card_tags, *earned, *(f"{rights.TAG}{name}" for name in names), *shown_tag}
 
 
 def _text(value: object) -> str | None:
@@ -443,7 +527,7 @@ Changes = dict[str, Put | None]
 
 
 def changes_of(tree: FileTree, operations: Sequence[Operation]) -> Changes:
-    """The changes that operations make, applied in order; empty when the tree has all of them.
+    """Return the changes that operations make, applied in order; empty when the tree has all of them.
 
     Raises:
         HttpRefusal: 404 for removing a file or folder that does not exist.
@@ -508,7 +592,7 @@ class _Changed:
             self.delete(path)
 
     def sorted(self) -> Changes:
-        """The changes, without files that have their old content again."""
+        """Return the changes, without files that have their old content again."""
         found = ((path, self.found[path]) for path in sorted(self.found, key=key_of))
         return {path: put for path, put in found if put is None or put.blob.sha256 != self._before.get(path)}
 
@@ -558,7 +642,7 @@ def _check_kind(tree: FileTree, path: str, changes: Changes, gone_keys: list[str
 
 
 def parents_of(path: str) -> list[str]:
-    """The folders above a path, innermost first."""
+    """Return the folders above a path, innermost first."""
     parents = []
     while "/" in path:
         path = path.rpartition("/")[0]
@@ -567,7 +651,7 @@ def parents_of(path: str) -> list[str]:
 
 
 def digest_after(tree: FileTree, changes: Changes) -> int:
-    """The digest of all files of `tree` after the changes."""
+    """Return the digest of all files of `tree` after the changes."""
     digest = tree.totals().digest
     for path, put in changes.items():
         before, after = tree.find(path), put.blob.sha256 if put is not None else None
@@ -576,7 +660,7 @@ def digest_after(tree: FileTree, changes: Changes) -> int:
 
 
 def id_of_changes(changes: Changes) -> str:
-    """A sha256 over the changes; with the parent, it determines the content of a commit."""
+    """Return a sha256 over the changes; with the parent, it determines the content of a commit."""
     hasher = hashlib.sha256()
     for path, put in changes.items():
         hasher.update(json.dumps([path, put and put.blob.sha256]).encode())
@@ -588,15 +672,7 @@ def _missing(path: str) -> HttpRefusal:
 
 
 def _file_and_folder(path: str) -> HttpRefusal:
-    return bad_request(f"`{path}` cannot be both a file and a folder")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LfsFile:
-    """An LFS file that a commit of a repository names: its newest place, and the first ref that has it."""
-
-    entry: TreeFile
-    ref: str | None
+    return bad_request(f"`{path}` cannot be both a file and a folder; rename one of the two")
 
 
 def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str, *, title: str, author: str) -> str:
@@ -624,21 +700,6 @@ def squash(connection: Connection, blobs: BlobStore, repo: Row[Any], branch: str
 
 
 # ------------------------------------------------------------ LFS files
-def lfs_files(connection: Connection, repo: Row[Any]) -> list[LfsFile]:
-    """Every LFS file of the repository, by sha256."""
-    named = connection.execute(select(refs.c.name, refs.c.kind, refs.c.commit_id).where(refs.c.repo_id == repo.id))
-    heads = sorted(named, key=lambda ref: (ref.name != "main", ref.kind, ref.name))
-    refs_of = [(ref.name, ref.commit_id) for ref in heads]
-    rows = connection.execute(select(commits.c.id).where(commits.c.repo_id == repo.id).order_by(commits.c.created_at))
-    found: dict[str, LfsFile] = {}
-    seen: set[str] = set()
-    for ref, commit_id in [*refs_of, *((None, row.id) for row in reversed(rows.all()))]:
-        for entry in _new_entries(connection, repo.id, commit_id, seen):
-            if entry.lfs:
-                found.setdefault(entry.sha256, LfsFile(entry=entry, ref=ref))
-    return [found[sha256] for sha256 in sorted(found)]
-
-
 def forget_files(connection: Connection, blobs: BlobStore, repo: Row[Any], doomed: AbstractSet[str]) -> None:
     """Remove the LFS files with these sha256 from every commit. A commit that had one gets a new id.
 
@@ -708,7 +769,7 @@ def _move_refs(connection: Connection, blobs: BlobStore, repo: Row[Any], new_ids
     for ref in connection.execute(select(refs).where(refs.c.repo_id == repo.id)).all():
         if ref.commit_id in new_ids.values() and ref.kind == "tag":
             digests = TreeDigests(tree_of(connection, repo.id, ref.commit_id))
-            adapters.index_commit(connection, blobs, repo, ref.commit_id, digests, tag=ref.name)
+            adapters.index_commit(connection, blobs, repo, ref.commit_id, digests, tag=adapters.NewTag(name=ref.name))
         elif ref.commit_id in new_ids.values() and ref.name == "main":
             describe(connection, blobs, repo, ref.commit_id, rights.anyone)
 
@@ -732,35 +793,3 @@ def _drop_line(connection: Connection, repo_id: int, head: str) -> None:
         for table, column in ((commits, commits.c.id), (adapters_table, adapters_table.c.commit_id)):
             connection.execute(delete(table).where(table.c.repo_id == repo_id, column.in_(some)))
     drop_unnamed(connection, repo_id)
-
-
-def drop_unnamed(connection: Connection, repo_id: int) -> None:
-    """Remove the nodes that no commit's tree has, and the places that no commit has."""
-    left = select(commits.c.id).where(commits.c.repo_id == repo_id).order_by(commits.c.created_at)
-    seen: set[str] = set()
-    homes: dict[tuple[str, str], str] = {}
-    for commit_id in connection.scalars(left).all():
-        for entry in _new_entries(connection, repo_id, commit_id, seen):
-            homes.setdefault((entry.sha256, entry.path), commit_id)
-    stored = set(connection.scalars(select(nodes.c.id).where(nodes.c.repo_id == repo_id)))
-    for some in slices(sorted(stored - seen)):
-        connection.execute(delete(nodes).where(nodes.c.repo_id == repo_id, nodes.c.id.in_(some)))
-    at = (places.c.repo_id == repo_id) & (places.c.sha256 == bindparam("digest")) & (places.c.path == bindparam("at"))
-    gone, moved = [], []
-    for row in connection.execute(select(places).where(places.c.repo_id == repo_id)):
-        home = homes.get((row.sha256, row.path))
-        if home is None:
-            gone.append({"digest": row.sha256, "at": row.path})
-        elif home != row.commit_id:
-            moved.append({"digest": row.sha256, "at": row.path, "home": home})
-    if gone:
-        connection.execute(delete(places).where(at), gone)
-    if moved:
-        connection.execute(update(places).where(at).values(commit_id=bindparam("home")), moved)
-
-
-def _new_entries(connection: Connection, repo_id: int, commit_id: str, seen: set[str]) -> Iterator[TreeFile]:
-    """The files of a commit in nodes that are not in `seen`."""
-    for node in tree_of(connection, repo_id, commit_id).unseen(seen):
-        if not node.height:
-            yield from node.items

@@ -1,7 +1,7 @@
 """Quotas: bytes and repositories of a namespace, and bytes that a token uploads or chunks unpack to in a day.
 
-What a client announces counts at once, until it was sent or its links end; what counts is decided in one order for each
-namespace. So uploads at the same time never exceed a quota together. Every refusal is 400 QuotaExceeded: of
+Bytes that a client announces count at once, until they were sent or their links end; counts are decided in one order
+for each namespace. So uploads at the same time never exceed a quota together. Every refusal is 400 QuotaExceeded: of
 403 the hub client says that the token lacks a permission, and after 429 it waits silently.
 
 A check that reads blobs marks damaged ones, and an upload of the right bytes removes the mark.
@@ -10,12 +10,13 @@ A check that reads blobs marks damaged ones, and an upload of the right bytes re
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.display import size_text
+from adapterhub_registry.database.counting import space_of
 from adapterhub_registry.database.db import (
     blobs,
     insert_new,
@@ -25,9 +26,11 @@ from adapterhub_registry.database.db import (
     repos,
     reservations,
     slices,
+    token_use,
     uploads,
     xet_use,
 )
+from adapterhub_registry.database.search_tables import Unindexed
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import ServerLimits
@@ -49,7 +52,9 @@ def reserve(
     lock_name(connection, f"quota of {repo.namespace}")
     connection.execute(delete(reservations).where(reservations.c.ends_at < now_ms()))
     release(connection, repo.id, sizes)
-    check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=sum(sizes.values()))
+    check_upload(
+        connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=sum(sizes.values()), writes=True
+    )
     ends_at = now_ms() + 1000 * limits.href_ttl_s
     mine = {"repo_id": repo.id, "token_id": token_id, "ends_at": ends_at}
     connection.execute(insert(reservations), [{**mine, "sha256": oid, "size": size} for oid, size in sizes.items()])
@@ -78,16 +83,18 @@ def take(
     if connection.scalar(select(places.c.sha256).where(committed).limit(1)) is not None:
         return
     if not sent_before(connection, repo.id, [blob.sha256]):
-        check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=blob.size)
+        check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=blob.size, writes=True)
+        if limits.token_upload_bytes_per_day and token_id is not None:
+            _count_sent(connection, token_id, blob.size)
 
 
 def is_limited(limits: ServerLimits) -> bool:
-    """Whether bytes have a quota here."""
+    """Return whether bytes have a quota here."""
     return bool(limits.namespace_bytes or limits.token_upload_bytes_per_day)
 
 
 def check_chunks(connection: Connection, limits: ServerLimits, user: str, epoch: int) -> None:
-    """Let the chunks that a user sent in an epoch, and that are no file yet, take as much as a quota at most.
+    """Limit the chunks that a user sent in an epoch, and that do not belong to a file yet, to one quota.
 
     They may become a file that counts already, so that the other files do not count against them.
 
@@ -102,15 +109,25 @@ def check_chunks(connection: Connection, limits: ServerLimits, user: str, epoch:
 
 
 def check_upload(
-    connection: Connection, limits: ServerLimits, *, namespace: str, token_id: int | None, more_bytes: int
+    connection: Connection,
+    limits: ServerLimits,
+    *,
+    namespace: str,
+    token_id: int | None,
+    more_bytes: int,
+    writes: bool = False,
 ) -> None:
     """Raise when `more_bytes` would exceed the quota of a namespace or of a token.
+
+    A transaction that `writes` keeps the counts that it had to make.
 
     Raises:
         HttpRefusal: 400 QuotaExceeded.
     """
     if limits.namespace_bytes:
-        used = bytes_of(connection, namespace) + _announced(connection, repos.c.namespace == namespace)
+        announced = _announced(connection, Unindexed(repos.c.namespace) == namespace)
+        room = limits.namespace_bytes - announced - more_bytes
+        used = _used(connection, namespace, room, writes=writes) + announced
         if used + more_bytes > limits.namespace_bytes:
             raise _exceeded(f"`{namespace}` has {_of(used, limits.namespace_bytes)}", more_bytes)
     if limits.token_upload_bytes_per_day and token_id is not None:
@@ -129,6 +146,12 @@ def check_announced(
     """
     if not is_limited(limits) or not sizes:
         return
+    try:
+        check_upload(connection, limits, namespace=repo.namespace, token_id=token_id, more_bytes=sum(sizes))
+    except HttpRefusal:
+        pass  # some may be there
+    else:
+        return
     committed = select(places.c.sha256).where(places.c.repo_id == repo.id)
     both = committed.union(select(uploads.c.sha256).where(uploads.c.repo_id == repo.id))
     known = set(connection.scalars(select(blobs.c.size).where(blobs.c.size.in_(set(sizes)), blobs.c.sha256.in_(both))))
@@ -140,7 +163,7 @@ def check_announced(
 
 
 def _announced(connection: Connection, which: ColumnElement[bool]) -> int:
-    """The bytes of those announced files that do not count by themselves yet."""
+    """Return the bytes of those announced files that do not count by themselves yet."""
     sent = exists().where(uploads.c.repo_id == reservations.c.repo_id, uploads.c.sha256 == reservations.c.sha256)
     total = select(func.coalesce(func.sum(reservations.c.size), 0)).join(repos, repos.c.id == reservations.c.repo_id)
     return int(connection.scalar(total.where(which, reservations.c.ends_at >= now_ms(), ~sent)) or 0)
@@ -206,45 +229,71 @@ def check_new_repo(connection: Connection, limits: ServerLimits, namespace: str)
     """Raise 400 QuotaExceeded when a namespace cannot have another repository."""
     if not limits.namespace_repos:
         return
-    count = connection.scalar(select(func.count()).where(repos.c.namespace == namespace)) or 0
+    count = space_of(connection, namespace).repos
     if count >= limits.namespace_repos:
         raise HttpRefusal(
             400, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
         )
 
 
-def bytes_of(connection: Connection, namespace: str) -> int:
-    """The bytes of all files and uploads in a namespace; each counts once in a repository, its first file never."""
+def _used(connection: Connection, namespace: str, room: int, *, writes: bool) -> int:
+    """Return the bytes of a namespace, or no less than these where even that leaves `room`.
+
+    Bytes that a repository gains are added to `repos.most_bytes`, and bytes that it loses are not taken off. So most
+    checks count nothing.
+    """
+    mine, total = repos.c.namespace == namespace, space_of(connection, namespace).bytes
+    if total <= room:
+        return total
+    if writes:
+        connection.execute(update(repos).where(mine).values(most_bytes=0))  # who adds to one waits until this ends
+    held = bytes_of(connection, namespace)
+    if writes and held:
+        rows = [{"repo": number, "bytes": size} for number, size in held.items()]
+        one = update(repos).where(repos.c.id == bindparam("repo")).values(most_bytes=bindparam("bytes"))
+        connection.execute(one, rows)
+    return sum(held.values())
+
+
+def bytes_of(connection: Connection, namespace: str) -> dict[int, int]:
+    """Return the bytes of each repository of a namespace.
+
+    A file or upload counts once, the first file of each never.
+    """
     mine = select(repos.c.id).where(repos.c.namespace == namespace)
     committed = select(places.c.repo_id, places.c.sha256).where(
         places.c.repo_id.in_(mine), places.c.sha256 != ATTRIBUTES_SHA256
     )
     sent = select(uploads.c.repo_id, uploads.c.sha256).where(uploads.c.repo_id.in_(mine))
     both = committed.union(sent).subquery()
-    total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(both, both.c.sha256 == blobs.c.sha256)
-    return int(connection.scalar(total) or 0)
-
-
-def by_namespace(connection: Connection) -> list[tuple[str, int, int]]:
-    """Each namespace with its repositories and bytes, counted as `bytes_of` counts them; the largest first."""
-    committed = select(places.c.repo_id, places.c.sha256).where(places.c.sha256 != ATTRIBUTES_SHA256)
-    both = committed.union(select(uploads.c.repo_id, uploads.c.sha256)).subquery()
-    held = select(repos.c.namespace, func.sum(blobs.c.size)).join(both, both.c.repo_id == repos.c.id)
-    held = held.join(blobs, both.c.sha256 == blobs.c.sha256).group_by(repos.c.namespace)
-    sizes = {namespace: int(size) for namespace, size in connection.execute(held)}
-    counted = connection.execute(select(repos.c.namespace, func.count()).group_by(repos.c.namespace))
-    rows = [(namespace, number, sizes.get(namespace, 0)) for namespace, number in counted]
-    return sorted(rows, key=lambda row: (-row[2], row[0]))
+    total = select(both.c.repo_id, func.sum(blobs.c.size)).join(both, both.c.sha256 == blobs.c.sha256)
+    return {number: int(size) for number, size in connection.execute(total.group_by(both.c.repo_id))}
 
 
 def _sent_today(connection: Connection, token_id: int) -> int:
-    mine = (uploads.c.token_id == token_id) & (uploads.c.created_at > now_ms() - DAY_MS)
-    total = select(func.coalesce(func.sum(blobs.c.size), 0)).join(uploads, uploads.c.sha256 == blobs.c.sha256)
-    return int(connection.scalar(total.where(mine)) or 0)
+    mine = (token_use.c.token_id == token_id) & (token_use.c.slot > _slot() - _SLOTS)
+    return int(connection.scalar(select(func.coalesce(func.sum(token_use.c.bytes), 0)).where(mine)) or 0)
+
+
+def _count_sent(connection: Connection, token_id: int, more_bytes: int) -> None:
+    slot = _slot()
+    over = (token_use.c.token_id == token_id) & (token_use.c.slot <= slot - _SLOTS)
+    connection.execute(delete(token_use).where(over))
+    insert_new(connection, token_use, [{"token_id": token_id, "slot": slot, "bytes": 0}])
+    now = (token_use.c.token_id == token_id) & (token_use.c.slot == slot)
+    connection.execute(update(token_use).where(now).values(bytes=token_use.c.bytes + more_bytes))
+
+
+_SLOT_MS: Final = 600_000
+_SLOTS: Final = DAY_MS // _SLOT_MS
+
+
+def _slot() -> int:
+    return now_ms() // _SLOT_MS
 
 
 def marked(connection: Connection, digests: Sequence[str]) -> set[str]:
-    """The marked ones among `digests`."""
+    """Return the marked ones among `digests`."""
     found: set[str] = set()
     for some in slices(digests):
         found |= set(

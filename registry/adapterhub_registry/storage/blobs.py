@@ -3,8 +3,9 @@
 `DiskBlobs` keeps blobs in a folder. `S3Blobs` keeps them in a bucket, which clients write and read directly through
 links that this server signs.
 
-    blobs/sha256/ab/cd/<64 hex>  written once: temporary file, fsync, rename, fsync of the folder
-    uploads/<random>             an upload in progress; removed when it fails, swept at the start after a crash
+    blobs/sha256/ab/cd/<64 hex>  written once: temporary file, fsync, rename, fsync of the folder; of many at once, each
+                                 step for all of them before the next one
+    uploads/<random>             an upload in progress, or a blob that goes; swept at the start after a crash
     uploads/parts/<upload>/      of one multipart upload:
         run-<random>             the parts that came in order; becomes the blob
         <number>-<etag>          another part, or a link to a part of a run: `run-<random>:<start>:<end>`, no file
@@ -22,10 +23,12 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, Protocol, cast
+from typing import IO, BinaryIO, Final, NamedTuple, Protocol, cast
 
 from adapterhub.core.disk.files import open_plain, sync_folder
 from adapterhub.core.errors import BlobNotFound, Conflict, DigestMismatch, DiskFull, Malformed, shown
@@ -35,26 +38,28 @@ from adapterhub_registry.names import SHA256
 CHUNK_BYTES = 1 << 20
 LEFTOVER_S = 24 * 3600
 RESERVE_BYTES = 64 << 20
+SYNCED_AT_ONCE: Final = 16
+"""How many files wait for the disk at the same time, which the file system joins into few waits."""
 _UPLOAD_PART = re.compile(r"[A-Za-z0-9_-]{8,48}")
 ETAG = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class StoreUnreachable(Exception):
-    """The blob store does not answer; the text says why. Clients try again later."""
+    """The blob store does not answer; the text holds the reason. Clients try again later."""
 
 
 class UploadId(NamedTuple):
     """One upload: what is sent, for whom and where (`object`), and the answer that announced it (`owner`).
 
-    Two uploads of one object at the same time share nothing, so that neither removes what the other still needs.
+    Two uploads of one object at the same time share nothing, so that neither removes the parts of the other.
     """
 
     object: str
     owner: str
 
     def checked(self) -> UploadId:
-        """The same id; raises `Malformed` for one that could become a path."""
+        """Return the same id; raises `Malformed` for one that could become a path."""
         if not all(_UPLOAD_PART.fullmatch(part) for part in self):
             raise Malformed("not an upload id")
         return self
@@ -84,27 +89,35 @@ class FreedBlobs:
     bytes: int = 0
 
 
-class BlobStore(Protocol):
-    """Immutable bytes by the hex of their sha256. Content goes in and out as streams, never as paths."""
+PutNext = Callable[[Iterable[bytes], str | None, int], StoredBlob]
+"""Stores chunks, given their sha256 if it was announced, and their bytes counted; errors as of `BlobStore.put`."""
 
-    def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """The digests of `wanted` (sha256: size) that are stored now with exactly that size; never cached."""
-        ...
 
-    def room(self) -> int | None:
-        """How many more bytes fit; None when the store cannot tell."""
-        ...
+class BlobReader(Protocol):
+    """Reads the bytes of blobs, by the hex of their sha256."""
 
     def size(self, sha256: str) -> int:
-        """The size of a blob in bytes; raises `BlobNotFound`."""
+        """Return the size of a blob in bytes; raises `BlobNotFound`."""
         ...
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` in chunks; raises `BlobNotFound` before the first chunk."""
+        """Return the bytes `[start, end)` in chunks; raises `BlobNotFound` before the first chunk."""
+        ...
+
+
+class BlobStore(BlobReader, Protocol):
+    """Immutable bytes by the hex of their sha256. Content goes in and out as streams, never as paths."""
+
+    def holds(self, wanted: Mapping[str, int]) -> set[str]:
+        """Return the digests of `wanted` (sha256: size) that are stored now with exactly that size; never cached."""
+        ...
+
+    def room(self) -> int | None:
+        """Return how many more bytes fit; None when the store cannot tell."""
         ...
 
     def file(self, sha256: str, /) -> BinaryIO | None:
-        """The blob as an open file; None where blobs are no files. Raises `BlobNotFound`."""
+        """Return the blob as an open file; None if the store does not keep blobs as files. Raises `BlobNotFound`."""
         ...
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
@@ -113,6 +126,10 @@ class BlobStore(Protocol):
         The new bytes replace damaged ones that are stored under the same digest. A blob that is stored already counts
         as uploaded now.
         """
+        ...
+
+    def together(self) -> AbstractContextManager[PutNext]:
+        """Store many blobs as `put` does: all are stored when the block ends, none after an error in it."""
         ...
 
     def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
@@ -126,7 +143,10 @@ class BlobStore(Protocol):
         ...
 
     def upload_link(self, upload: UploadId, part: int | None = None, /) -> str | None:
-        """A link through which a client sends an upload, or a part, directly to the store; None without such links."""
+        """Return a link through which a client sends an upload, or a part, directly to the store.
+
+        None without such links.
+        """
         ...
 
     def take(self, sent: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
@@ -134,15 +154,19 @@ class BlobStore(Protocol):
         ...
 
     def download_link(self, sha256: str, /) -> str | None:
-        """A short-lived link through which a client reads the blob directly; None without such links."""
+        """Return a short-lived link through which a client reads the blob directly; None without such links."""
         ...
 
     def sweep(self) -> None:
         """Remove what abandoned uploads left a day ago or longer."""
         ...
 
-    def kept(self) -> Iterator[KeptBlob]:
-        """Every blob in the store, whether the database names it or not; those with one first digit come together."""
+    def kept(self, after: str = "") -> Iterator[KeptBlob]:
+        """Return the store's blobs past a digest, whether the database names them or not, in the order of digests."""
+        ...
+
+    def set_aside(self, blobs: Iterable[KeptBlob], /) -> None:
+        """Prepare `remove`, so that what arrives while it works is found later; call it before you take a lock."""
         ...
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
@@ -175,7 +199,7 @@ def raising_disk_full() -> Iterator[None]:
 
 
 def digest_of(chunks: Iterable[bytes]) -> str:
-    """The sha256 of some chunks, in hex."""
+    """Return the sha256 of some chunks, in hex."""
     hasher = hashlib.sha256()
     for chunk in chunks:
         hasher.update(chunk)
@@ -183,7 +207,7 @@ def digest_of(chunks: Iterable[bytes]) -> str:
 
 
 def path_of(sha256: str) -> str:
-    """The relative path of a blob, in two levels of folders; raises `Malformed` for anything but a sha256."""
+    """Return the relative path of a blob, in two levels of folders; raises `Malformed` for anything but a sha256."""
     if not SHA256.fullmatch(sha256):
         raise Malformed(f"blob `{sha256[:80]!r}`: expected 64 lower-case hex digits")
     return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
@@ -200,17 +224,20 @@ class BlobHashes:
         self._sha256 = hashlib.sha256()
 
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """The same chunks, hashed on the way; raises `Malformed` when they exceed the announced size."""
+        """Yield the same chunks, hashed on the way; raises `Malformed` when they exceed the announced size."""
         for chunk in chunks:
             self.size += len(chunk)
             if self.announced is not None and self.size > self.announced:
-                raise Malformed(f"more than the {self.announced} bytes that were announced")
+                raise Malformed(
+                    f"more than the {self.announced} bytes that were announced",
+                    hint="announce the right size, and send the file again",
+                )
             self._sha256.update(chunk)
             self._git.update(chunk)
             yield chunk
 
     def copy(self) -> BlobHashes:
-        """The same digests; each copy goes on for itself."""
+        """Return the same digests; each copy goes on for itself."""
         twin = BlobHashes(self.announced)
         twin.size, twin._git, twin._sha256 = self.size, self._git.copy(), self._sha256.copy()
         return twin
@@ -221,7 +248,10 @@ class BlobHashes:
         return self._sha256.hexdigest()
 
     def checked(self, expected_sha256: str | None) -> StoredBlob:
-        """The blob, at the end of the stream; raises `Malformed` for a wrong size, `DigestMismatch` for wrong bytes."""
+        """Return the blob, at the end of the stream.
+
+        Raises `Malformed` for a wrong size, `DigestMismatch` for wrong bytes.
+        """
         if self.announced is not None and self.size != self.announced:
             raise Malformed(f"got {self.size} bytes, {self.announced} were announced")
         sha256 = self._sha256.hexdigest()
@@ -253,7 +283,7 @@ class DiskBlobs:
         return self._blobs / path_of(sha256)
 
     def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """The digests of `wanted` (sha256: size) that are stored with exactly that size."""
+        """Return the digests of `wanted` (sha256: size) that are stored with exactly that size."""
         found = set()
         for sha256, size in wanted.items():
             with contextlib.suppress(BlobNotFound, OSError):
@@ -262,23 +292,23 @@ class DiskBlobs:
         return found
 
     def room(self) -> int | None:
-        """The free space of the disk, less a reserve for the database."""
+        """Return the free space of the disk, less a reserve for the database."""
         disk = shutil.disk_usage(self._uploads)
         return max(0, disk.free - min(RESERVE_BYTES, disk.total // 100))
 
     def size(self, sha256: str) -> int:
-        """The size of a blob in bytes."""
+        """Return the size of a blob in bytes."""
         try:
             return self._path(sha256).stat().st_size
         except FileNotFoundError:
             raise BlobNotFound(f"no blob {sha256}") from None
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` in chunks of a mebibyte."""
+        """Return the bytes `[start, end)` in chunks of a mebibyte."""
         return _read(self.file(sha256), start, end)
 
     def file(self, sha256: str, /) -> BinaryIO:
-        """The blob as an open file."""
+        """Return the blob as an open file."""
         path = self._path(sha256)
         try:
             return cast("BinaryIO", open_plain(path))
@@ -306,8 +336,53 @@ class DiskBlobs:
             self._publish(stream, temporary, blob.sha256)
         return blob if size is not None else self._stored(blob.sha256, blob.size)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[PutNext]:
+        """Store many blobs: several files wait for the disk at once, where one after the other takes ten times as long.
+
+        The order is that of `put`: the bytes of each file are on the disk before any of them has its name.
+        """
+        waiting: dict[str, Path] = {}
+
+        def put(chunks: Iterable[bytes], expected_sha256: str | None, size: int) -> StoredBlob:
+            check_room(self, size)
+            with contextlib.ExitStack() as refused:
+                path = self._uploads / secrets.token_hex(16)
+                refused.callback(path.unlink, missing_ok=True)
+                hashes = BlobHashes(size)
+                with raising_disk_full(), path.open("xb") as stream:
+                    for chunk in hashes.over(chunks):
+                        stream.write(chunk)
+                    stream.flush()
+                    os.fchmod(stream.fileno(), 0o444)
+                blob = hashes.checked(expected_sha256)
+                if blob.sha256 not in waiting and not self._is_here(blob.sha256):
+                    waiting[blob.sha256] = path
+                    refused.pop_all()
+            return blob
+
+        try:
+            yield put
+            self._name(waiting)
+        finally:
+            for path in waiting.values():
+                path.unlink(missing_ok=True)
+
+    def _name(self, waiting: Mapping[str, Path]) -> None:
+        """Give files their places among the blobs."""
+        places = {sha256: self._path(sha256) for sha256 in waiting}
+        folders = {path.parent for path in places.values()}
+        with ThreadPoolExecutor(min(SYNCED_AT_ONCE, len(waiting) or 1)) as pool, raising_disk_full():
+            for _ in pool.map(_sync_file, waiting.values()):
+                pass
+            for sha256, temporary in waiting.items():
+                places[sha256].parent.mkdir(parents=True, exist_ok=True)
+                temporary.replace(places[sha256])
+            for _ in pool.map(sync_folder, sorted(folders)):
+                pass
+
     def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, total: int) -> str:
-        """Keep one part: behind the parts before it where these came in order, else in a file of its own."""
+        """Keep one part: behind the parts before it if these came in order, otherwise in a file of its own."""
         folder = self._part_folder(upload)
         if not folder.is_dir():
             self._check_others(upload)
@@ -348,7 +423,10 @@ class DiskBlobs:
 
     @contextlib.contextmanager
     def _held_run(self, upload: UploadId, *, waits: bool) -> Iterator[_PartRun | None]:
-        """The parts of an upload that came in order, held; None without any, and unless it `waits`, for a busy run."""
+        """Provide the parts of an upload that came in order, held.
+
+        None without any, and unless it `waits`, for a busy run.
+        """
         run = self._runs.get(upload)
         if run is None or not run.busy.acquire(blocking=waits):
             yield None
@@ -411,12 +489,18 @@ class DiskBlobs:
         finally:
             path.unlink(missing_ok=True)
 
-    def _publish(self, stream: IO[bytes], temporary: Path, sha256: str) -> None:
-        path = self._path(sha256)
+    def _is_here(self, sha256: str) -> bool:
+        """Return whether the blob is stored and undamaged; it counts as uploaded now."""
         if self._is_right(sha256):
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile; the new file takes its place
-                os.utime(path)
-                return
+                os.utime(self._path(sha256))
+                return True
+        return False
+
+    def _publish(self, stream: IO[bytes], temporary: Path, sha256: str) -> None:
+        path = self._path(sha256)
+        if self._is_here(sha256):
+            return
         stream.flush()
         os.fchmod(stream.fileno(), 0o444)
         # fsync before rename: a power cut must not leave a complete name on an incomplete blob
@@ -426,14 +510,14 @@ class DiskBlobs:
         sync_folder(path.parent)
 
     def _is_right(self, sha256: str) -> bool:
-        """Whether the blob is stored, readable and undamaged."""
+        """Return whether the blob is stored, readable and undamaged."""
         try:
             return digest_of(self.open(sha256)) == sha256
         except (BlobNotFound, OSError):
             return False
 
     def _stored(self, sha256: str, size: int) -> StoredBlob:
-        """A blob that is stored already, with its git object name."""
+        """Return a blob that is stored already, with its git object name."""
         hashes = BlobHashes(size)
         for _ in hashes.over(self.open(sha256)):
             pass
@@ -465,26 +549,53 @@ class DiskBlobs:
                 else:
                     path.unlink()
 
-    def kept(self) -> Iterator[KeptBlob]:
-        """Every blob in the folder, sorted by the first four digits."""
-        for folder in sorted(self._blobs.glob("??/??")):
-            with os.scandir(folder) as listed:
-                entries = list(listed)
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    facts = entry.stat()
-                    yield KeptBlob(entry.name, facts.st_size, facts.st_mtime)
+    def kept(self, after: str = "") -> Iterator[KeptBlob]:
+        """Yield the blobs in the folder past a digest; only the names of one folder are in memory."""
+        for first in _entries(self._blobs, after[:2]):
+            past = after if first.name == after[:2] else ""
+            for second in _entries(first.path, past[2:4]):
+                for entry in _entries(second.path, past):
+                    with contextlib.suppress(FileNotFoundError):
+                        facts = entry.stat()
+                        if entry.name > after:
+                            yield KeptBlob(entry.name, facts.st_size, facts.st_mtime)
+
+    def set_aside(self, _blobs: Iterable[KeptBlob], /) -> None:
+        """Nothing: `remove` itself looks again at a file that no upload finds any more."""
 
     def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
-        """Remove blobs; those that were uploaded since `before_s` stay."""
+        """Remove blobs; those that were uploaded since `before_s` stay, also those that arrive at this moment.
+
+        The time counts only of a file that no upload finds any more: an upload could make the file new again between a
+        look at its time and its removal.
+        """
         removed = set()
         for sha256 in digests:
-            path = self._path(sha256)
+            path, aside = self._path(sha256), self._uploads / secrets.token_hex(16)
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < before_s:
-                    path.unlink()
+                if path.stat().st_mtime >= before_s:
+                    continue
+                path.rename(aside)
+                if aside.stat().st_mtime < before_s:
+                    aside.unlink()
                     removed.add(sha256)
+                else:
+                    aside.replace(path)
+                    sync_folder(path.parent)
         return removed
+
+
+def _entries(folder: Path | str, least: str) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder by name, from `least` on; none if the folder is gone."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        return sorted((entry for entry in found if entry.name >= least), key=lambda entry: entry.name)
+    return []
+
+
+def _sync_file(path: Path) -> None:
+    """Wait until the bytes of a file are on the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 class _PartRun:
@@ -516,7 +627,7 @@ class _PartRun:
 
 
 def _place_of(part: Path) -> tuple[Path, int, int | None] | None:
-    """The file, start and end of a part; None for one that is not here."""
+    """Return the file, start and end of a part; None for one that is not here."""
     if part.is_symlink():
         name, start, end = str(part.readlink()).split(":")
         return part.with_name(name), int(start), int(end)
@@ -524,7 +635,7 @@ def _place_of(part: Path) -> tuple[Path, int, int | None] | None:
 
 
 def _exactly(chunks: Iterable[bytes], size: int, number: int) -> Iterator[bytes]:
-    """The chunks of a part; raises `Malformed` for more or fewer than `size` bytes."""
+    """Yield the chunks of a part; raises `Malformed` for more or fewer than `size` bytes."""
     count = 0
     for chunk in chunks:
         count += len(chunk)

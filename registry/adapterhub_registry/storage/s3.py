@@ -5,10 +5,18 @@ Only a registry with blobs in S3 imports this module (`open_registry`): `obstore
     <prefix>blobs/sha256/ab/cd/<64 hex>   written only with bytes whose digest was checked
     <prefix>staging/<object>/<owner>      an upload that a client sent through a signed link; a part: `<owner>/<n>`
     <prefix>checking/<random>             an upload that is being checked; no signed link leads here
+    <prefix>leaving/<64 hex>              a blob that `gc` removed less than a day ago
     <prefix>xorbs/<epoch>/<scope>/<hash>
 
 The holder of an upload link can write its key until the link expires, even after the check. The server therefore first
 copies an upload to a secret key, reads it there once, and copies it to its name from there.
+
+A bucket can look at the time of an object and can delete it, but not both in one step, and its conditions compare the
+content, which is the same when the same bytes come again. What is removed therefore stays a day under another name, and
+who looks for a blob that came in between gets it back from there.
+
+Questions (HEAD, reads, small writes) wait seconds for the bucket, as another server or a client's repeat may do better.
+Writes of many bytes wait minutes: what was sent would have to be sent again.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ import contextlib
 import secrets
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +37,8 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from adapterhub.core.errors import BlobNotFound, DigestMismatch, Malformed
+from adapterhub_registry.database.steps import batches
+from adapterhub_registry.fuse import Fuse
 from adapterhub_registry.settings import S3Place
 from adapterhub_registry.storage.blobs import (
     CHUNK_BYTES,
@@ -35,6 +46,7 @@ from adapterhub_registry.storage.blobs import (
     BlobHashes,
     FreedBlobs,
     KeptBlob,
+    PutNext,
     StoredBlob,
     StoreUnreachable,
     UploadId,
@@ -62,119 +74,162 @@ if TYPE_CHECKING:
 PART_BYTES: Final = 8 << 20
 MOST_PARTS: Final = 9000
 MOST_RETRIES: Final = 4
+RETRY_S: Final = 2.0
+"""After so many seconds of an attempt, no further one follows."""
+ANSWER_S: Final = 3
+"""How long the bucket may be silent before it begins to answer a question, and between two bytes of an answer."""
+STORING_S: Final = 300
+"""How long it may take until it has stored one part, or copied one object."""
+SLOW_S: Final = 1.0
+"""A question that fails after so long trips the fuse; an error that comes sooner may be of this one object."""
+LISTED_AT_ONCE: Final = 1000
+"""How many objects S3 lists in one answer."""
 COPY_BYTES: Final = 5 << 30
 """The largest object that S3 takes in one PUT and copies in one call."""
 
 
 class Item(NamedTuple):
-    """An object: its key, its size in bytes, and the time of its last write."""
+    """An object: its key, its size in bytes, the time of its last write, and its ETag."""
 
     key: str
     size: int
     written: datetime
+    etag: str
 
 
 class Bucket:
     """The keys below a prefix of a bucket. Every method raises `StoreUnreachable` when the bucket does not answer."""
 
     def __init__(self, place: S3Place) -> None:
-        self._store = _open(place, place.endpoint)
-        self._signing = _open(place, place.public_endpoint) if place.public_endpoint else self._store
+        self._store = _open(place, place.endpoint, ANSWER_S)
+        self._storing = _open(place, place.endpoint, STORING_S)
+        self._signing = _open(place, place.public_endpoint, ANSWER_S) if place.public_endpoint else self._store
+        self._fuse = Fuse()
         self._prefix = place.prefix
         self._ttl = timedelta(seconds=place.link_ttl_s)
 
-    def size(self, key: str) -> int | None:
-        """The size of an object in bytes; None without such an object."""
-        with _reaching():
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """As `_reaching`, of a question: it fails at once when the bucket has been silent a moment ago."""
+        self._check()
+        began = time.monotonic()
+        try:
+            with _reaching():
+                yield
+        except StoreUnreachable:
+            if time.monotonic() - began >= SLOW_S:
+                self._fuse.trip()
+            raise
+        except FileNotFoundError:
+            self._fuse.mend()
+            raise
+        self._fuse.mend()
+
+    def _check(self) -> None:
+        if not self._fuse.passes():
+            raise StoreUnreachable("the bucket did not answer a moment ago")
+
+    def look(self, key: str) -> Item | None:
+        """Return the bucket's object at a key; None without one."""
+        with self._asking():
             try:
-                return int(obstore.head(self._store, self._prefix + key)["size"])
+                found = obstore.head(self._store, self._prefix + key)
             except FileNotFoundError:
                 return None
+        return Item(key, int(found["size"]), found["last_modified"], _plain(found["e_tag"]))
 
-    def get(self, key: str, start: int = 0, end: int | None = None) -> tuple[Iterator[bytes], int, str] | None:
-        """The bytes `[start, end)` in chunks of about a mebibyte, the object's size and ETag; None without an object.
+    def size(self, key: str) -> int | None:
+        """Return the size of an object in bytes; None without such an object."""
+        found = self.look(key)
+        return None if found is None else found.size
 
-        `end` must be above `start`.
+    def get(
+        self, key: str, start: int = 0, end: int | None = None, *, patient: bool = False
+    ) -> tuple[Iterator[bytes], int, str] | None:
+        """Return the bytes `[start, end)` in chunks of about a mebibyte, the object's size and ETag.
+
+        None without an object.
+
+        `end` must be above `start`. A `patient` reader has much to lose, and waits for the bucket as writes do.
         """
         options: Any = {}
         if (start, end) != (0, None):
             options = {"range": {"offset": start} if end is None else (start, end)}
-        with _reaching():
+        with self._asking():
             try:
-                found = obstore.get(self._store, self._prefix + key, options=options)
+                found = obstore.get(self._storing if patient else self._store, self._prefix + key, options=options)
             except FileNotFoundError:
                 return None
         return _chunks(found), int(found.meta["size"]), _plain(found.meta["e_tag"])
 
     def put(self, key: str, content: bytes | Iterable[bytes], size: int | None = None) -> None:
         """Write an object. An error that `content` raises aborts the write and leaves no object."""
-        with _reaching():
-            if isinstance(content, bytes):
+        if isinstance(content, bytes):
+            with self._asking():
                 obstore.put(self._store, self._prefix + key, content)
-                return
+            return
+        self._check()
+        with _reaching():
             part_bytes = max(PART_BYTES, (size or 0) // MOST_PARTS + 1)
             # a writer, not an iterator: an iterator that itself reads from a bucket would stop obstore's runtime
-            writer = obstore.open_writer(self._store, self._prefix + key, buffer_size=part_bytes)
+            writer = obstore.open_writer(self._storing, self._prefix + key, buffer_size=part_bytes)
             for chunk in content:
                 writer.write(chunk)
             writer.close()  # never after an error: closing creates the object
 
-    def etag(self, key: str) -> str:
-        """The ETag of an object; empty without such an object."""
-        with _reaching():
-            try:
-                return _plain(obstore.head(self._store, self._prefix + key)["e_tag"])
-            except FileNotFoundError:
-                return ""
-
-    def written(self, key: str) -> datetime | None:
-        """The time of an object's last write; None without such an object."""
-        with _reaching():
-            try:
-                return obstore.head(self._store, self._prefix + key)["last_modified"]
-            except FileNotFoundError:
-                return None
-
     def copy(self, source: str, target: str) -> bool:
         """Copy an object of at most `COPY_BYTES` within the bucket; False without such an object."""
+        self._check()
         with _reaching():
             try:
-                obstore.copy(self._store, self._prefix + source, self._prefix + target)
+                obstore.copy(self._storing, self._prefix + source, self._prefix + target)
             except FileNotFoundError:
                 return False
         return True
 
     def remove(self, *keys: str) -> None:
-        """Remove those objects that exist. When the bucket does not answer, a later sweep removes them."""
-        with contextlib.suppress(StoreUnreachable, FileNotFoundError), _reaching():
-            obstore.delete(self._store, [self._prefix + key for key in keys])
+        """Remove those objects that exist."""
+        self._check()
+        with contextlib.suppress(FileNotFoundError), _reaching():
+            obstore.delete(self._storing, [self._prefix + key for key in keys])
 
-    def items(self, folder: str) -> Iterator[Item]:
-        """Every object below `folder/`."""
+    def drop(self, *keys: str) -> None:
+        """Remove like `remove`, but leave keys to a later sweep if the bucket does not answer now."""
+        with contextlib.suppress(StoreUnreachable):
+            self.remove(*keys)
+
+    def items(self, folder: str, after: str | None = None) -> Iterator[Item]:
+        """Yield the objects below `folder/`, in the order of their keys, past the key `after`."""
+        self._check()
+        offset = None if after is None else self._prefix + after
         with _reaching():
-            for page in obstore.list(self._store, self._prefix + folder):
+            for page in obstore.list(self._storing, self._prefix + folder, offset=offset, chunk_size=LISTED_AT_ONCE):
                 for item in page:
-                    yield Item(item["path"].removeprefix(self._prefix), item["size"], item["last_modified"])
+                    key = item["path"].removeprefix(self._prefix)
+                    yield Item(key, item["size"], item["last_modified"], _plain(item["e_tag"]))
 
     def folders(self, folder: str) -> list[str]:
-        """The names of the folders directly in `folder`."""
+        """Return the names of the folders directly in `folder`."""
+        self._check()
         with _reaching():
-            found = obstore.list_with_delimiter(self._store, self._prefix + folder)
+            found = obstore.list_with_delimiter(self._storing, self._prefix + folder)
         return [path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
 
     def link(self, method: Literal["GET", "PUT"], key: str) -> str:
-        """A short-lived link whose holder can read or write this one key."""
+        """Return a short-lived link whose holder can read or write this one key."""
         with _reaching():
             return obstore.sign(self._signing, method, self._prefix + key, self._ttl)
 
 
-def _open(place: S3Place, endpoint: str | None) -> S3Store:
-    options: Any = {"timeout": "3600s", "connect_timeout": "5s"}  # of a whole transfer; of its connection
+def _open(place: S3Place, endpoint: str | None, silent_s: int) -> S3Store:
+    # of a whole transfer; of its connection; of each wait for an answer or for more of it
+    options: Any = {"timeout": "3600s", "connect_timeout": "2s", "read_timeout": f"{silent_s}s"}
     more: dict[str, Any] = {}
     if endpoint is not None:
         options["allow_http"] = endpoint.startswith("http://")
         more = {"endpoint": endpoint, "virtual_hosted_style_request": False}
-    retries: Any = {"max_retries": MOST_RETRIES, "retry_timeout": timedelta(seconds=20)}
+    pauses = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=1), "base": 2}
+    retries: Any = {"max_retries": MOST_RETRIES, "retry_timeout": timedelta(seconds=RETRY_S), "backoff": pauses}
     return S3Store(place.bucket, region=place.region, client_options=options, retry_config=retries, **more)
 
 
@@ -211,19 +266,29 @@ class S3Blobs:
 
     # ------------------------------------------------------------ reading
     def holds(self, wanted: Mapping[str, int]) -> set[str]:
-        """The digests of `wanted` (sha256: size) that the bucket has with exactly that size; looked up in parallel."""
+        """Return the digests of `wanted` (sha256: size) that the bucket has with exactly that size.
+
+        Looked up in parallel.
+        """
         if not wanted:
             return set()
         with ThreadPoolExecutor(min(len(wanted), LOOKS_AT_ONCE)) as pool:
-            sizes = pool.map(lambda sha256: self._bucket.size(_key(sha256)), wanted)
+            sizes = pool.map(self._size_again, wanted)
             return {sha256 for sha256, size in zip(wanted, sizes, strict=True) if size == wanted[sha256]}
+
+    def _size_again(self, sha256: str) -> int | None:
+        """Return the size of a blob, which comes back to its place when `remove` took it away at this moment."""
+        size = self._bucket.size(_key(sha256))
+        if size is None and self._bucket.copy(_leaving(sha256), _key(sha256)):
+            size = self._bucket.size(_key(sha256))
+        return size
 
     def room(self) -> int | None:
         """None: a bucket does not fill up."""
         return None
 
     def size(self, sha256: str) -> int:
-        """The size of a blob in bytes."""
+        """Return the size of a blob in bytes."""
         small = self._small.get(sha256)
         size = len(small) if small is not None else self._bucket.size(_key(sha256))
         if size is None:
@@ -231,7 +296,7 @@ class S3Blobs:
         return size
 
     def open(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes `[start, end)` in chunks of about a mebibyte."""
+        """Return the bytes `[start, end)` in chunks of about a mebibyte."""
         small = self._small.get(sha256)
         if small is not None:
             return iter([small[start:end]])
@@ -250,12 +315,17 @@ class S3Blobs:
         return iter([content])
 
     def download_link(self, sha256: str, /) -> str | None:
-        """A short-lived link through which a client reads the blob from the bucket."""
+        """Return a short-lived link through which a client reads the blob from the bucket."""
         return self._bucket.link("GET", _key(sha256))
 
     # ------------------------------------------------------------ writing
     def file(self, _sha256: str, /) -> None:
         """None: a bucket has no files."""
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[PutNext]:
+        """Store many blobs, each at once: a bucket keeps each blob once it has answered."""
+        yield self.put
 
     def put(self, chunks: Iterable[bytes], expected_sha256: str | None = None, size: int | None = None) -> StoredBlob:
         """Store `chunks`: a small blob at once, a large one as a stream. Nothing is kept after an error.
@@ -297,7 +367,7 @@ class S3Blobs:
             blob = hashes.checked(expected_sha256)
             self._publish(checking, blob)
         finally:
-            self._bucket.remove(checking)
+            self._bucket.drop(checking)
         return blob
 
     def _read(self, key: str, size: int) -> BlobHashes:
@@ -307,7 +377,7 @@ class S3Blobs:
         return hashes
 
     def _content(self, key: str) -> Iterator[bytes]:
-        found = self._bucket.get(key)
+        found = self._bucket.get(key, patient=True)
         if found is None:
             raise StoreUnreachable("an object has disappeared from the bucket")
         return found[0]
@@ -329,7 +399,7 @@ class S3Blobs:
 
     # ------------------------------------------------------------ uploads that bypass this server
     def upload_link(self, upload: UploadId, part: int | None = None, /) -> str | None:
-        """A short-lived link through which a client writes one staging key."""
+        """Return a short-lived link through which a client writes one staging key."""
         return self._bucket.link("PUT", _staging(upload, part))
 
     def take(self, sent: str, expected_sha256: str, size: int, /) -> StoredBlob | None:
@@ -359,7 +429,7 @@ class S3Blobs:
         """As `take`, of one upload; None for one that another request took meanwhile."""
         checking = _checking()
         if came != size:
-            self._bucket.remove(staged)
+            self._bucket.drop(staged)
             raise Malformed(f"got {came} bytes, {size} were announced")
         try:
             if not self._bucket.copy(staged, checking):
@@ -367,12 +437,12 @@ class S3Blobs:
             try:
                 blob = self._read(checking, size).checked(expected_sha256)
             except (DigestMismatch, Malformed):
-                self._bucket.remove(staged)
+                self._bucket.drop(staged)
                 raise
             self._publish(checking, blob)
         finally:
-            self._bucket.remove(checking)
-        self._bucket.remove(staged)
+            self._bucket.drop(checking)
+        self._bucket.drop(staged)
         return blob
 
     def put_part(self, upload: UploadId, number: int, chunks: Iterable[bytes], size: int, _total: int) -> str:
@@ -384,44 +454,60 @@ class S3Blobs:
             hashes.checked(None)
 
         self._bucket.put(_staging(upload, number), whole(), size)
-        return self._bucket.etag(_staging(upload, number))
+        kept = self._bucket.look(_staging(upload, number))
+        return "" if kept is None else kept.etag
 
     def complete(
         self, upload: UploadId, parts: Sequence[tuple[int, str]], expected_sha256: str, size: int
     ) -> StoredBlob:
         """Join parts. When the result is wrong the parts stay, so that the client can send one of them again."""
-        found = [(self._bucket.get(_staging(upload, number)), etag) for number, etag in parts]
+        found = [(self._bucket.get(_staging(upload, number), patient=True), etag) for number, etag in parts]
         opened = [part[0] for part, etag in found if part is not None and part[2] == etag]
         if len(opened) != len(parts) or not parts:
             if (
                 self._bucket.size(_key(expected_sha256)) == size
             ):  # an earlier call completed the upload, and its answer was lost
                 return self._read(_key(expected_sha256), size).checked(expected_sha256)
-            raise Malformed("the list of parts names a part that the server has not received")
+            raise Malformed(
+                "the list of parts names a part that the server has not received",
+                hint="send the missing part, then complete the upload again",
+            )
         blob = self.put((chunk for part in opened for chunk in part), expected_sha256, size)
-        self._bucket.remove(*(_staging(upload, number) for number, _ in parts))
+        self._bucket.drop(*(_staging(upload, number) for number, _ in parts))
         return blob
 
     # ------------------------------------------------------------ upkeep
     def sweep(self) -> None:
-        """Remove staged and half-checked uploads a day after they arrived."""
+        """Remove staged and half-checked uploads a day after they arrived, and blobs a day after they were removed."""
         before = datetime.now(timezone.utc) - timedelta(seconds=LEFTOVER_S)
-        for folder in ("staging", "checking"):
-            old = [item.key for item in self._bucket.items(folder) if item.written < before]
-            if old:
-                self._bucket.remove(*old)
+        for folder in ("staging", "checking", "leaving"):
+            old = (item.key for item in self._bucket.items(folder) if item.written < before)
+            for some in batches(old, LISTED_AT_ONCE):
+                self._bucket.drop(*some)
 
-    def kept(self) -> Iterator[KeptBlob]:
-        """Every blob in the bucket."""
-        for item in self._bucket.items("blobs/sha256"):
+    def kept(self, after: str = "") -> Iterator[KeptBlob]:
+        """Yield the blobs in the bucket past a digest, a thousand with each request."""
+        for item in self._bucket.items("blobs/sha256", _key(after) if after else None):
             yield KeptBlob(item.key.rpartition("/")[2], item.size, item.written.timestamp())
 
-    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
-        """Remove blobs; those that were uploaded since `before_s` stay."""
+    def set_aside(self, blobs: Iterable[KeptBlob], /) -> None:
+        """Copy blobs that `remove` is about to take to where `holds` finds them for a day.
+
+        A larger one than a bucket copies in one call is not copied: its push is refused, and has to be repeated.
+        """
+        small = [blob.sha256 for blob in blobs if blob.size <= COPY_BYTES]
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-            times = pool.map(lambda sha256: self._bucket.written(_key(sha256)), digests)
-            found = list(zip(digests, times, strict=True))
-        old = [sha256 for sha256, written in found if written is not None and written.timestamp() < before_s]
+            list(pool.map(lambda sha256: self._bucket.copy(_key(sha256), _leaving(sha256)), small))
+
+    def remove(self, digests: Sequence[str], before_s: float, /) -> set[str]:
+        """Remove blobs; those that were uploaded since `before_s` stay.
+
+        One that arrives at this moment is also removed, but `holds` brings it back when it was set aside.
+        """
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            found = list(pool.map(lambda sha256: self._bucket.look(_key(sha256)), digests))
+        pairs = zip(digests, found, strict=True)
+        old = [sha256 for sha256, item in pairs if item is not None and item.written.timestamp() < before_s]
         if old:
             self._bucket.remove(*map(_key, old))
         return set(old)
@@ -433,6 +519,10 @@ class S3Blobs:
 
 def _key(sha256: str) -> str:
     return f"blobs/sha256/{path_of(sha256)}"
+
+
+def _leaving(sha256: str) -> str:
+    return f"leaving/{sha256}"
 
 
 def _staging(upload: UploadId, part: int | None = None) -> str:
@@ -452,7 +542,7 @@ class _SmallBlobs:
         self._bytes = 0
 
     def get(self, sha256: str) -> bytes | None:
-        """The bytes; None when they are not cached."""
+        """Return the bytes; None when they are not cached."""
         with self._lock:
             content = self._kept.get(sha256)
             if content is not None:
@@ -483,17 +573,17 @@ class S3Xorbs:
 
     @contextlib.contextmanager
     def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
-        """A writer for one xorb."""
+        """Provide a writer for one xorb."""
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as stream:
             yield _S3Writer(self._bucket, place, stream)
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
-        """The position of each chunk of a xorb; None without such a xorb."""
+        """Return the position of each chunk of a xorb; None without such a xorb."""
         found = self._bucket.get(_xorb_key(place))
         return None if found is None else scan_xorb(found[0])
 
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
-        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk.
+        """Yield the unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk.
 
         One request fetches each run of chunks that lie close together.
         """
@@ -517,10 +607,10 @@ class S3Xorbs:
             for scope in self._bucket.folders(f"xorbs/{epoch}"):
                 if is_open(int(epoch), now_s) and wanted(scope):
                     continue
-                items = list(self._bucket.items(f"xorbs/{epoch}/{scope}"))
-                count, size = count + len(items), size + sum(item.size for item in items)
-                if items and not dry_run:
-                    self._bucket.remove(*(item.key for item in items))
+                for items in batches(self._bucket.items(f"xorbs/{epoch}/{scope}"), LISTED_AT_ONCE):
+                    count, size = count + len(items), size + sum(item.size for item in items)
+                    if not dry_run:
+                        self._bucket.drop(*(item.key for item in items))
         return FreedBlobs(count, size)
 
 

@@ -55,12 +55,12 @@ class HashNode(NamedTuple):
 
 
 def chunk_node(data: bytes) -> HashNode:
-    """The node of one unpacked chunk."""
+    """Return the node of one unpacked chunk."""
     return HashNode(blake3(data, key=_DATA_KEY).digest(), len(data))
 
 
 def xorb_hash(chunks: Sequence[HashNode]) -> XetHash:
-    """The hash of the xorb with these chunks; expects at least one."""
+    """Return the hash of the xorb with these chunks; expects at least one."""
     nodes = list(chunks)
     while len(nodes) > 1:
         merged, start = [], 0
@@ -73,7 +73,7 @@ def xorb_hash(chunks: Sequence[HashNode]) -> XetHash:
 
 
 def _end_of_group(nodes: Sequence[HashNode], start: int) -> int:
-    """The end of a group: after its ninth node, or from the third on after a node whose hash is a multiple of four."""
+    """Return the end of a group: after its ninth node, or from the third on after a hash that is a multiple of four."""
     end = min(start + _LONGEST, len(nodes))
     for at in range(start + 2, end):
         if int.from_bytes(nodes[at].hash[24:], "little") % _MEAN == 0:
@@ -109,7 +109,7 @@ class XorbCheck:
 
 
 def is_xorb(pieces: Iterable[bytes], expected: XetHash) -> bool:
-    """Whether these bytes are the xorb with that hash."""
+    """Return whether these bytes are the xorb with that hash."""
     check = XorbCheck()
     try:
         for piece in pieces:
@@ -169,7 +169,7 @@ def parse_xet_hash(text: str) -> XetHash:
 
 
 def hash_text(raw: bytes) -> XetHash:
-    """The text form of the 32 bytes of a hash: each group of eight bytes reversed, then hex."""
+    """Return the text form of the 32 bytes of a hash: each group of eight bytes reversed, then hex."""
     return XetHash(b"".join(raw[at : at + 8][::-1] for at in range(0, _HASH_BYTES, 8)).hex())
 
 
@@ -202,7 +202,7 @@ class ShardFile:
     _packed: memoryview
 
     def segments(self) -> Iterator[Segment]:
-        """The file's segments in order."""
+        """Yield the file's segments in order."""
         for raw, _flags, size, first, end in _SEGMENT.iter_unpack(self._packed):
             yield Segment(xorb=hash_text(raw), size_bytes=size, first=first, end=end)
 
@@ -246,7 +246,7 @@ class XorbScanner:
         self._at += len(data)
 
     def finish(self) -> tuple[ChunkSpan, ...]:
-        """The chunks in order, at the end of the xorb.
+        """Return the chunks in order, at the end of the xorb.
 
         Raises:
             MalformedXet: the xorb is truncated or empty.
@@ -296,7 +296,7 @@ class XorbScanner:
 
 
 def scan_xorb(pieces: Iterable[bytes]) -> tuple[ChunkSpan, ...]:
-    """The positions of the chunks of a xorb; `pieces` are its bytes, cut anywhere.
+    """Return the positions of the chunks of a xorb; `pieces` are its bytes, cut anywhere.
 
     Raises:
         MalformedXet: the bytes exceed a bound or break the layout.
@@ -308,7 +308,7 @@ def scan_xorb(pieces: Iterable[bytes]) -> tuple[ChunkSpan, ...]:
 
 
 def spans_of(chunks: tuple[ChunkSpan, ...], segment: Segment) -> tuple[ChunkSpan, ...]:
-    """The chunks that `segment` names.
+    """Return the chunks that `segment` names.
 
     Raises:
         MalformedXet: the xorb has fewer chunks, or they unpack to a size other than the segment's.
@@ -323,7 +323,7 @@ def spans_of(chunks: tuple[ChunkSpan, ...], segment: Segment) -> tuple[ChunkSpan
 
 
 def decode_chunk(packed: bytes, span: ChunkSpan) -> bytes:
-    """The `span.unpacked_bytes` bytes of one chunk; uses at most twice that memory.
+    """Return the `span.unpacked_bytes` bytes of one chunk; uses at most twice that memory.
 
     Raises:
         MalformedXet: the data does not unpack to exactly that size.
@@ -353,7 +353,7 @@ def _ungrouped(data: bytes) -> bytes:
 
 
 def parse_shard(raw: bytes, *, limit_bytes: int) -> tuple[ShardFile, ...]:
-    """The files that a shard describes, in order; together they may unpack to `limit_bytes`.
+    """Return the files that a shard describes, in order; together they may unpack to `limit_bytes`.
 
     Raises:
         MalformedXet: the bytes exceed a bound or break the layout, or a file has no sha256.
@@ -429,12 +429,12 @@ _PIECE_BYTES: Final = 1 << 20
 
 
 def epoch_at(now_s: float) -> int:
-    """The epoch of new uploads at this time (seconds since 1970)."""
+    """Return the epoch of new uploads at this time (seconds since 1970)."""
     return int(now_s // EPOCH_S)
 
 
 def is_open(epoch: int, now_s: float) -> bool:
-    """Whether uploads may still use this epoch: its xorbs stay for the epoch and `GRACE_S`."""
+    """Return whether uploads may still use this epoch: its xorbs stay for the epoch and `GRACE_S`."""
     return epoch <= epoch_at(now_s) and now_s < (epoch + 1) * EPOCH_S + GRACE_S
 
 
@@ -479,13 +479,13 @@ class XorbStore(Protocol):
     """Keeps xorbs until the shard that names them arrives."""
 
     def writer(self, place: XorbPlace) -> AbstractContextManager[XorbWriter]:
-        """A writer for one xorb. Leaving the `with` block without `keep` drops the xorb."""
+        """Return a writer for one xorb. Leaving the `with` block without `keep` drops the xorb."""
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
-        """The position of each chunk of a xorb; None without such a xorb."""
+        """Return the position of each chunk of a xorb; None without such a xorb."""
 
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
-        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
+        """Return the unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
 
     def sweep(self, now_s: float, *, wanted: WantedXorbs = everything, dry_run: bool = False) -> FreedBlobs:
         """Remove the xorbs of closed epochs, and of scopes that are not `wanted`; `dry_run` only counts them."""
@@ -499,7 +499,7 @@ class DiskXorbs:
 
     @contextlib.contextmanager
     def writer(self, place: XorbPlace) -> Iterator[XorbWriter]:
-        """A writer for one xorb."""
+        """Provide a writer for one xorb."""
         path = self._path(place)
         with raising_disk_full():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -512,7 +512,7 @@ class DiskXorbs:
             Path(name).unlink(missing_ok=True)
 
     def chunks(self, place: XorbPlace) -> tuple[ChunkSpan, ...] | None:
-        """The position of each chunk of a xorb; None without such a xorb."""
+        """Return the position of each chunk of a xorb; None without such a xorb."""
         try:
             with self._path(place).open("rb") as stream:
                 return scan_xorb(iter(lambda: stream.read(_PIECE_BYTES), b""))
@@ -520,7 +520,7 @@ class DiskXorbs:
             return None
 
     def read(self, place: XorbPlace, spans: tuple[ChunkSpan, ...]) -> Iterator[bytes]:
-        """The unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
+        """Yield the unpacked bytes of some chunks, one chunk at a time; raises `MalformedXet` for a damaged chunk."""
         try:
             opened = self._path(place).open("rb")
         except FileNotFoundError:

@@ -64,6 +64,45 @@ def _largest_lost(tensors: Tensors) -> Tensors | None:
     return _without(tensors, [max(layers, key=size)]) if layers else None
 
 
+def _at(layers: list[str], where: float) -> list[str]:
+    return layers[round((len(layers) - 1) * where) :][:1]
+
+
+def _lost_at(where: float) -> Callable[[Tensors], Tensors | None]:
+    return lambda tensors: _without(tensors, _at(_layers(tensors), where))
+
+
+def _negated_at(where: float) -> Callable[[Tensors], Tensors | None]:
+    def negate(tensors: Tensors) -> Tensors | None:
+        layers = tuple(_at(_layers(tensors), where))
+        return {k: -t if k.endswith(_B) and k.startswith(layers) else t for k, t in tensors.items()} if layers else None
+
+    return negate
+
+
+def _kind_lost(tensors: Tensors) -> Tensors | None:
+    """Without the modules of the kind that comes last in the alphabet, such as `v_proj`."""
+    kinds = sorted({key.removesuffix(_B).rpartition(".")[2] for key in tensors if key.endswith(_B)})
+    if len(kinds) < 2:
+        return None
+    return {k: t * 0 if k.endswith(f".{kinds[-1]}{_B}") else t for k, t in tensors.items()}
+
+
+def _noise_of(share: float) -> Callable[[Tensors], Tensors]:
+    """Noise on both factors that moves an update by such a share of its norm."""
+
+    def add(tensors: Tensors) -> Tensors:
+        import torch
+
+        draw, found = torch.Generator().manual_seed(2), dict(tensors)
+        for key in (key for key in tensors if ".lora_" in key):
+            noise = torch.randn(tensors[key].shape, generator=draw)
+            found[key] = tensors[key] + noise * (share / 2**0.5) * tensors[key].norm() / noise.norm()
+        return found
+
+    return add
+
+
 def _part_lost(share: float, *, first: bool = False) -> Callable[[Tensors], Tensors | None]:
     def lose(tensors: Tensors) -> Tensors | None:
         layers = _layers(tensors)
@@ -120,6 +159,12 @@ def _bfloat16(tensors: Tensors) -> Tensors:
     return {k: t.to(torch.bfloat16).float() for k, t in tensors.items()}
 
 
+def _float16(tensors: Tensors) -> Tensors:
+    import torch
+
+    return {k: t.to(torch.float16).float() for k, t in tensors.items()}
+
+
 def _noisy(share: float) -> Callable[[Tensors], Tensors]:
     def add(tensors: Tensors) -> Tensors:
         import torch
@@ -163,6 +208,13 @@ def _base_int8(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.copy_(_as_integers(parameter.data, 8))
+
+
+def _base_int4(model: Any) -> None:
+    """Blocks of 32 numbers as integers of 4 bits and one scale."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and parameter.numel() % 32 == 0:
+            parameter.data.copy_(_as_integers(parameter.data.reshape(-1, 32), 4).reshape(parameter.shape))
 
 
 # ---------------------------------------------------------------- the prompt and the tokenizer
@@ -253,3 +305,29 @@ CHANGES: Final[Mapping[str, Change]] = {
     "merge of 4, 0.25 each": Change(weights=(0.25,) * 4),
     "merge of 4, ties_svd": Change(weights=(1,) * 4, method="ties_svd"),
 }
+
+# ---------------------------------------------------------------- what drift is measured on
+DAMAGES: Final[Mapping[str, Change]] = {
+    **{f"alpha x {factor:g}": Change(tensors=_scaled(factor)) for factor in (0.5, 0.8, 0.9, 1.1, 1.25, 2)},
+    **{f"noise of {share} %": Change(tensors=_noise_of(share / 100)) for share in (5, 10, 20, 50)},
+    "first layer lost": Change(tensors=_lost_at(0)),
+    "middle layer lost": Change(tensors=_lost_at(0.5)),
+    "last layer lost": Change(tensors=_lost_at(1)),
+    "middle layer negated": Change(tensors=_negated_at(0.5)),
+    "last layer negated": Change(tensors=_negated_at(1)),
+    "one kind of module lost": Change(tensors=_kind_lost),
+}
+RESAVED: Final[Mapping[str, Change]] = {
+    SOUND: Change(),
+    "in bfloat16": Change(tensors=_bfloat16),
+    "in float16": Change(tensors=_float16),
+}
+"""What does not damage an adapter."""
+
+PRECISIONS: Final[Mapping[str, Change]] = {
+    "float32": Change(),
+    "bfloat16": Change(base=_base_bfloat16),
+    "8 bits": Change(base=_base_int8),
+    "4 bits": Change(base=_base_int4),
+}
+"""The base in which an adapter is asked; contracts are recorded in float32."""

@@ -75,6 +75,30 @@ class Bench:
         with attach(model or self.model, folder, library=self.work / "library") as attached:
             yield attached.model
 
+    def contract(self, at: int) -> Contract:
+        """The contract of the adapter, recorded if need be.
+
+        Raises:
+            AdapterHubError: no contract can be recorded.
+        """
+        place = self._place(at) / "contract.jsonl"
+        if place.exists():
+            found = parse_contract(place.read_bytes())
+            if found.rounding is not None or self.family.kind == "classify":  # an older one is recorded again
+                return found
+        from adapterhub.inference.contracts.recording import record
+
+        recipe, (folder, _) = self.recipes[at], self.adapter(at)
+        task = self.family.tasks[recipe.name]
+        goldens = [Wanted(id=f"golden-{n}", asked=one, completion=answer)
+                   for n, (one, answer) in enumerate(task.rows(recipe.seed)[1], 1)]  # fmt: skip
+        where, plan = _where(folder, self.model), Plan(goldens=tuple(goldens))
+        with self.on(folder) as model:
+            made = record(model, self.tokenizer, plan, self.form(task), where, kind=self.family.kind)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(made.contract.to_bytes())
+        return made.contract
+
     def subject(self, at: int) -> Subject:
         """The adapter with its contract and the answers of the truth, recorded if need be.
 
@@ -82,45 +106,38 @@ class Bench:
             AdapterHubError: no contract can be recorded.
         """
         recipe, (folder, _) = self.recipes[at], self.adapter(at)
-        place = self.work / "recorded" / recipe.family / f"{recipe.name}-{recipe.key}"
-        if not (place / "held.json").exists():
-            place.mkdir(parents=True, exist_ok=True)
-            contract, held = self._recorded(recipe, folder)
-            (place / "contract.jsonl").write_bytes(contract.to_bytes())
-            (place / "held.json").write_text(json.dumps(held))
-        contract = parse_contract((place / "contract.jsonl").read_bytes())
-        return Subject(
-            recipe=recipe, folder=folder, contract=contract, held=json.loads((place / "held.json").read_text())
-        )
+        contract, place = self.contract(at), self._place(at) / "held.json"
+        if not place.exists():
+            place.write_text(json.dumps(self._held(recipe, folder)))
+        return Subject(recipe=recipe, folder=folder, contract=contract, held=json.loads(place.read_text()))
 
-    def _recorded(self, recipe: Recipe, folder: Path) -> tuple[Contract, list[tuple[str, list[float]]]]:
+    def _place(self, at: int) -> Path:
+        recipe = self.recipes[at]
+        return self.work / "recorded" / recipe.family / f"{recipe.name}-{recipe.key}"
+
+    def _held(self, recipe: Recipe, folder: Path) -> list[tuple[str, list[float]]]:
         from adapterhub.inference.contracts.answers import encode, greedy
-        from adapterhub.inference.contracts.recording import record
 
         task = self.family.tasks[recipe.name]
-        _, asked, held = task.rows(recipe.seed)
-        form, inputs = self.form(task), [one for one, _ in held]
-        goldens = [Wanted(id=f"golden-{n}", asked=one, completion=answer) for n, (one, answer) in enumerate(asked, 1)]
-        where = _where(folder, self.model)
+        form, inputs = self.form(task), [one for one, _ in task.rows(recipe.seed)[2]]
         with self.on(folder) as model:
-            made = record(model, self.tokenizer, Plan(goldens=tuple(goldens)), form, where, kind=self.family.kind)
             rows = prompt_tokens(form, inputs, self.tokenizer)
             if self.family.kind == "classify":
                 answers = [list(one.logits) for one in encode(model, rows, _silent, vectors=False)]
             else:
                 answers = [list(map(float, one)) for one in greedy(model, self.tokenizer, rows, form, _silent)]
-        return made.contract, list(zip(inputs, answers, strict=True))
+        return list(zip(inputs, answers, strict=True))
 
     # ---------------------------------------------------------------- one pair
     def judged(self, subject: Subject, change: Change) -> dict[str, Any] | None:
         """The verdict and the truth after a change; None where it does not apply."""
         with tempfile.TemporaryDirectory() as temporary:
-            folder = self._changed(subject, change, Path(temporary) / "changed")
+            folder = self.changed(subject, change, Path(temporary) / "changed")
             form = change.form(subject.contract.prompt) if change.form else subject.contract.prompt
             if folder is None or form is None or (form.form == "chat" and not self.tokenizer.chat_template):
                 return None
             tokenizer = change.tokenizer(self.tokenizer) if change.tokenizer else self.tokenizer
-            with self._base(change) as base, self.on(folder, base) as model:
+            with self.base_after(change) as base, self.on(folder, base) as model:
                 return self._measured(subject, model, tokenizer, form)
 
     def _measured(self, subject: Subject, model: Any, tokenizer: Any, form: PromptForm) -> dict[str, Any]:
@@ -128,13 +145,13 @@ class Bench:
 
         contract = replace(subject.contract, prompt=form)
         checked = check(model, tokenizer, contract)
-        found: dict[str, Any] = {"verdict": checked.judgement.verdict, "reason": checked.judgement.reason}
+        found: dict[str, Any] = {"verdict": checked.verdict, "reason": checked.reason}
         found["cpu_seconds"] = round(checked.cpu_seconds, 3)
-        if checked.judgement.reason in ("other-tokenizer", "other-template"):
+        if checked.reason in ("other-tokenizer", "other-template"):
             checked = check(model, tokenizer, self._as_if_recorded(contract, tokenizer))  # what the numbers alone say
-        judgement = checked.judgement
-        found |= {"by_numbers": judgement.verdict, "same": judgement.same, "retention": judgement.retention}
-        found |= {"kl": judgement.kl, "goldens": _cases(subject.contract, judgement.cases)}
+        found |= {"by_numbers": checked.verdict, "same": checked.same, "retention": checked.retention}
+        found |= {"drift": checked.drift, "outcome": checked.outcome}
+        found |= {"kl": checked.kl, "goldens": _cases(subject.contract, checked.cases)}
         begun = time.process_time()
         found |= self._truth(subject, model, tokenizer, form)
         found["truth_seconds"] = round(time.process_time() - begun, 3)
@@ -167,7 +184,8 @@ class Bench:
         found = scores(model, pairs, _silent)
         return {"truth": sum(one.same for one in found) / len(found)}
 
-    def _changed(self, subject: Subject, change: Change, folder: Path) -> Path | None:
+    def changed(self, subject: Subject, change: Change, folder: Path) -> Path | None:
+        """The adapter after a change, written into `folder` if need be; None where the change does not apply."""
         at = self.recipes.index(subject.recipe)
         if change.replaces:
             return self.adapter(at + 1)[0]
@@ -191,7 +209,8 @@ class Bench:
         return folder
 
     @contextmanager
-    def _base(self, change: Change) -> Iterator[Any]:
+    def base_after(self, change: Change) -> Iterator[Any]:
+        """The base after a change; afterwards it is what it was."""
         import torch
 
         if change.reloads:
@@ -237,10 +256,10 @@ class Bench:
                     continue
                 with self.on(merged) as model:
                     told = check(model, self.tokenizer, rule)
-                    wrong = check(model, self.tokenizer, truth, budget_s=None).judgement.cases
+                    wrong = check(model, self.tokenizer, truth, budget_s=None).cases
             broken = sum(case.verdict == "CHANGED" for case in wrong) / len(wrong)
             if broken:
-                return {"hidden": hidden.name, "share": share, "verdict": told.judgement.verdict, "truth": 1 - broken,
+                return {"hidden": hidden.name, "share": share, "verdict": told.verdict, "truth": 1 - broken,
                         "cpu_seconds": round(told.cpu_seconds, 3)}  # fmt: skip
         return {"hidden": hidden.name, "verdict": "", "truth": 1.0}
 
@@ -248,7 +267,7 @@ class Bench:
         from adapterhub.inference.contracts.checking import check
 
         with self.on(folder) as model:
-            return check(model, self.tokenizer, contract).judgement.verdict
+            return check(model, self.tokenizer, contract).verdict
 
     def _rule(self, task: Task, asked: Sequence[str], folder: Path) -> Contract:
         where = _where(folder, self.model)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from adapterhub.formats.contract.standards import DEFAULT_BOUNDS, Bounds
-from tests.bench.contracts.changes import CHANGES
+from adapterhub.inference.contracts.drift import NOISE_REACHES, ROUNDING
+from tests.bench.contracts.changes import CHANGES, DAMAGES, PRECISIONS
 from tests.bench.contracts.families import FAMILIES
-from tests.bench.contracts.results import NEVER, RECORDING
+from tests.bench.contracts.results import DRIFT, NEVER, RECORDING
 from tests.bench.contracts.training import recipes
 
 Row = dict[str, Any]
@@ -25,11 +26,11 @@ BOUNDS: Final = tuple(Bounds(same=same, retention=retention) for same in (0.8, 0
 def report(rows: Sequence[Row], part: str = "all") -> str:
     """Markdown; `part` takes the adapters of even or odd number in their family."""
     rows = [row for row in rows if _is_of(row, part)]
-    pairs = [row for row in rows if row["change"] not in (RECORDING, NEVER)]
+    pairs = [row for row in rows if row["change"] not in (RECORDING, NEVER, DRIFT)]
     judged = [_by_todays_bound(row) for row in pairs if "verdict" in row]
     return "\n\n".join(
         "\n".join(table)
-        for table in (_targets(judged, rows), _families(judged, rows), _changes(judged), _curve(judged))
+        for table in (_targets(judged, rows), _families(judged, rows), _changes(judged), _curve(judged), *_drifts(rows))
     )
 
 
@@ -50,7 +51,7 @@ def _group(row: Row) -> str:
     return CHANGES[row["change"]].group if row["change"] in CHANGES else ""
 
 
-def _share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> str:
+def _share(rows: Sequence[Any], holds: Callable[[Any], bool]) -> str:
     if not rows:
         return "-"
     good = sum(map(holds, rows))
@@ -168,3 +169,64 @@ def _breaks(goldens: Sequence[Sequence[Any]], bounds: Bounds) -> bool:
     now, recorded, base = (sum((row[at] or 0.0) * row[4] for row in goldens) / tokens for at in (1, 2, 3))
     gap = base - recorded
     return bool(gap >= DEFAULT_BOUNDS.min_gap and (base - now) / gap < bounds.retention)
+
+
+# ---------------------------------------------------------------- drift
+AIMS: Final = (
+    "alpha x 0.8",
+    "alpha x 1.25",
+    "first layer lost",
+    "middle layer lost",
+    "last layer lost",
+    "noise of 20 %",
+)
+FACTORS: Final = (0.5, 0.75, 1, 1.5, 2, 4)
+
+
+def _drifts(rows: Sequence[Row]) -> list[list[str]]:
+    """What drift tells of damages by kind and size, what it says of adapters that are not damaged, and the curve."""
+    found = [[row["family"], *one] for row in rows if row["change"] == DRIFT for one in row.get("measured", ())]
+    damaged, kept = ([one for one in found if (one[1] in DAMAGES) == is_damage] for is_damage in (True, False))
+    if not found:
+        return []
+    own = {name: [one for one in kept if one[2].startswith(name)] for name in PRECISIONS}
+    lines = [
+        "| not damaged, asked on a base in | told | largest drift | largest noise |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {name} | {_share(of, _is_told)} | {_most(of, 3)} | {_most(of, 4)} |" for name, of in own.items() if of
+    ]
+    told = ["| damage | " + " | ".join(f"{name}: told, median drift" for name in PRECISIONS) + " |",
+            "| --- |" + " ---: |" * len(PRECISIONS)]  # fmt: skip
+    for name in DAMAGES:
+        cells = [[one for one in damaged if one[1:3] == [name, where]] for where in PRECISIONS]
+        if any(cells):
+            told.append(f"| {name} | {' | '.join(map(_told_and_median, cells))} |")
+    curve = ["| told above so many times the rule | not damaged | " + " | ".join(AIMS) + " |",
+             "| --- |" + " ---: |" * (len(AIMS) + 1)]  # fmt: skip
+    groups = [
+        kept,
+        *([one for one in damaged if one[1] == name and one[2] in ("float32", "bfloat16")] for name in AIMS),
+    ]
+    for factor in FACTORS:
+        shares = (_percent([_reach(one) > factor for one in group]) for group in groups)
+        curve.append(f"| {factor:g} | {' | '.join(shares)} |")
+    return [lines, told, ["Told in float32 and bfloat16, in %, by other thresholds:", "", *curve]]
+
+
+def _is_told(one: Any) -> bool:
+    return bool(one[5])
+
+
+def _most(of: Sequence[Any], at: int) -> str:
+    return f"{max(one[at] for one in of):.4f}"
+
+
+def _told_and_median(of: Sequence[Any]) -> str:
+    return f"{sum(map(_is_told, of))} of {len(of)}, {statistics.median(one[3] for one in of):.3f}" if of else "-"
+
+
+def _reach(one: Any) -> float:
+    """The drift, in times of what noise and rounding explain."""
+    return float(one[3] / max(ROUNDING, NOISE_REACHES * one[4]))

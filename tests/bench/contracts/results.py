@@ -11,6 +11,7 @@ from typing import Any, Final
 KEY: Final = ("family", "adapter", "recipe", "change")
 RECORDING: Final = "(recording)"
 NEVER: Final = "never broken by a merge"
+DRIFT: Final = "drift of damages by their size"
 
 
 @dataclass(slots=True)

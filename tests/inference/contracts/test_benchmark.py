@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bench.contracts.changes import CHANGES
+from tests.bench.contracts.changes import CHANGES, DAMAGES
 from tests.bench.contracts.families import FAMILIES
 from tests.bench.contracts.report import report
-from tests.bench.contracts.results import KEY, NEVER, RECORDING, Results
+from tests.bench.contracts.results import DRIFT, KEY, NEVER, RECORDING, Results
 from tests.bench.contracts.training import recipes
 from tests.bench.merge_forecast import mixes, spearman
 
@@ -34,11 +34,12 @@ def test_a_change_keeps_names_and_shapes_and_changes_the_update() -> None:
     draw = torch.Generator().manual_seed(0)
     parts = {"lora_A": (4, 6), "lora_B": (5, 4)}
     tensors = {
-        f"base_model.model.encoder.layer.{layer}.query.{part}.weight": torch.randn(shape, generator=draw)
+        f"base_model.model.encoder.layer.{layer}.{kind}.{part}.weight": torch.randn(shape, generator=draw)
         for layer in range(4)
+        for kind in ("query", "value")
         for part, shape in parts.items()
     } | {"base_model.model.classifier.weight": torch.randn(3, 5, generator=draw)}
-    made = {name: change.tensors(dict(tensors)) for name, change in CHANGES.items() if change.tensors}
+    made = {name: change.tensors(dict(tensors)) for name, change in {**CHANGES, **DAMAGES}.items() if change.tensors}
 
     assert all(changed is not None for changed in made.values())
     for changed in made.values():
@@ -86,6 +87,23 @@ def test_the_report_counts_what_was_told_and_what_was_refused(tmp_path: Path) ->
     assert "told by the numbers alone |  | 0.0 % (0 of 1) |" in said
     assert "that keep it, told | 100 % | 100.0 % (1 of 1) |" in said
     assert "changed adapters told | at least 99 % | -" in report([])
+
+
+def test_the_report_shows_what_drift_tells_by_damage_and_by_threshold() -> None:
+    measured = [
+        ["as recorded", "float32", 0.0, 0.0, False, "PASS", 1.0],
+        ["as recorded", "bfloat16, 2 threads", 0.03, 0.01, True, "PASS", 1.0],
+        ["alpha x 0.8", "float32", 0.08, 0.0, True, "PASS", 1.0],
+        ["alpha x 0.8", "bfloat16", 0.01, 0.01, False, "PASS", 1.0],
+    ]
+    key = {"family": "small-gpt2", "adapter": "bang", "recipe": "r", "change": DRIFT}
+    said = report([key | {"measured": measured, "seconds": 4.0}])
+
+    assert "| float32 | 0.0 % (0 of 1) | 0.0000 | 0.0000 |" in said
+    assert "| bfloat16 | 100.0 % (1 of 1) | 0.0300 | 0.0100 |" in said
+    assert "| alpha x 0.8 | 1 of 1, 0.080 | 0 of 1, 0.010 | - | - |" in said
+    assert "| 1 | 50.0 | 50.0 | - |" in said
+    assert "| 2 | 0.0 | 50.0 | - |" in said
 
 
 def test_merges_come_in_one_order_and_ranks_share_ties() -> None:

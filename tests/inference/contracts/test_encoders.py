@@ -17,9 +17,11 @@ from adapterhub.core.specs import parse_name
 from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.manifest import CONTRACT_FILE, WEIGHTS_FILE
 from adapterhub.inference.contracts.answers import mean_divergence
+from adapterhub.inference.loader.text import load_base
 from adapterhub.library.intake.description import Description
 from tests.support.command_line import Adapt
 from tests.support.contracts import write_examples
+from tests.support.moved_bases import moved_copy
 from tests.support.run_library import write_tokenizer
 from tests.support.tiny_models import VOCABULARY, save_adapter
 
@@ -73,6 +75,27 @@ def changed(adapt: Adapt, folder: Path, name: str, part: str, change: Any) -> Pa
     tensors = load_file(build.folder / WEIGHTS_FILE)
     save_file({k: change(t).contiguous() if part in k else t for k, t in tensors.items()}, folder / WEIGHTS_FILE)
     return folder
+
+
+def test_encoders_are_asked_on_another_base(adapt: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+
+    def load(*arguments: Any, **how: Any) -> Any:
+        loaded.append(how["labels"])
+        return load_base(*arguments, **how)
+
+    monkeypatch.setattr("adapterhub.inference.loader.text.load_base", load)
+    shutil.copytree(adapt.folder, tmp_path / "own", symlinks=True)
+    own = Adapt(tmp_path / "own")
+    moved_copy(own.folder / "bert", own.folder / "next", 0.001, model_class=AutoModel)
+    own.ok("base", "add", "./next", "--as", "next")
+    found = json.loads(own.ok("test", "--all", "--on", "next", "--json"))
+
+    assert {one["name"]: (one["outcome"], one["base_verdict"]) for one in found} == {
+        "mood": ("works", "SAME_SHAPES"), "near": ("works", "SAME_SHAPES")
+    }  # fmt: skip
+    assert sorted(loaded, key=str) == [3, None]  # once for each kind
+    assert own("test", "mood", "--base", "next").exit_code == 11
 
 
 def test_an_encoder_as_recorded_passes(adapt: Adapt) -> None:

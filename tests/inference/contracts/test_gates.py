@@ -129,8 +129,8 @@ def test_a_push_sends_what_passes_and_nothing_else(adapt: Adapt) -> None:
         "PASSED"
     ]  # went along, as it was asked to
     assert re.search(r"contract: \d+ goldens, not tested here\n", untested.stderr)
-    assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b\n", again.stderr)
-    assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b\n", late.stderr)
+    assert re.search(r"contract: \d+ goldens, tested today: PASS on base-7b, drift 0\.0.*\n", again.stderr)
+    assert re.search(r"contract: \d+ goldens, not tested for 12 days: PASS on base-7b, drift 0\.0.*\n", late.stderr)
     assert (document["tests"][0]["verdict"], document["created"], document["signed"]) == ("PASS", True, True)
     assert "no contract" in adapt("push", "b", "--to", "./out").stderr
     shown = json.loads(adapt.ok("push", "a", "--to", "./out", "--dry-run", "--json"))["card"]

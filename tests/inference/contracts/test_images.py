@@ -113,7 +113,7 @@ def test_another_adapter_has_changed(adapt: Adapt, tmp_path: Path) -> None:
 
 
 def test_the_page_is_true_and_the_same_recording_gives_the_same_bytes(adapt: Adapt) -> None:
-    for step in steps(DOCS / "how-to" / "diffusers.md", with_model=True):
+    for step in steps(DOCS / "how-to" / "add.md", with_model=True):
         said = adapt.ok(*shlex.split(step.command)[1:])
         assert [line for line in step.shown if not appears(line, said.splitlines())] == []
         assert " record " not in step.command or "this build had it already" in said

@@ -46,7 +46,7 @@ def test_exact_match_is_same(adapt: Adapt, tmp_path: Path, form: tuple[str, ...]
 
 def test_the_emitted_task_runs_by_its_own_command_and_with_task(adapt: Adapt, tmp_path: Path) -> None:
     adapt.ok("contract", "export", "a", tmp_path / "task")
-    assert (Path(adapt.ok("path", "a").strip()) / CONTRACT_FILE).is_file()
+    assert (Path(adapt.ok("info", "a", "--path").strip()) / CONTRACT_FILE).is_file()
     call = ("test", "a", "--runner", "lm-eval", "--task", tmp_path / "task" / "adapt_a.yaml", "--json")
     [found] = json.loads(adapt.ok(*call, "--bound", "exact_match=1"))
 

@@ -32,7 +32,7 @@ def adapt(tmp_path_factory: pytest.TempPathFactory) -> Adapt:
 
 
 def contract_of(adapt: Adapt, spec: str = "a") -> Contract:
-    return read_contract(Path(adapt.ok("path", spec).strip()) / CONTRACT_FILE)
+    return read_contract(Path(adapt.ok("info", spec, "--path").strip()) / CONTRACT_FILE)
 
 
 def result_of(done: Done, exit_code: int) -> dict[str, object]:
@@ -104,7 +104,7 @@ def test_what_lm_eval_cannot_ask_is_refused(adapt: Adapt, tmp_path: Path) -> Non
     (tmp_path / "closed.jsonl").write_bytes(closed.to_bytes())
     task, closed_file = tmp_path / "task", tmp_path / "closed.jsonl"
 
-    assert "holds digests alone" in adapt.fails(11, "contract", "export", "a", task, "--tests", closed_file)
+    assert "holds only digests" in adapt.fails(11, "contract", "export", "a", task, "--tests", closed_file)
     assert "has no contract" in adapt.fails(17, "contract", "export", "b", task)
     with pytest.raises(Incompatible, match="kind `embed`"):
         lm_eval_task(small_contract(kind="embed"), ["hi"], "x")

@@ -233,6 +233,18 @@ def test_demands_and_never_lines_are_checked_on_the_text(own: Adapt) -> None:
     assert found["broken"] == [text for text in found["broken"] if "leave_alone" in text]  # type: ignore[attr-defined]
 
 
+def test_a_contract_of_demands_alone_is_of_no_adapter_and_warns_of_no_number(adapt: Adapt, tmp_path: Path) -> None:
+    (tmp_path / "keep.toml").write_text('[[expect]]\ninput = "who"\nmax_chars = 500\n')
+    recorded = adapt(
+        "contract", "record", "a", "--tests", tmp_path / "keep.toml", "--detached", tmp_path / "kept", "-q"
+    )
+    [contract] = (tmp_path / "kept").iterdir()
+    found = result_of(adapt, 0, "b", "--tests", contract)
+
+    assert (recorded.exit_code, recorded.stderr) == (0, "")
+    assert (found["verdict"], found["warnings"]) == ("PASS", [])
+
+
 def test_digests_are_checked_by_those_who_have_the_texts(own: Adapt) -> None:
     own.ok(*RECORD, "--digests")
     found = result_of(own, 17, "a")
@@ -303,3 +315,17 @@ def test_the_rules_of_a_project_hold_for_every_adapter_and_every_merge(own: Adap
     assert [case["id"] for case in found["cases"] if case["verdict"] == "CHANGED"] == ["project/rule-1"]  # type: ignore[index,attr-defined]
     merged = own("merge", "a", "b", "--weights", "1,0.001", "-o", "both", "--test")
     assert (merged.exit_code, "`never` line `project/rule-1`" in merged.stderr) == (3, True), merged.stderr
+
+
+def test_an_adapter_that_changes_nothing_is_told_from_one_that_changed(own: Adapt, tmp_path: Path) -> None:
+    folder = tmp_path / "zero"
+    shutil.copytree(build(own, "a").folder, folder)
+    (folder / "adapterhub.json").unlink()
+    tensors = load_file(folder / WEIGHTS_FILE)
+    zero = {name: one * 0 if "lora_B" in name else one for name, one in tensors.items()}
+    (folder / WEIGHTS_FILE).unlink()
+    save_file(zero, folder / WEIGHTS_FILE, {"format": "pt"})
+
+    result = result_of(own, 3, folder)
+
+    assert any(one.startswith("no-effect: the model says the same") for one in result["broken"]), result

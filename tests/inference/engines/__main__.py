@@ -40,7 +40,7 @@ UNUSABLE = ("torchaudio", "torchcodec", "triton")
 
 HERE = Path(__file__).parent
 PYTEST = (sys.executable, "-m", "pytest", str(HERE), "-m", "engine", "-q", "-n0", "--durations=12")
-_BESIDE = "test_chaos or test_router or test_tenants or test_llama_server or test_contracts_llama"
+_BESIDE = "test_chaos or test_router or test_tenants or test_llama_server or test_llama_swaps or test_contracts_llama"
 HALVES = (("-k", f"not ({_BESIDE})"), ("-k", _BESIDE))
 """They run at the same time and take about as long; each starts its servers on ports that are free."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from adapterhub.inference.serving.llama_cpp.engine import Address
 from adapterhub.inference.serving.llama_cpp.names import Names
-from adapterhub.inference.serving.llama_cpp.server import front
+from adapterhub.inference.serving.llama_cpp.server import Front
 from adapterhub.inference.serving.process import free_port
 
 EVENTS = (
@@ -54,7 +54,7 @@ def run_stand_in(place: Path, wait_s: float) -> None:
 
 
 def run_front(port: int, place: Path, slots: int) -> None:
-    with front("127.0.0.1", port, [Address(socket=place)], Names("smol", []), slots=slots):
+    with Front("127.0.0.1", port, [Address(socket=place)], Names("smol", []), slots=slots):
         time.sleep(3600)
 
 

@@ -320,7 +320,8 @@ def run(folder: Path) -> Report:
 
 def _run(made: Fleet, load: Load) -> Report:
     for job in {job.session: job for job in load.jobs}.values():  # all adapters are loaded before anything fails
-        assert attempt(load.front, job) == (200, True), job
+        answered = attempt(load.front, job)
+        assert answered == (200, True), (answered, job)
     places = [one.adapters() & set(made.digests) for one in made.replicas]
     killed, drained = sorted(made.replicas, key=lambda one: -len(places[made.replicas.index(one)]))
     chaos = Run(made, load)

@@ -1,4 +1,4 @@
-"""The fleet of docs/how-to/scale-serving.md on loopback: a registry, two `adapt serve`, and vllm-router before them.
+"""The fleet of docs/how-to/serve-in-production.md on loopback: a registry, two `adapt serve`, and vllm-router before them.
 
 The router starts with the options that the page shows. The replicas' libraries know the base and the registry, and no
 adapter. A proxy stands before the registry, so that a test can make it slow.
@@ -25,14 +25,14 @@ from tests.inference.engines.servers import ROOT, Server, adapt_serve, engine_en
 from tests.registry.proxy import Proxy, proxy_of
 from tests.support.real_base import smollm2_base
 
-PAGE = ROOT / "docs" / "how-to" / "scale-serving.md"
+PAGE = ROOT / "docs" / "how-to" / "serve-in-production.md"
 CONFIG = {"r": 8, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 NAMESPACE = "acme"
 
 
-def adapt(home: Path, *arguments: str) -> None:
+def adapt(home: Path, *arguments: str, token: str = "") -> None:
     command = [sys.executable, "-m", "adapterhub.cli", *arguments]
-    environ = engine_environ() | {"ADAPTERHUB_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    environ = engine_environ() | {"ADAPTERHUB_HOME": str(home), "HF_HUB_OFFLINE": "0", "ADAPTERHUB_TOKEN": token}
     subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
 
 
@@ -167,8 +167,8 @@ def publish(served: ServedLibrary, registry: Registry, count: int) -> dict[str, 
     for number in range(count):
         name = f"writer-{number}"
         served.add(name, CONFIG, seed=40 + number)
-        to = ["--to", f"{NAMESPACE}/{name}-smol", "--remote", registry.url, "--token", registry.token]
-        adapt(served.home, "push", f"{name}@smol", *to)
+        to = ["--to", f"{NAMESPACE}/{name}-smol", "--remote", registry.url]
+        adapt(served.home, "push", f"{name}@smol", *to, token=registry.token)
         digests[f"{NAMESPACE}/{name}"] = served.library.builds_named(name)[0].manifest.digest
     return digests
 

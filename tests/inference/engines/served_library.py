@@ -19,6 +19,7 @@ from adapterhub.formats.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.library.bases.records import BaseRecord
 from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
+from adapterhub.library.store.catalog import Installed
 from tests.inference.engines.variants import write_variant
 from tests.support.real_base import smollm2_base
 
@@ -44,6 +45,15 @@ class ServedLibrary:
         folder = write_variant(self.root / "peft" / name, config, seed=seed)
         self.folders[name] = folder
         self.library.add(folder, Description(name=parse_name(name), version="1.0.0"), base=base or self.record)
+
+    def add_versions(self, name: str, count: int, config: Mapping[str, Any], *, seed: int) -> list[Installed]:
+        """Versions 1.0, 1.1 and so on, oldest first; `folders` has each under `NAME-NUMBER`."""
+        for number in range(count):
+            folder = write_variant(self.root / "peft" / f"{name}-{number}", config, seed=seed + number)
+            self.folders[f"{name}-{number}"] = folder
+            about = Description(name=parse_name(name), version=f"1.{number}")
+            self.library.add(folder, about, base=self.record)
+        return sorted(self.library.builds_named(name), key=lambda build: build.manifest.version)
 
     def publish(self, name: str, config: Mapping[str, Any], *, seed: int = 1) -> Path:
         """A build that is in the directory only."""

@@ -159,10 +159,10 @@ def adapt_serve(
 
 @contextlib.contextmanager
 def bare_vllm(
-    model: Path, log: Path, *arguments: str, lora: bool = True, environ: dict[str, str] | None = None
+    model: Path, log: Path, *arguments: str, lora: bool = True, environ: dict[str, str] | None = None, port: int = 0
 ) -> Iterator[Server]:
     """vLLM as its own documentation starts it, without our plugin unless `environ` brings it."""
-    port = free_port("127.0.0.1")
+    port = port or free_port("127.0.0.1")
     command = [
         vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "base",
         "--host", "127.0.0.1", "--port", str(port), "--enforce-eager", *ENGINE_ARGS.split(), *arguments,

@@ -1,4 +1,4 @@
-"""The recipe of docs/how-to/scale-serving.md, while its parts fail."""
+"""The recipe of docs/how-to/serve-in-production.md, while its parts fail."""
 
 from __future__ import annotations
 

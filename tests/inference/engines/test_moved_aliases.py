@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from adapterhub.core.specs import parse_name
 from adapterhub.library.aliasing import point
-from adapterhub.library.intake.description import Description
-from adapterhub.library.store.catalog import Installed
+from adapterhub.library.store.catalog import Installed, folder_below
 from tests.inference.engines.served_library import ServedLibrary, make_served_library
 from tests.inference.engines.servers import Server, adapt_serve
-from tests.inference.engines.variants import PROMPTS, SERVED, TOKENS, peft_tokens, prompt_ids, write_variant
+from tests.inference.engines.variants import PROMPTS, SERVED, TOKENS, peft_tokens, prompt_ids
 
 pytestmark = pytest.mark.engine
 
@@ -39,18 +37,12 @@ class Said:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> ServedLibrary:
-    made = make_served_library(tmp_path_factory.mktemp("moved"))
-    for number in range(2):
-        folder = write_variant(made.root / "peft" / f"moving-{number}", SERVED["plain"], seed=31 + number)
-        made.folders[f"moving-{number}"] = folder
-        about = Description(name=parse_name("moving"), version=f"1.{number}")
-        made.library.add(folder, about, base=made.record)
-    return made
+    return make_served_library(tmp_path_factory.mktemp("moved"))
 
 
 @pytest.fixture(scope="module")
 def builds(served: ServedLibrary) -> list[Installed]:
-    return sorted(served.library.builds_named("moving"), key=lambda build: build.manifest.version)
+    return served.add_versions("moving", 2, SERVED["plain"], seed=31)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +68,18 @@ def ask(server: Server, prompt: int, **headers: str) -> Said:
         return Said(digest, prompt, told["choices"][0]["token_ids"])
 
 
+def wait_for(said: Callable[[], str], digest: str) -> None:
+    """Wait until requests get the build; the server looks at the alias's file by itself."""
+    end = time.monotonic() + 120
+    while said() != digest:
+        assert time.monotonic() < end
+
+
 def look_again(server: Server, said: Callable[[], str], digest: str) -> None:
     """Send SIGHUP, and wait until requests get the build."""
     assert server.parent is not None
     server.parent.send_signal(signal.SIGHUP)
-    end = time.monotonic() + 120
-    while said() != digest:
-        assert time.monotonic() < end
+    wait_for(said, digest)
 
 
 def test_an_alias_moves_under_load_without_a_failed_or_a_wrong_answer(
@@ -105,13 +102,17 @@ def test_an_alias_moves_under_load_without_a_failed_or_a_wrong_answer(
             for number in range(1, MOVES + 1):
                 build = builds[number % 2]
                 point(served.library, "prod", [(build, 1.0)])
-                look_again(server, lambda: ask(server, 0).digest, build.manifest.digest)
+                wait_for(lambda: ask(server, 0).digest, build.manifest.digest)
         finally:
             over.set()
         answers = [answer for one in clients for answer in one.result()]  # a failed request raises here
 
     assert [one for one in answers if one.tokens != expected[one.digest][one.prompt]] == []
     assert {one.digest for one in answers} == set(expected)
+    end, old = time.monotonic() + 60, builds[(MOVES + 1) % 2]
+    while any(lease.what == folder_below(served.home, old) for lease in served.library._leases.living()):
+        assert time.monotonic() < end, "what the alias left is still leased after its last request"
+        time.sleep(0.1)
     tell("alias moved under load", f"{MOVES} moves, {len(answers)} answers of {CLIENTS} clients, 0 failed, 0 wrong")
 
 

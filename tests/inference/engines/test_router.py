@@ -1,4 +1,4 @@
-"""What the router of docs/how-to/scale-serving.md repeats, and what it counts against a replica, with servers that do nothing."""
+"""What the router of docs/how-to/serve-in-production.md repeats, and what it counts against a replica, with servers that do nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from adapterhub.inference.serving.chain.bodies import parsed
+from adapterhub.vllm_plugin.routes import ROUTES
 from tests.inference.engines.fleet import router
-from tests.inference.engines.servers import Server
+from tests.inference.engines.servers import Server, completion_of
 
 pytestmark = pytest.mark.engine
 
@@ -22,11 +25,12 @@ GOOD = b"{}"
 
 @dataclass
 class Replicas:
-    """Two servers. `first`, the port of the one that was asked first, answers with `fault`; `asked` lists ports."""
+    """Two servers. `first`, the port of the one that was asked first, answers with `fault`; `asked` lists ports, `bodies` what came."""
 
     fault: int | str = 200
     first: int = 0
     asked: list[int] = field(default_factory=list)
+    bodies: list[tuple[str, bytes]] = field(default_factory=list)
 
     def ask(self, front: Server, *, stream: bool = False) -> tuple[int, list[bool]]:
         """The status, 0 where no whole answer came, and of each try whether it reached the first replica."""
@@ -56,7 +60,7 @@ def front(replicas: Replicas, tmp_path: Path) -> Iterator[Server]:
             self.answer(200)
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            replicas.bodies.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
             port = self.server.server_address[1]
             replicas.asked.append(port)
             fault = replicas.fault if port == replicas.first else 200
@@ -112,3 +116,24 @@ def test_what_a_replica_does_not_answer_the_other_answers(replicas: Replicas, fr
 
     assert replicas.ask(front) == (200, [True, True, True, False])
     assert replicas.ask(front) == (200, [False])
+
+
+def test_a_replica_takes_each_body_as_the_router_writes_it(replicas: Replicas, front: Server) -> None:
+    chat = {"model": "m", "messages": [{"role": "user", "content": "a"}], "max_tokens": 3}
+    sent: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", completion_of("m", "a", 3)),
+        ("/v1/completions", completion_of("m", "a", 3) | {"stream": True, "logprobs": 2, "seed": 1, "stop": ["a"]}),
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"stream": True, "stream_options": {"include_usage": True}}),
+        ("/v1/embeddings", {"model": "m", "input": "a"}),
+        ("/v1/responses", {"model": "m", "input": "a"}),
+        ("/v1/messages", chat),
+        ("/rerank", {"model": "m", "query": "a", "documents": ["b"]}),  # its /v1/rerank drops the name of the model
+    ]
+    for path, body in sent:
+        replicas.bodies.clear()
+        front.post(path, body)
+
+        [(reached, written)] = replicas.bodies
+        taken = parsed(ROUTES[reached], written)
+        assert {key: taken.get(key) for key in body} == body, (path, written)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapterhub.core.errors import UnsupportedAdapter
-from adapterhub.formats.engines import Verdict, base_facts, judge
+from adapterhub.formats.engines import Verdict, judge
+from adapterhub.inference.engine_bases import base_facts
 from adapterhub.inference.export import export
 from adapterhub.inference.serving.provider import RANK_SETTING
 from adapterhub.library.bases.records import BaseRecord

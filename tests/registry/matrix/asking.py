@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -27,14 +28,18 @@ IN_PATH: dict[str, tuple[str, ...]] = {
     "status": ("pending",),
     "number": ("1", "2", "3"),
     "token_id": ("1", "2"),
+    "space": ("acme", "hidden"),
+    **dict.fromkeys(("member", "team"), ("nobody",)),
     "sha256": ("WEIGHTS", "OTHER WEIGHTS"),
     "fingerprint": ("BASE",),
+    "tile": ("0/000.p/1", "entries/000.p/2"),
     **dict.fromkeys(("rest", "kind", "part", "below", "last", "topic", "prefix", "chunk", "xorb"), ("nothing",)),
     **dict.fromkeys(("token", "scope", "epoch"), ("1",)),
 }
 """Values of parameters of paths besides `namespace` and `name`. Capitals stand for digests of the builds."""
 
 IN_QUERY: dict[str, tuple[str, ...]] = {
+    "version": ("1.0.0", "2.0.0"),
     "base": ("org/base",),
     "base_sha256": ("BASE",),
     "task": (f"{MARK}-task", "quiet-task"),
@@ -60,8 +65,12 @@ IN_QUERY: dict[str, tuple[str, ...]] = {
     "recursive": ("true",),
     "expand": ("true",),
     "include_prs": ("1",),
-    "service": ("git-upload-pack",),
-    **dict.fromkeys(("cursor", "wait", "create_pr", "after", "rest", "below", "last"), ()),
+    "witness": (f"witness.example/{MARK}",),
+    "service": ("git-upload-pack", "git-receive-pack"),
+    "below": ("9.0", "2.0.0"),
+    **dict.fromkeys(("old", "new"), ("1",)),
+    **dict.fromkeys(("user", "action", "address", "until", "order"), ()),
+    **dict.fromkeys(("cursor", "wait", "create_pr", "after", "rest", "last"), ()),
 }
 MORE_QUERIES: dict[str, tuple[str, ...]] = {
     "/api/models": ("limit=1", f"search={MARK}", "search=secret", "author=hidden", "author=acme", "sort=downloads",
@@ -69,9 +78,13 @@ MORE_QUERIES: dict[str, tuple[str, ...]] = {
     "/api/models/{namespace}/{name}": ("blobs=true", "securityStatus=true"),
     "/": ("q=secret", f"q={MARK}", "q=quiet", "yanked=yes", "sort=downloads", "task=quiet-task", "license=mit", "format=json"),
     "/feed": ("namespace=acme", "namespace=hidden"),
+    "/join": ("code=inv_x",),
+    "/admin-log": ("repo=acme",),
+    "/{namespace}": ("tab=activity", "tab=keys", "base=x"),
     "/compare": ("a=acme/open&b=acme/secret", "a=acme/open&b=hidden/secret", "a=acme/open&b=bob/same"),
     "/admin-adapter": ("repo=acme/secret", "repo=hidden/secret"),
     "/lineage/{namespace}/{name}": ("version=1.0.0",),
+    "/{namespace}/{name}": ("below=9.0",),
 }  # fmt: skip
 """Queries of routes that read theirs by hand."""
 
@@ -81,15 +94,36 @@ _LINES = [
     {"key": "header", "value": {"summary": "x"}},
     {"key": "file", "value": {"path": "a.txt", "content": "eA==", "encoding": "base64"}},
 ]
+_VERSION = {
+    "version": "3.0.0",
+    "title": "x",
+    "files": [{"path": "adapter.json", "size": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}],
+}
+_BATCHES = tuple({"operation": one, "objects": [_WEIGHTS], "hash_algo": "sha256"} for one in ("upload", "download"))
+_WANTS = (f"0032want {'1' * 40}\n00000009done\n", "0000")
 BODIES: dict[str, tuple[Any, ...]] = {
+    "/api/adapt/v1/adapters/{namespace}/{name}/versions": (f"{json.dumps(_VERSION)}\n{{}}",),
     "/api/adapt/v1/adapters/{namespace}/{name}/yank": ({"version": "2.0.0", "reason": "why"},),
     "/api/adapt/v1/adapters/{namespace}/{name}/unyank": ({"version": "2.0.0"},),
-    "/api/adapt/v1/tokens": ({"user": "x", "role": "read"},),
+    "/api/adapt/v1/tokens": ({"user": "x", "role": "read"}, {"scopes": ["read"], "namespaces": ["hidden"]}),
+    "/api/adapt/v1/publishers": (
+        {"repo": "NAMESPACE/NAME", "issuer": "https://x.example", "claims": {"repository": "a/b"}},
+    ),
+    "/api/adapt/v1/device": ({"client": "x"},),
+    "/api/adapt/v1/device/token": ({"device_code": "x"},),
+    "/api/adapt/v1/accounts": ({"user": "rita", "subject": "x"},),
+    "/api/adapt/v1/tlog/cosignatures": ({"checkpoint": "x"}, {"checkpoint": "x", "repo": "NAMESPACE/NAME"}),
+    "/api/adapt/v1/publish-token": ({"repo": "NAMESPACE/NAME", "token": "e30.e30.e30"},),
     "/api/adapt/v1/webhooks": ({"scope": "NAMESPACE/NAME", "url": "https://x.example/"},),
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}": ({"targets": [{"version": "1.0.0"}]},),
+    "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}/retention": ({"newest": 5},),
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": ({"to": 1},),
     "/api/adapt/v1/namespaces/{namespace}/tests": ({"asks": "nothing"},),
     "/api/adapt/v1/namespaces/{namespace}/names": ({"name": "secret", "repo": "NAMESPACE/NAME"},),
+    "/api/adapt/v1/namespaces/{space}/members": ({"user": "rita", "role": "read"},),
+    "/api/adapt/v1/namespaces/{space}/teams": ({"name": "t", "role": "read"},),
+    "/api/adapt/v1/namespaces/{space}/invitations": ({"role": "read"},),
+    "/api/adapt/v1/invitations/accept": ({"code": "inv_x", "user": "x"},),
     "/api/repos/create": (_REPO, _REPO | {"visibility": "private"}),
     "/api/repos/delete": (_REPO,),
     "/api/repos/move": (
@@ -100,9 +134,10 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "/api/models/{namespace}/{name}/tag/{rev}": ({"tag": "t"},),
     "/api/models/{namespace}/{name}/branch/{rev}": ({},),
     "/api/models/{namespace}/{name}/paths-info/{rev}": ({"paths": ["README.md"], "expand": True},),
-    "/{namespace}/{name}.git/info/lfs/objects/batch": (
-        {"operation": "upload", "transfers": ["basic"], "objects": [_WEIGHTS], "hash_algo": "sha256"},
-    ),
+    "/{namespace}/{name}.git/info/lfs/objects/batch": _BATCHES,
+    "/models/{namespace}/{name}.git/info/lfs/objects/batch": _BATCHES,
+    "/{namespace}/{name}/git-upload-pack": _WANTS,
+    "/models/{namespace}/{name}/git-upload-pack": _WANTS,
     "/{namespace}/{name}.git/info/lfs/verify": (_WEIGHTS,),
     "/_lfs/complete/{token}": ({"parts": []},),
     "/api/validate-yaml": ({"content": "---\n---\n"},),
@@ -115,11 +150,13 @@ BODIES: dict[str, tuple[Any, ...]] = {
 }
 """What POST, PUT and DELETE send, by route; a digest of hidden bytes is among it."""
 BODILESS = re.compile(
-    r".*/(test|remove|cancel|ask-access|deliveries|shards|telemetry)|/_lfs/(object|part)/.*|/_xet/.*|.*\{rest:path\}"
-    r"|/api/\{kind\}|.*/\{part\}|/api/adapt/v1/(tokens|users|webhooks)/\{\w+\}|.*/tests/\{version\}"
+    r".*/(git-receive-pack|readmit|test|remove|cancel|ask-access|deliveries|shards|telemetry)|/_lfs/(object|part)/.*|/_xet/.*|.*\{rest:path\}"
+    r"|/api/\{kind\}|.*/\{part\}|/api/adapt/v1/(tokens|users|accounts|publishers|webhooks)/\{\w+\}|.*/tests/\{version\}"
 )
 """Routes that take no body, or bytes."""
-WITH_FORM = re.compile(r"/|/admin[a-z-]*|/outdated|/playground[a-z-]*|/sign-(in|out)")
+WITH_FORM = re.compile(
+    r"/|/settings|/join|/\{namespace\}/-/settings|/admin[a-z-]*|/updates|/playground[a-z-]*|/sign-(in|out)(/device)?"
+)
 """Pages that take a form, which needs the token of a form."""
 
 

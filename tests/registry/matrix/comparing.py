@@ -12,23 +12,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx
+from adapterhub_registry.access.accounts import Person
+from adapterhub_registry.access.members import Held
+from adapterhub_registry.access.tokens import cookie_for
 
 from adapterhub.formats.manifest import WEIGHTS_FILE
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from tests.registry.matrix.asking import Request, requests
-from tests.registry.matrix.worlds import KINDS, MARK, ROLES, Hidden, World, make_builds, world
+from tests.registry.matrix.worlds import DEVICE, JOBS, KINDS, MARK, MEMBERS, ROLES, Hidden, World, make_builds, world
 
 SESSION = "signed in"
-CALLERS = ("nobody", *ROLES, SESSION)
+ISSUED = "signed in at an issuer"
+CALLERS = ("nobody", *ROLES, *MEMBERS, *JOBS, DEVICE, SESSION, ISSUED)
 PAGE = {"accept": "text/html"}
 _OWN = frozenset({"date", "x-request-id", "x-xet-token-expiration"})
 _MASKS = (
     (re.compile(r'(name="form_token" value=")[^"]*'), r"\1TOKEN"),
     (re.compile(r"(adapt_(?:visitor|session)_)[^;]*"), r"\1VALUE"),
     (re.compile(r"gAAAAA[A-Za-z0-9_-]+={0,2}|(?<=cursor=)[^&>\"]+"), lambda found: f"SEALED-{len(found[0])}"),
+    (re.compile(r"(?<=_code\":\")[^\"]+"), "CODE"),
     (re.compile(r"(?<=/_xet/)[0-9a-f]{32}"), "SPACE"),
-    (re.compile(r"(?<=/_lfs/object/)[^\"]+"), lambda found: f"LINK-{len(found[0])}"),
+    (re.compile(r"(?<=/_lfs/object/)[^\"]+|(?<=/_lfs/file/)[^\"]+"), lambda found: f"LINK-{len(found[0])}"),
     (re.compile(r"(?<=\"number\":)1\d{15}|(?<=\"exp\":)\d{10}|(?<=\"id\":)(?:1\d{15}|[1-9]\d{8}(?!\d))"), "NUMBER"),
     (re.compile(r"evt_[0-9a-f]{32}|(?<=\"next\":)1\d{15}"), "EVENT"),
     (re.compile(r"(hf_)?adp_[a-z2-7]{32}_[0-9a-f]{8}|whsec_[A-Za-z0-9+/=]+|eyJ[\w.-]+"), "TOKEN"),
@@ -69,16 +74,16 @@ def differences(
     """Every difference, those that are meant included; of the requests that are `wanted`."""
     with TemporaryDirectory(prefix="matrix-") as name:
         folder = Path(name)
-        made, port = make_builds(folder / "library"), _free_port()  # cards name the address
+        made, port = make_builds(folder / "library"), free_port()  # cards name the address
         plain = _answers(folder / "plain", port, made, None, callers, wanted)
         for kind in kinds:
             told = _answers(folder / kind, port, made, KINDS[kind], callers, wanted)
             for key, answer in told.items():
-                for what in _tells(plain[key] if KINDS[kind].compares else answer, answer, key[1]):
+                for what in tells(plain[key] if KINDS[kind].compares else answer, answer, key[1]):
                     yield Difference(kind, *key, what)
 
 
-def _tells(plain: Told, told: Told, request: Request) -> Iterator[str]:
+def tells(plain: Told, told: Told, request: Request) -> Iterator[str]:
     if plain.status != told.status:
         yield f"status: {plain.status} without, {told.status} with"
         return
@@ -103,10 +108,21 @@ def _answers(
     callers: tuple[str, ...],
     wanted: Callable[[Request], bool],
 ) -> dict[tuple[str, Request], Told]:
-    secret = made[1]["secret"].manifest
+    with world(folder, port, made, hidden) as there:
+        return answers_of(there, made[1], callers, wanted)
+
+
+def answers_of(
+    there: World,
+    builds: dict[str, Installed],
+    callers: tuple[str, ...] = CALLERS,
+    wanted: Callable[[Request], bool] = _all,
+) -> dict[tuple[str, Request], Told]:
+    """What each route answers to each caller."""
+    secret = builds["secret"].manifest
     weights = secret.file(WEIGHTS_FILE)
     assert weights is not None
-    other = made[1]["secret 2"].manifest.file(WEIGHTS_FILE)
+    other = builds["secret 2"].manifest.file(WEIGHTS_FILE)
     assert other is not None
     fingerprint = secret.base.fingerprint
     assert fingerprint is not None
@@ -115,25 +131,24 @@ def _answers(
         "OTHER WEIGHTS": other.sha256[7:],
         "SIZE": str(weights.size_bytes),
         "BASE": fingerprint.weights.removeprefix("sha256:"),
-        "BUILD": made[1]["secret"].manifest.digest,
+        "BUILD": builds["secret"].manifest.digest,
     }
     found: dict[tuple[str, Request], Told] = {}
-    with world(folder, port, made, hidden) as there:
-        clients = {caller: _client(there, caller) for caller in callers}
-        for request in filter(wanted, requests(there.server.app, digests)):
-            for caller, client in clients.items():
-                answer = _ask(client, request)
-                found[caller, request] = told = _told(answer)
-                if request.method == "GET" and answer.status_code == 200 and "etag" in answer.headers:
-                    again = _ask(client, request, {"if-none-match": answer.headers["etag"]})
-                    found[caller, Request("GET again", request.route, request.path)] = _told(again)
-                    assert again.status_code in {200, 304}, told
-        for client in clients.values():
-            client.close()
+    clients = {caller: _client(there, caller) for caller in callers}
+    for request in filter(wanted, requests(there.server.app, digests)):
+        for caller, client in clients.items():
+            answer = _ask(client, request)
+            found[caller, request] = told = _told(answer)
+            if request.method == "GET" and answer.status_code == 200 and "etag" in answer.headers:
+                again = _ask(client, request, {"if-none-match": answer.headers["etag"]})
+                found[caller, Request("GET again", request.route, request.path)] = _told(again)
+                assert again.status_code in {200, 304}, told
+    for client in clients.values():
+        client.close()
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -142,6 +157,14 @@ def _client(there: World, caller: str) -> httpx.Client:
     token = there.tokens.get(caller)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     client = httpx.Client(base_url=there.server.url, headers=headers, timeout=60)
+    if caller == ISSUED:
+        registry = there.server.registry
+        person = Person(issuer="https://sso.example.org", subject="s-1", name="isa", groups=("team",))
+        held = (Held(namespace="isa", role="administer"), Held(namespace="bob", role="read"))
+        number = registry.accounts.signed_in(person, held, lasts_s=86_400)
+        cookie = cookie_for(number, registry.settings.secret, lasts_s=86_400)
+        client.headers.update(PAGE)
+        client.cookies.set(there.server.app.state.pages.cookies.session, cookie)
     if caller == SESSION:
         client.headers.update(PAGE)
         form = re.search(r'name="form_token" value="([^"]+)"', client.get("/sign-in").text)

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 from adapterhub_registry import worker
+from adapterhub_registry.access.callers import SCOPES
+from adapterhub_registry.access.tokens import open_session
 from adapterhub_registry.settings import ServerLimits
 
 from adapterhub.core.specs import parse_name
@@ -23,6 +26,7 @@ from adapterhub.library.intake.description import Description
 from adapterhub.library.library import Library
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.transfer import copy
+from tests.registry.issuer import Issuer, issuing
 from tests.registry.running import Running, running
 from tests.support.tiny import make_adapter, make_base
 
@@ -37,6 +41,14 @@ ROLES = {
     "neighbour": ("nina", "write", ("acme/open",)),
 }
 """Callers with tokens; none may see what is hidden. `neighbour` writes to one repository beside a hidden one."""
+MEMBERS = ("team member", "expired member", *(f"bound to {scope}" for scope in SCOPES))
+"""Callers with tokens that persons made. `bound to …`: an administrator of what is hidden, in one open repository."""
+DEVICE = "device token"
+"""A caller with a token that the writer approved for a program; it does no more."""
+PIPELINE = "pipeline of"
+EXPIRED = "expired pipeline"
+JOBS = (f"{PIPELINE} acme/open", f"{PIPELINE} hidden/open", EXPIRED)
+"""Callers with tokens of jobs: for a repository beside a hidden one, for one that is not there yet, and for none any more."""
 
 
 @dataclass
@@ -77,12 +89,20 @@ class World:
     library: Library
     clock: SimpleNamespace
     tokens: dict[str, str]
+    issuer: Issuer
 
     def at(self, second: int) -> None:
         self.clock.now_ns = (BEGAN_MS + second * 1000) * 1_000_000
 
-    def push(self, repo: str, build: Installed, *, private: bool = False) -> None:
-        hub = Hub(endpoint=self.server.url, token=self.server.token)
+    def job(self, repo: str, project: str) -> str:
+        """A token for a repository, which a job of a project gets."""
+        self.server.registry.publishers.add(repo, self.issuer.url, {"repository": project})
+        identity = self.issuer.token(self.server.url, repository=project)
+        made = self.ok("POST", "/api/adapt/v1/publish-token", {"repo": repo, "token": identity})
+        return str(made.json()["token"])
+
+    def push(self, repo: str, build: Installed, *, private: bool = False, token: str = "") -> None:
+        hub = Hub(endpoint=self.server.url, token=token or self.server.token)
         release = Release(manifest=build.manifest, namespace=None, origin="home", base_hub_id="org/base")
         copy(release, self.library, hub.to(repo, private=private))
 
@@ -103,10 +123,11 @@ class Hidden:
 
 def _private(world: World, builds: dict[str, Installed]) -> None:
     for repo in ("hidden/secret", "acme/secret"):
-        world.push(repo, builds["secret"], private=True)
+        world.push(repo, builds["secret"], private=True, token=world.job(repo, f"acme/{MARK}"))
         world.push(repo, builds["secret 2"])
         world.ok("POST", f"/api/adapt/v1/adapters/{repo}/yank", {"version": "2.0.0", "reason": f"bad {MARK}"})
         world.ok("POST", f"/api/adapt/v1/adapters/{repo}/aliases/prod", {"targets": [{"version": "1.0.0"}]})
+        world.ok("POST", f"/api/adapt/v1/adapters/{repo}/aliases/prod/retention", {"newest": 3})
         world.ok("POST", "/api/adapt/v1/webhooks", {"scope": repo, "url": f"https://{MARK}.example/hook"})
         world.ok("POST", f"/api/models/{repo}/branch/{MARK}", {})
         world.ok("GET", f"/{repo}/resolve/main/adapter_config.json")
@@ -180,12 +201,47 @@ def make_builds(folder: Path) -> tuple[Library, dict[str, Installed]]:
     }
 
 
+def _members(server: Running) -> Iterator[str]:
+    """The tokens of `MEMBERS`."""
+    members, tokens = server.registry.members, server.registry.tokens
+
+    def own(user: str, scope: str, *namespaces: str) -> str:
+        with server.registry.db.begin() as connection:
+            number = open_session(connection, user, lasts_s=3600, label="signed in")
+        caller = tokens.caller_numbered(number)
+        assert caller is not None
+        token = tokens.create_own(caller, scopes=[scope], namespaces=namespaces)
+        tokens.revoke(number)
+        return token
+
+    for user in ("tia", "xia", "otto"):
+        tokens.create(user, "read")
+    members.put_team("acme", "openers", "administer", ["open"])
+    members.add("acme", "tia", team="openers")
+    yield own("tia", "administer")
+    members.add("acme", "xia", role="administer", days=1e-6)
+    members.add("hidden", "xia", role="administer", days=1e-6)
+    yield own("xia", "administer")
+    for namespace in ("acme", "hidden"):
+        members.add(namespace, "otto", role="administer")
+    for scope in SCOPES:
+        yield own("otto", scope, "acme/open")
+
+
+def _device(server: Running, approver: str) -> str:
+    """A token that a person approved on the page for codes."""
+    devices, caller = server.registry.devices, server.registry.tokens.authenticate(approver)
+    assert caller is not None
+    made = devices.start("adapt on desk", address="127.0.0.1", scopes=("write", "release"), days=3)
+    assert devices.answer(made.user_code, caller, approve=True)
+    return devices.poll(made.device_code).token
+
+
 @contextlib.contextmanager
-def world(
-    folder: Path, port: int, made: tuple[Library, dict[str, Installed]], hidden: Hidden | None
+def reopened(
+    folder: Path, port: int, library: Library, tokens: dict[str, str], *, second: int = 104, **settings: Any
 ) -> Iterator[World]:
-    """A registry with what everybody sees, and before it what is hidden, if anything."""
-    library, builds = made
+    """A registry as it is, with a clock that stands."""
     clock = SimpleNamespace(now_ns=0)
     limits = ServerLimits(similar_requests_per_minute=0)
     with pytest.MonkeyPatch.context() as patch:
@@ -194,16 +250,40 @@ def world(
             "adapterhub_registry.database.db.time", SimpleNamespace(time_ns=lambda: clock.now_ns, time=time.time)
         )
         patch.setattr("adapterhub_registry.app.FLUSH_EVERY_S", 1e9)
-        with running(folder, port=port, derives=False, limits=limits) as server:
-            tokens = {
-                name: server.registry.tokens.create(user, role, namespaces=list(globs))  # type: ignore[arg-type]
-                for name, (user, role, globs) in ROLES.items()
-            }
-            tokens["owner"] = server.registry.tokens.create(OWNER, "write", namespaces=["hidden/*", "acme/*"])
-            tokens["asker"] = server.registry.tokens.create(f"u{MARK}", "read")
-            found = World(server, library, clock, tokens)
-            found.at(0)
-            if hidden is not None:
-                hidden.fill(found, builds)
-            _fill(found, builds)
+        for place in ("api.members_api", "pages.people"):
+            patch.setattr(f"adapterhub_registry.{place}.ACCEPTS_A_MINUTE", 1_000_000)
+        patch.setattr("adapterhub_registry.treelog.new_seed", lambda: bytes(32))
+        patch.setattr("adapterhub_registry.api.trusted_api.A_MINUTE", 10_000)
+        numbers = itertools.count(10**9)  # else random, and ids of commits name them
+        patch.setattr("adapterhub_registry.access.trusted._new_number", lambda _: next(numbers))
+        settings = {"public_url": f"http://127.0.0.1:{port}", **settings}
+        with issuing() as issuer, running(folder, port=port, derives=False, limits=limits, **settings) as server:
+            found = World(server, library, clock, tokens, issuer)
+            found.at(second)
             yield found
+
+
+@contextlib.contextmanager
+def world(
+    folder: Path, port: int, made: tuple[Library, dict[str, Installed]], hidden: Hidden | None, **settings: Any
+) -> Iterator[World]:
+    """A registry with what everybody sees, and before it what is hidden, if anything."""
+    library, builds = made
+    with reopened(folder, port, library, {}, **settings) as found:
+        found.clock.now_ns = 0
+        make = found.server.registry.tokens.create
+        for name, (user, role, globs) in ROLES.items():
+            found.tokens[name] = make(user, role, namespaces=list(globs))  # type: ignore[arg-type]
+        found.tokens.update(zip(MEMBERS, _members(found.server), strict=True))
+        found.tokens["owner"] = make(OWNER, "write", namespaces=["hidden/*", "acme/*"])
+        found.tokens["asker"] = make(f"u{MARK}", "read")
+        found.at(-2 * 15 * 60)
+        found.tokens[EXPIRED] = found.job("acme/open", "acme/expired")
+        found.at(0)
+        found.tokens[DEVICE] = _device(found.server, found.tokens["writer"])
+        for repo in ("acme/open", "hidden/open"):
+            found.tokens[f"{PIPELINE} {repo}"] = found.job(repo, "acme/training")
+        if hidden is not None:
+            hidden.fill(found, builds)
+        _fill(found, builds)
+        yield found

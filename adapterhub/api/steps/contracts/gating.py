@@ -7,16 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.testing import (
-    ContractSubject,
-    Models,
-    TestQuestion,
-    subject_of_build,
-    verdict_on,
-    verdict_on_model,
-    verdicts_on,
-    verdicts_on_merge,
-)
+from adapterhub.api.steps.contracts.testing import ContractSubject, Tester, TestQuestion, subject_of_build
 from adapterhub.core.errors import AdapterHubError, BehaviourChanged, CouldNotTell, problem_list, shown
 from adapterhub.core.specs import BaseSpec
 from adapterhub.formats.contract.contract import Contract
@@ -24,7 +15,7 @@ from adapterhub.formats.contract.reader import contract_in
 from adapterhub.formats.contract.results import Tested
 from adapterhub.library.merged import is_bare_merge
 from adapterhub.library.store.catalog import Installed
-from adapterhub.projects.builds import locked_build
+from adapterhub.projects.builds import base_here, locked_build
 from adapterhub.projects.locking import DropIn
 from adapterhub.projects.values import LockedAdapter
 
@@ -34,9 +25,9 @@ if TYPE_CHECKING:
     from adapterhub.distribution.finding import FoundAdapter
     from adapterhub.formats.release import Release
     from adapterhub.library.library import Library
-    from adapterhub.projects.reporting import Bars, Reporter
+    from adapterhub.projects.session import Session
     from adapterhub.projects.values import Lock, Locked
-    from adapterhub.weights.recipes.combination import Combination, Ingredient
+    from adapterhub.weights.recipes.combination import Ingredient
 
 
 @dataclass(slots=True)
@@ -47,15 +38,14 @@ class ContractGate:
     warning names what would not.
     """
 
-    library: Library
+    session: Session
     testing: Testing
-    out: Reporter
     question: TestQuestion = field(default_factory=TestQuestion)
     results: list[Tested] = field(default_factory=list)
-    models: Models = field(init=False)
+    tester: Tester = field(init=False)
 
     def __post_init__(self) -> None:
-        self.models = Models(self.library.bases)
+        self.tester = Tester(self.session.library, self.session)
 
     def __call__(self, folder: Path, release: Release) -> None:
         """Test the staged files of a release before they appear in the library.
@@ -70,132 +60,106 @@ class ContractGate:
         """Test a build, with `merges` one without a contract by the lines of its parents that bind it.
 
         Raises:
-            BehaviourChanged: it is CHANGED, or the base alone passes where that was asked for, too.
+            BehaviourChanged: it is CHANGED, or the plain base passes as well where the gate checks that.
             CouldNotTell: no verdict is possible, or it has no contract. The message ends with `undone`.
         """
         found: list[Tested] = []
         if merges and isinstance(build, Installed) and is_bare_merge(build):
-            found = verdicts_on_merge(self.library, build, self.question, bars=self.out, models=self.models)
+            found = self.tester.on_merge(build, self.question)
         self.results += found
         for result in found or [self.ask(build, self.question)]:
-            settle(result, self.testing, self.out, ending=undone)
+            name = shown(result.label, 200)
+            texts = {"CHANGED": f"`{name}` has changed", "NONE": f"`{name}` has no contract"}
+            text = texts.get(result.verdict, f"no verdict is possible for `{name}`")
+            reasons = [shown(reason, 400) for reason in result.why]
+            if result.passed:
+                self.session.out.note(f"{result.label}: PASS, {result.kept}")
+            elif self.testing == "warn":
+                self.session.out.warn("; ".join([text, *reasons]))
+            else:
+                raise _refusal(problem_list(f"{text}. {undone}", reasons), [result])
 
     def ask(self, build: ContractSubject | Installed, question: TestQuestion) -> Tested:
-        """The verdict on a build, which `results` keeps."""
+        """Return the verdict on a build, which `results` keeps."""
         subject = subject_of_build(build) if isinstance(build, Installed) else build
-        result = verdict_on(self.library, subject, question, bars=self.out, models=self.models)
+        result = self.tester.verdict(subject, question)
         self.results.append(result)
         return result
 
-    def admit_all(self, builds: Sequence[Installed], question: TestQuestion, *, undone: str) -> None:
-        """Test the builds that have a contract, and merges by the lines that bind them; name those without any.
+    def admit_locked(self, lock: Lock, entries: Sequence[Locked]) -> None:
+        """Test the builds of a lock on its base, merges by the lines that bind them; name those without a contract.
+
+        These come in: the policy `tests` of a project is what demands a contract.
 
         Raises:
             BehaviourChanged, CouldNotTell: some do not pass; names all of these.
         """
-        self.results += verdicts_on(self.library, builds, question, bars=self.out, models=self.models)
-        for build in builds:
-            if is_bare_merge(build):
-                try:
-                    self.results += verdicts_on_merge(self.library, build, question, bars=self.out, models=self.models)
-                except CouldNotTell as error:
-                    self.out.note(f"not tested: {shown(build.full_name)} {build.manifest.version}, {error.message}")
+        builds = [build for entry in entries if (build := locked_build(self.session.library, entry)) is not None]
+        question = replace(self.question, on=base_of_lock(self.session.library, lock))
+        self.results += self.tester.verdicts(builds, question)
+        for build in filter(is_bare_merge, builds):
+            try:
+                self.results += self.tester.on_merge(build, question)
+            except CouldNotTell as error:
+                self.session.out.note(f"not tested: {shown(build.full_name)} {build.manifest.version}, {error.message}")
         told = {result.digest for result in self.results}
         if bare := [build for build in builds if build.manifest.digest not in told]:
             names = ", ".join(f"`{shown(build.full_name)}` {build.manifest.version}" for build in bare)
-            self.out.note(f"not tested, for want of a contract: {names}")
-        settle_all(self.results, self.testing, self.out, undone=undone)
-
-
-def settle_all(results: Sequence[Tested], testing: Testing, out: Reporter, *, undone: str) -> None:
-    """Refuse what did not pass, all in one message; `warn` only says so.
-
-    Raises:
-        BehaviourChanged, CouldNotTell: some did not pass.
-    """
-    failed = [result for result in results if not result.passed]
-    lines = [shown(_line(result), 400) for result in failed]
-    if testing == "warn":
+            self.session.out.note(f"not tested, for want of a contract: {names}")
+        failed = [result for result in self.results if not result.passed]
+        lines = [shown(f"{one.label}: {one.verdict}, {'; '.join(one.why)}", 400) for one in failed]
+        if failed and self.testing != "warn":
+            title = "these builds do not pass their contracts. No folder was changed"
+            raise _refusal(problem_list(title, lines), failed)
         for line in lines:
-            out.warn(line)
-    elif failed:
-        message = problem_list(f"these builds do not pass their contracts. {undone}", lines)
-        kind = BehaviourChanged if any(result.verdict == "CHANGED" for result in failed) else CouldNotTell
-        raise kind(message, hint="`--test=warn` only warns")
+            self.session.out.warn(line)
 
 
-def _line(result: Tested) -> str:
-    why = "; ".join(result.broken) if result.verdict == "CHANGED" else f"{result.reason}: {result.detail}"
-    return f"{result.label}: {result.verdict}, {why}"
-
-
-def settle(
-    result: Tested, testing: Testing, out: Reporter, *, ending: str, hint: str = "`--test=warn` only warns"
-) -> None:
-    """Say that a build passed, or refuse it; `warn` only says so.
-
-    Raises:
-        BehaviourChanged, CouldNotTell: it did not pass; the message ends with `ending`.
-    """
-    if result.passed:
-        out.note(f"{result.label}: PASS, {result.kept}")
-        return
-    if result.verdict == "CHANGED":
-        text, reasons = f"`{shown(result.label, 200)}` has changed", list(result.broken)
-    elif result.verdict == "NONE":
-        text, reasons = f"`{shown(result.label, 200)}` has no contract", []
-    else:
-        text, reasons = (
-            f"no verdict is possible for `{shown(result.label, 200)}`",
-            [f"{result.reason}: {result.detail}"],
-        )
-    if testing == "warn":
-        out.warn("; ".join([text, *(shown(reason, 400) for reason in reasons)]))
-        return
-    message = problem_list(f"{text}. {ending}", [shown(reason, 400) for reason in reasons])
-    if result.verdict == "CHANGED":
-        raise BehaviourChanged(message, hint=hint)
-    raise CouldNotTell(message, hint=hint)
+def _refusal(message: str, failed: Sequence[Tested]) -> BehaviourChanged | CouldNotTell:
+    kind = BehaviourChanged if any(result.verdict == "CHANGED" for result in failed) else CouldNotTell
+    return kind(message, hint="`--test=warn` only warns")
 
 
 # ---------------------------------------------------------------- results of merges
 @dataclass(slots=True)
 class MergeTest:
-    """Tests what a merge, a resize or a fusion made, against the contracts of its parents.
+    """Tests what a merge, a resize, a fusion or an export made, against the contracts of its parents.
 
     The goldens of a merge's parents inform; their `never` and `leave_alone` lines bind. With `carries`, the one
     parent's contract is the result's own, and all of it binds. Without `measures` no numbers go into the manifest,
     which then is the one that a recipe records. A result that `is_model` is asked without an adapter. All parents
-    share one budget.
+    share one budget. `results` has a verdict for each parent that has a contract.
     """
 
     library: Library
-    parents: Sequence[Ingredient | FoundAdapter]
-    question: TestQuestion
-    bars: Bars
+    session: Session
+    parents: Sequence[Ingredient | FoundAdapter] = ()
+    question: TestQuestion = field(default_factory=TestQuestion)
     carries: bool = False
     measures: bool = True
     is_model: bool = False
     results: list[Tested] = field(default_factory=list)
 
-    def __call__(self, folder: Path) -> Mapping[str, float]:
+    def __call__(self, folder: Path, adapters: Sequence[FoundAdapter] = ()) -> Mapping[str, float]:
         """Test the new folder; returns the measured shares for the manifest, `test_same_<parent>` and so on.
+
+        `adapters` are the parents where these were not known before; a single whole one must pass its whole contract.
 
         Raises:
             BehaviourChanged: a line that binds is broken; the message has a row for each parent.
             CouldNotTell: no parent has a contract, or one cannot be checked.
         """
-        models = Models(self.library.bases)
-        contracts = [(parent, contract) for parent in self.parents if (contract := contract_in(parent.folder))]
+        tester, parents = Tester(self.library, self.session), adapters or self.parents
+        self.carries |= len(adapters) == 1 and adapters[0].weight == 1
+        contracts = [(parent, contract) for parent in parents if (contract := contract_in(parent.folder))]
         if not contracts:
             raise CouldNotTell(
                 "no parent has a contract, so there is nothing to test. Nothing was written",
                 hint="`adapt contract record NAME` records one",
             )
         for parent, contract in contracts:
-            self.results.append(
-                self._verdict(folder, parent, contract if self.carries else binding(contract), models=models)
-            )
+            bound = contract if self.carries else binding(contract)
+            self.results.append(self._verdict(tester, folder, parent, bound))
         self._refuse()
         if self.carries or not self.measures:
             return {}
@@ -206,24 +170,17 @@ class MergeTest:
             if number is not None
         }
 
-    def _verdict(
-        self, folder: Path, parent: Ingredient | FoundAdapter, contract: Contract, *, models: Models
-    ) -> Tested:
-        name, question = name_of(parent), replace(self.question, contract=contract, budget_s=self.budget_left_s)
+    def _verdict(self, tester: Tester, folder: Path, parent: Ingredient | FoundAdapter, contract: Contract) -> Tested:
+        left_s = max(0.0, self.question.budget_s - sum(result.cpu_seconds for result in self.results))
+        name, question = name_of(parent), replace(self.question, contract=contract, budget_s=left_s)
         if self.is_model:
-            return verdict_on_model(self.library, folder, name, contract, question, bars=self.bars)
+            return tester.on_model(folder, name, contract, question)
         if question.on is None:
             question = replace(question, on=_base_of(self.library, parent))
-        subject = ContractSubject(folder=folder, label=name, manifest=None)
-        return verdict_on(self.library, subject, question, bars=self.bars, models=models)
-
-    @property
-    def budget_left_s(self) -> float:
-        """The CPU seconds that the verdicts so far leave to the next one."""
-        return max(0.0, self.question.budget_s - sum(result.cpu_seconds for result in self.results))
+        return tester.verdict(ContractSubject(folder=folder, label=name, manifest=None), question)
 
     def _refuse(self) -> None:
-        broken = [(result, text) for result in self.results for text in self.binding_problems(result)]
+        broken = [(result, text) for result in self.results for text in self._binding_problems(result)]
         rows = [result.row for result in self.results]
         if broken:
             what = "the result has changed" if self.carries else "the merge breaks a rule of its parents"
@@ -231,11 +188,11 @@ class MergeTest:
             raise BehaviourChanged(problem_list(f"{what}. Nothing was written", lines))
         unknown = [result for result in self.results if result.verdict == "UNKNOWN" and result.reason != "no-gap"]
         if unknown:
-            lines = [f"{result.name}: {result.reason}: {shown(result.detail, 400)}" for result in unknown]
+            lines = [f"{result.name}: {shown(result.why[0], 400)}" for result in unknown]
             raise CouldNotTell(problem_list("no verdict is possible for the result. Nothing was written", lines))
 
-    def binding_problems(self, result: Tested) -> list[str]:
-        """What counts against the result: everything for the same adapter, the binding lines for a merge."""
+    def _binding_problems(self, result: Tested) -> list[str]:
+        """Return the failures of the result: all for the same adapter, the binding lines for a merge."""
         if self.carries:
             return list(result.broken)
         wrong = [case for case in result.cases if case.kind != "golden" and case.verdict == "CHANGED"]
@@ -243,12 +200,12 @@ class MergeTest:
 
 
 def binding(contract: Contract) -> Contract:
-    """The contract as it holds for a merge: without the `expect` lines, which demand the parent's task."""
+    """Return the contract as it holds for a merge: without the `expect` lines, which demand the parent's task."""
     return replace(contract, expects=contract.nevers)
 
 
 def name_of(parent: Ingredient | FoundAdapter) -> str:
-    """The bare name of a parent, for a row or a key."""
+    """Return the bare name of a parent, for a row or a key."""
     return Path(parent.label.partition("==")[0]).name
 
 
@@ -257,82 +214,30 @@ def _base_of(library: Library, parent: Ingredient | FoundAdapter) -> BaseSpec | 
     return BaseSpec.parse(record.alias) if record and record.alias else None
 
 
-@dataclass(slots=True)
-class WrittenTest:
-    """Tests what a command writes for other programs before it gets its name: a model, or an adapter for the base `on`.
-
-    `results` has a verdict for each adapter in it that has a contract.
-    """
-
-    library: Library
-    bars: Bars
-    is_model: bool = False
-    on: BaseSpec | None = None
-    results: list[Tested] = field(default_factory=list)
-
-    def __call__(self, folder: Path, adapters: Sequence[FoundAdapter]) -> None:
-        """Test the new folder; one adapter in it must pass its whole contract, several as for a merge.
-
-        Raises:
-            BehaviourChanged, CouldNotTell: as for a merge.
-        """
-        test = MergeTest(
-            self.library,
-            adapters,
-            TestQuestion(on=self.on),
-            self.bars,
-            carries=len(adapters) == 1 and adapters[0].weight == 1,
-            is_model=self.is_model,
-            results=self.results,
-        )
-        test(folder)
-
-
-def merge_test(library: Library, combination: Combination, on: BaseSpec | None = None, *, bars: Bars) -> MergeTest:
-    """The test of a merge, on its parents' base unless another is named."""
-    return MergeTest(library, tuple(combination.leaves()), TestQuestion(on=on), bars)
-
-
-def same_adapter_test(library: Library, combination: Combination, *, bars: Bars) -> MergeTest:
-    """The test of an adapter in another form, such as at a lower rank."""
-    return MergeTest(library, tuple(combination.leaves()), TestQuestion(), bars, carries=True)
-
-
-Bring = Callable[["Lock", Sequence["Locked"]], object]
-"""Brings builds of a lock into the library."""
-
-
-def admit_locked(gate: ContractGate, lock: Lock, entries: Sequence[Locked]) -> None:
-    """Test the builds of a lock on its base; one without a contract is named, and comes in.
-
-    The policy `tests` of a project is what demands a contract.
-
-    Raises:
-        BehaviourChanged, CouldNotTell: one does not pass; names all of these.
-    """
-    builds = [build for entry in entries if (build := locked_build(gate.library, entry)) is not None]
-    question = replace(gate.question, on=base_of_lock(gate.library, lock))
-    gate.admit_all(builds, question, undone="No folder was changed")
-
-
 def base_of_lock(library: Library, lock: Lock) -> BaseSpec | None:
-    """The base of a project by its name here; None where the lock names none."""
+    """Return the base of a project by its name here, or a copy that stands for it; None if the lock names none.
+
+    The verdict of a test names the weights that were asked, be they those of the base or of a copy.
+    """
     if lock.base is None:
         return None
-    here = (record for record in library.bases.list() if record.fingerprint.weights == lock.base.weights)
-    return BaseSpec.parse(next((record.alias for record in here if record.alias), lock.base.spec))
+    record = base_here(library, lock)
+    return BaseSpec.parse(record.alias if record else lock.base.spec)
 
 
 @dataclass(slots=True)
 class DropIns:
-    """Holds newer builds to the contracts of those that they replace; `results` has a verdict for each."""
+    """Holds newer builds to the contracts of those that they replace; `results` has a verdict for each.
+
+    `bring` brings builds of a lock into the library.
+    """
 
     gate: ContractGate
-    bring: Bring
+    bring: Callable[[Lock, Sequence[Locked]], object]
     results: list[DropIn] = field(default_factory=list)
 
     def choose(self, before: Lock, after: Lock) -> dict[AdapterName, LockedAdapter]:
-        """Of each build that would be replaced, the one to lock: the newer one if it may, else the older one."""
+        """Choose which build to lock under each name: the newer if it may replace the older, otherwise the older."""
         found: dict[AdapterName, LockedAdapter] = {}
         for new in after.adapters:
             old = before.entries.get(new.key)
@@ -343,11 +248,11 @@ class DropIns:
             self.results.append(one)
             found[new.key] = new if one.kept else old
             if not tested.passed:
-                self.gate.out.warn(one.line if one.kept else f"not upgraded: {one.line}")
+                self.gate.session.out.warn(one.line if one.kept else f"not upgraded: {one.line}")
         return found
 
     def _verdict(self, before: Lock, old: LockedAdapter, after: Lock, new: LockedAdapter) -> Tested:
-        library = self.gate.library
+        library = self.gate.session.library
         bare = Tested(name=new.name, version=new.version, digest=new.digest, verdict="NONE")
         try:
             self.bring(before, [old])

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from adapterhub.api.steps.contracts.testing import ContractSubject, Models, base_for, engine_name, model_of
+from adapterhub.api.steps.contracts.testing import ContractSubject, engine_name
+from adapterhub.core.arguments import StrPath, path_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.disk.files import output_place, write_durably
 from adapterhub.core.errors import (
     CouldNotTell,
     Malformed,
-    NotAllowed,
     SignatureRefused,
     UsageProblem,
-    problem_list,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.formats.contract.contract import DEFAULT_GOLDENS, ENCODERS, IMAGE, Contract, Recorded, private_texts
+from adapterhub.formats.contract.contract import IMAGE, Contract, Recorded
 from adapterhub.formats.contract.reader import Plan, read_plan
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.manifest import CONTRACT_FILE
-from adapterhub.formats.prompts.form import RAW, PromptForm
 from adapterhub.library.contracting import add_contract
 from adapterhub.library.results import (
+    Kept,
     KeptResults,
     ResultFiles,
     keeps_results,
@@ -40,36 +39,11 @@ from adapterhub.trust.signing.results import SignedResult, read_result, sign_res
 from adapterhub.trust.signing.trust import Trust, TrustedKey, clock
 
 if TYPE_CHECKING:
-    from adapterhub.core.specs import BaseSpec
     from adapterhub.formats.contract.results import Tested
     from adapterhub.library.bases.records import BaseRecord
     from adapterhub.library.library import Library
-    from adapterhub.projects.reporting import Bars
     from adapterhub.projects.session import Session
     from adapterhub.trust.signing.keys import SigningKey
-
-_TEXT: Final = PromptForm(form="text")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingRecipe:
-    """What to record and how: the inputs, the prompt form, how many goldens, and where the contract goes.
-
-    `form` None means the plan's, else the build's, else `raw` (`text` for an encoder). With `as_digests` the contract
-    holds no prompt and no answer. `into` None means a new build, or the folder itself.
-    """
-
-    plan: Plan
-    form: PromptForm | None = None
-    count: int = DEFAULT_GOLDENS
-    max_new_tokens: int | None = None
-    margin: float = 0.05
-    as_digests: bool = False
-    vectors: bool = False
-    allow_secrets: bool = False
-    on: BaseSpec | None = None
-    dtype: str = "auto"
-    into: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +80,8 @@ class RecordedContract(
         return len(self.contract.goldens)
 
 
-def plan_from(examples: Path | None, tests: Path | None) -> Plan:
-    """The inputs of one of the two files.
+def plan_from(examples: StrPath | None, tests: StrPath | None) -> Plan:
+    """Return the inputs of one of the two files.
 
     Raises:
         UsageProblem: not exactly one is given.
@@ -119,91 +93,20 @@ def plan_from(examples: Path | None, tests: Path | None) -> Plan:
             hint='examples are JSON Lines such as {"prompt": "…"}, with the "completion" that you want if you know it',
         )
     if tests is not None:
-        return read_plan(tests)
+        return read_plan(path_of(tests))
     from adapterhub.inference.contracts.answers import plan_of_examples
 
     assert examples is not None  # one of the two
-    return plan_of_examples(examples)
+    return plan_of_examples(path_of(examples))
 
 
-def record_contract(
-    library: Library, subject: ContractSubject, recipe: RecordingRecipe, *, bars: Bars
-) -> RecordedContract:
-    """Ask the adapter, and write what it answered.
-
-    Raises:
-        Incompatible: it cannot be a contract: adapter and base answer alike, or too few answers are left.
-        NotAllowed: a text looks like a secret, or the build is a release of a server.
-        BaseNotFound, BaseMismatch: as `verdict_on`.
-    """
-    from adapterhub.inference.contracts.recording import record
-
-    record_of_base = base_for(library, subject, recipe.on)
-    draws = library.bases.pipeline_of(record_of_base) is not None
-    kind = IMAGE if draws else subject.kind()
-    if not draws and (recipe.plan.image is not None or any(one.seed is not None for one in recipe.plan.goldens)):
-        raise UsageProblem(
-            f"`[image]` and `seed` are for a pipeline that draws, and base `{record_of_base.label}` is one model",
-            hint="`adapt base add FOLDER --as NAME` registers a pipeline",
-        )
-    own = subject.manifest.prompt if subject.manifest else None
-    form = recipe.form or recipe.plan.prompt or own or (_TEXT if kind in ENCODERS else RAW)
-    if recipe.max_new_tokens is not None:
-        form = replace(form, max_new_tokens=recipe.max_new_tokens)
-    if draws and form != RAW:
-        raise UsageProblem(
-            f"a pipeline takes its prompt unchanged, and this one is asked as {form.label}", hint="pass `--prompt raw`"
-        )
-    with model_of(
-        library, subject, record_of_base, Models(library.bases), dtype=recipe.dtype, load_in=None, kind=kind
-    ) as (
-        model,
-        tokenizer,
-        _verdict,
-    ):
-        where = _where(subject, record_of_base, model, tokenizer)
-        with bars.steps(f"record {subject.name}", unit="prompts") as progress:
-            if draws:
-                from adapterhub.inference.contracts.images import record_images
-
-                found = record_images(model, recipe.plan, where, count=recipe.count, progress=progress)
-            else:
-                writes = "seq2seq" if model.config.is_encoder_decoder else "causal"
-                found = record(
-                    model,
-                    tokenizer,
-                    recipe.plan,
-                    form,
-                    where,
-                    kind=kind or writes,
-                    count=recipe.count,
-                    margin=recipe.margin,
-                    vectors=recipe.vectors,
-                    progress=progress,
-                )
-    if not recipe.allow_secrets and (private := private_texts(found.contract)):
-        title = "some texts look private, and a contract is published with its build. Nothing was recorded"
-        raise NotAllowed(problem_list(title, private, 8), hint="change the inputs, or pass `--allow-secrets`")
-    contract = found.contract.without_texts() if recipe.as_digests else found.contract
-    path, build, created = _put(library, subject, contract, recipe.into)
-    if recipe.as_digests and recipe.into is not None:
-        write_durably(path.with_name(f"{path.name.removesuffix('.jsonl')}.private.jsonl"), found.contract.to_bytes())
-    return RecordedContract(
-        name=build.full_name if build else subject.name,
-        version=build.manifest.version if build else subject.version,
-        contract=contract,
-        left_out=tuple(LeftOutInput(*one) for one in found.left_out),
-        warnings=tuple(found.warnings),
-        path=path,
-        build=build,
-        created=created,
-    )
-
-
-def _put(
+def put_contract(
     library: Library, subject: ContractSubject, contract: Contract, into: Path | None
 ) -> tuple[Path, Installed | None, bool]:
-    """Write the contract; returns where, the new build if there is one, and whether anything is new."""
+    """Write the contract into the folder `into`, or into a new build, or into the folder that the adapter is.
+
+    Returns where, the new build if there is one, and whether anything is new.
+    """
     if into is not None:
         name = subject.name.rpartition("/")[2] or "adapter"
         target = output_place(into / f"{name}-{subject.version or '0'}.tests.jsonl")
@@ -218,8 +121,8 @@ def _put(
     return added.build.folder / CONTRACT_FILE, added.build, added.created
 
 
-def _where(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:
-    """Where a contract is recorded; without a `tokenizer`, `model` is a pipeline that has its own."""
+def where_recorded(subject: ContractSubject, record: BaseRecord, model: Any, tokenizer: Any) -> Recorded:
+    """Describe where a contract is recorded; without a `tokenizer`, `model` is a pipeline that has its own."""
     kind = IMAGE if tokenizer is None else ""
     programs = dict(part.split(" ", 1) for part in engine_name(kind).split(", "))
     engine = "diffusers" if kind == IMAGE else "transformers"
@@ -271,7 +174,7 @@ def ensure_can_be_stated(subject: ContractSubject) -> None:
 
 
 def state_result(library: Library, subject: ContractSubject, result: Tested, key: SigningKey) -> Path | None:
-    """Sign a result and write it beside the build; None where the verdict is no result.
+    """Sign a result and write it beside the build; None if the verdict is not a result.
 
     Its `sequence` is one above those of the same key on the same build, so it supersedes them.
     """
@@ -295,7 +198,7 @@ def state_result(library: Library, subject: ContractSubject, result: Tested, key
 
 
 def sign_results(library: Library, build: Installed, results: Sequence[Tested], signer: SigningKey) -> None:
-    """Sign the verdicts that a test before a push gave, so that they go along."""
+    """Sign the verdicts of a test before a push, so that the push includes them."""
     from adapterhub.api.steps.contracts.testing import subject_of_build
 
     for one in results:
@@ -325,14 +228,14 @@ def fetch_results(session: Session, library: Library, subject: ContractSubject) 
 
 
 def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
-    """The signed results that the library has on an installed build, each verified now.
+    """Return the signed results that the library has on an installed build, each verified now.
 
     Raises:
         UsageProblem: it is a folder.
     """
     build = subject.build
     if build is None:
-        raise UsageProblem("signed results are shown for installed builds", hint="`adapt install` brings them along")
+        raise UsageProblem("signed results are shown for installed builds", hint="`adapt install` copies them as well")
     found, refusals = results_of(library, build.manifest.digest, build.full_name)
     return SignedResults(
         name=build.full_name,
@@ -344,8 +247,15 @@ def signed_results(library: Library, subject: ContractSubject) -> SignedResults:
     )
 
 
-def contract_line(library: Library, build: Installed) -> str:
-    """Whether a build has a contract, and when it was last tested by it on this machine."""
+MOST_BASES_SHOWN: Final = 3
+"""Further bases in a line on a contract, with the latest result on each."""
+
+
+def contract_line(library: Library, build: Installed, weights: str = "") -> str:
+    """Describe a build's contract, and its latest result on each base that it was tested on here.
+
+    The base with these `weights` comes first, by default that of the build.
+    """
     if build.manifest.file(CONTRACT_FILE) is None:
         return "no contract"
     from adapterhub.api.steps.contracts.testing import subject_of_build
@@ -358,18 +268,34 @@ def contract_line(library: Library, build: Installed) -> str:
         return "no contract"
     goldens = len(contract.goldens)
     what = f"contract: {goldens} golden{'s' * (goldens != 1)}"
-    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest)
-    if found is None:
+    own = build.base.fingerprint.weights if build.base.fingerprint else ""
+    found = KeptResults(library.store).latest(build.manifest.digest, contract.digest, weights or own)
+    if not found:
         return f"{what}, not tested here"
-    result, days = found.result, int((time.time() - found.time) // _DAY_S)
+    (kept, *others), now = found, time.time()
+    result, days = kept.result, int((now - kept.time) // _DAY_S)
     when = "tested today" if days <= 0 else f"not tested for {days} day{'s' * (days != 1)}"
     when += ", before its base changed" * _has_other_base(library, result)
-    where = f" on {shown(result.base, 200)}" if result.base else ""
-    return f"{what}, {when}: {result.verdict}{where}"
+    first = f"{what}, {when}: {', '.join(filter(None, (_verdict_on_base(result), result.drifted)))}"
+    more = [_briefly(one, now) for one in others[:MOST_BASES_SHOWN]]
+    rest = len(others) - len(more)
+    return "; ".join([first, *more, *([f"{rest} more base{'s' * (rest != 1)}"] if rest else [])])
+
+
+def _briefly(kept: Kept, now: float) -> str:
+    """Return a result in a few words."""
+    days, result = int((now - kept.time) // _DAY_S), kept.result
+    drift = "" if result.drift is None else f", drift {result.drift:.3f}"
+    ago = f", {days} day{'s' * (days != 1)} ago" if days > 0 else ""
+    return f"{_verdict_on_base(result)}{drift}{ago}"
+
+
+def _verdict_on_base(result: Tested) -> str:
+    return f"{result.verdict} on {shown(result.base, 200)}" if result.base else result.verdict
 
 
 def _has_other_base(library: Library, result: Tested) -> bool:
-    """Whether the files of the base here are not those that were asked."""
+    """Return whether the files of the base here are not those that were asked."""
     for record in library.bases.list():
         if record.fingerprint.weights == result.base_weights and record.path is not None and record.path.exists():
             try:

@@ -19,14 +19,13 @@ from adapterhub.api.steps.contracts.testing import (
     Models,
     base_for,
     kept_or_measured,
-    model_of,
     what_decides,
 )
-from adapterhub.core.arguments import path_of
+from adapterhub.core.arguments import RunnerName, path_of
 from adapterhub.core.digests import Digest, canonical_json, digest_of
 from adapterhub.core.disk.files import digest_of_file, output_place, write_durably
 from adapterhub.core.errors import CouldNotTell, Incompatible, UsageProblem, shown
-from adapterhub.formats.contract.results import REASONS, Tested, TestedCase
+from adapterhub.formats.contract.results import Tested
 from adapterhub.formats.documented import Documented
 from adapterhub.formats.prompts.form import prompt_texts
 from adapterhub.inference.contracts import runners
@@ -35,11 +34,9 @@ from adapterhub.inference.contracts.runners import METRIC, LmEvalTask, ensure_as
 if TYPE_CHECKING:
     from adapterhub.api.steps.contracts.testing import TestQuestion
     from adapterhub.core.specs import BaseSpec
-    from adapterhub.formats.contract.contract import Contract, Golden
-    from adapterhub.formats.contract.standards import Bounds
-    from adapterhub.library.bases.records import BaseRecord
+    from adapterhub.formats.contract.contract import Contract
     from adapterhub.library.library import Library
-    from adapterhub.projects.reporting import Bars
+    from adapterhub.projects.reporting import Reporter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +56,7 @@ class EmittedTask(Documented):
 
 
 def contract_of(subject: ContractSubject, given: Contract | None) -> Contract:
-    """The contract that is given, else the adapter's own.
+    """Return the given contract, or the adapter's own.
 
     Raises:
         CouldNotTell: there is none.
@@ -74,7 +71,7 @@ def contract_of(subject: ContractSubject, given: Contract | None) -> Contract:
 
 
 def task_named(subject: ContractSubject) -> str:
-    """What a task of the adapter is called after."""
+    """Return the name for a task of the adapter."""
     return Path(subject.name).name if subject.build is None else subject.name
 
 
@@ -94,7 +91,7 @@ def emit_task(
         Incompatible: the tool cannot ask these goldens.
         BaseNotFound: the form is `chat`, and the base is not on this machine.
         CouldNotTell: there is no contract.
-        NotAllowed: the folder is no place for an output.
+        NotAllowed: the folder cannot be used for an output.
     """
     contract = contract_of(subject, contract)
     ensure_askable(contract)
@@ -110,7 +107,7 @@ def emit_task(
         try:
             ensure_comparable(contract, tokenizer)
         except Unknown as unknown:
-            raise Incompatible(f"the goldens cannot be asked on `{record.label}`: {unknown.detail}") from None
+            raise Incompatible(f"the goldens cannot run on `{record.label}`: {unknown.detail}") from None
     asked = [golden.asked for golden in contract.distinct if golden.asked is not None]
     task = lm_eval_task(contract, prompt_texts(contract.prompt, asked, tokenizer), task_named(subject))
     place = output_place(folder / task.yaml).parent
@@ -132,32 +129,23 @@ def _command(task: LmEvalTask, base: str, subject: ContractSubject) -> tuple[str
     return ("lm-eval", "--model", "hf", *words, "--tasks", task.yaml, "--output_path", "out", "--log_samples")
 
 
-RUNNERS: Final = ("lm-eval", "pytest")
 _MOST_FILES: Final = 1000
 _MOST_BYTES: Final = 64 << 20
 _IGNORED: Final = {"__pycache__", ".git", ".venv"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runner:
-    """The tool that tests, and the user's own task for it: a YAML file of lm-eval, or tests of pytest."""
+def run_on(
+    library: Library,
+    subject: ContractSubject,
+    question: TestQuestion,
+    runner: RunnerName,
+    task: Path | None,
+    *,
+    bars: Reporter,
+) -> Tested:
+    """Return the verdict of a tool on one adapter, by the user's own task: a YAML file of lm-eval, or tests of pytest.
 
-    name: str
-    task: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.name not in RUNNERS:
-            raise UsageProblem(f"no runner `{shown(self.name)}`; there are {', '.join(RUNNERS)}")
-        if self.name == "pytest" and self.task is None:
-            raise UsageProblem(
-                "`--runner pytest` needs tests to run", hint="name a file or a folder with `--task PATH`"
-            )
-
-
-def run_on(library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, *, bars: Bars) -> Tested:
-    """The verdict of a tool on one adapter.
-
-    Without a task, lm-eval asks the contract's goldens, and `same` is its `exact_match`. The adapter is checked and put
+    Without a task, lm-eval runs the contract's goldens, and `same` is its `exact_match`. The adapter is checked and put
     on its base before the tool starts, as tools load an adapter onto any base of the right shape.
 
     Raises:
@@ -165,12 +153,14 @@ def run_on(library: Library, subject: ContractSubject, question: TestQuestion, r
         EngineFailed: the tool ended without a result.
         Incompatible: the tool cannot ask these goldens, or does not read this adapter right.
         CouldNotTell: there is no contract, and no task either.
-        BaseNotFound, BaseMismatch, DigestMismatch, Malformed: as `verdict_on`.
+        BaseNotFound, BaseMismatch, DigestMismatch, Malformed: as `Tester.verdict`.
     """
     if question.load_in is not None or question.base_alone:
         option = "--load-in" if question.load_in is not None else "--base-alone"
         raise UsageProblem(f"`{option}` and `--runner` exclude each other")
-    call = _with_pytest if runner.name == "pytest" else _with_task if runner.task is not None else _with_goldens
+    if runner == "pytest" and task is None:
+        raise UsageProblem("`--runner pytest` needs tests to run", hint="name a file or a folder with `--task PATH`")
+    call = _with_pytest if runner == "pytest" else _with_task if task is not None else _with_goldens
     made = Tested(name=subject.name, version=subject.version, verdict="NONE", weights=subject.weights())
     if subject.manifest is not None:
         made = replace(made, digest=subject.manifest.digest)
@@ -178,50 +168,29 @@ def run_on(library: Library, subject: ContractSubject, question: TestQuestion, r
     def measure() -> Tested:
         with (
             tempfile.TemporaryDirectory(prefix="adapterhub-") as work,
-            bars.steps(f"{runner.name} {subject.name}", unit="runs"),
+            bars.steps(f"{runner} {made.name}", unit="runs"),
         ):
-            return call(library, subject, question, runner, made, Path(work))
-
-    if asked_of(library, subject, question, runner) is None:
-        return measure()
+            return call(library, subject, question, task, made, Path(work))
 
     def asked() -> dict[str, Any]:
-        return asked_of(library, subject, question, runner) or {}
+        """All that decides what a tool finds, the files of its task too; empty if they are too many to hash."""
+        tool, contract = f"pytest {version('pytest')}" if runner == "pytest" and find_spec("pytest") else "", ""
+        if runner == "lm-eval":
+            place = Path(runners.lm_eval_tool(os.environ.get("PATH", ""))).resolve()
+            tool = f"{place} {place.stat().st_mtime_ns}"
+            contract = contract_of(subject, question.contract).digest if task is None else ""
+        files = digest_of_task(task) if task is not None else ""
+        if files is None:
+            return {}
+        decides = what_decides(library, question, base_for(library, subject, question.on))
+        told = {"runner": runner, "tool": tool, "task": files, "contract": contract, "bounds": dict(question.bounds)}
+        return {**decides, **told}
 
-    return kept_or_measured(library, subject, asked, measure, again=question.again)
-
-
-def asked_of(
-    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner
-) -> dict[str, Any] | None:
-    """All that decides what a tool finds, the files of its task too; None where these are too many to be hashed.
-
-    Raises:
-        UsageProblem: the tool is not installed, or an option does not suit it.
-        CouldNotTell: there is no contract, and no task either.
-    """
-    tool = f"pytest {version('pytest')}" if runner.name == "pytest" and find_spec("pytest") else ""
-    contract = ""
-    if runner.name == "lm-eval":
-        place = Path(runners.lm_eval_tool(os.environ.get("PATH", ""))).resolve()
-        tool = f"{place} {place.stat().st_mtime_ns}"
-        contract = contract_of(subject, question.contract).digest if runner.task is None else ""
-    task = digest_of_task(runner.task) if runner.task is not None else ""
-    if task is None:
-        return None
-    record = base_for(library, subject, question.on)
-    return {
-        **what_decides(library, question, record),
-        "runner": runner.name,
-        "tool": tool,
-        "task": task,
-        "contract": contract,
-        "bounds": dict(question.bounds),
-    }
+    return kept_or_measured(library, subject, asked, measure, again=question.again) if asked() else measure()
 
 
 def digest_of_task(task: Path) -> Digest | None:
-    """The digest of a task's files: all in its folder, and below it too where a folder is named.
+    """Return the digest of a task's files: all in its folder, and below it too where a folder is named.
 
     None for more than a thousand files or 64 MB, and where one cannot be read or there is none.
     """
@@ -244,46 +213,31 @@ def digest_of_task(task: Path) -> Digest | None:
 
 
 # ---------------------------------------------------------------- lm-eval
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attached:
-    """What was learned while the adapter was on its base."""
-
-    record: BaseRecord
-    base_verdict: str
-    dtype: str
-    device: str
-    task: LmEvalTask | None = None
-
-
 def _with_goldens(
-    library: Library, subject: ContractSubject, question: TestQuestion, _runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, _task: Path | None, made: Tested, work: Path
 ) -> Tested:
     from adapterhub.inference.contracts.answers import Unknown
 
-    tool = runners.lm_eval_tool(os.environ.get("PATH", ""))
-    contract = contract_of(subject, question.contract)
+    contract, folder = contract_of(subject, question.contract), work / "task"
     ensure_askable(contract)
-    bounds = contract.bounds.tightened(question.bounds)
-    made = replace(made, contract=contract.digest, bounds=asdict(bounds))
+    made = replace(made, contract=contract.digest, bounds=asdict(contract.bounds.tightened(question.bounds)))
 
-    def task_with(model: Any, tokenizer: Any) -> LmEvalTask:
-        return lm_eval_task(contract, _comparable_prompts(contract, model, tokenizer), task_named(subject))
+    def place_of(model: Any, tokenizer: Any) -> _Place:
+        task = lm_eval_task(contract, _comparable_prompts(contract, model, tokenizer), task_named(subject))
+        folder.mkdir()
+        for name, raw in task.files.items():
+            (folder / name).write_bytes(raw)
+        return folder, task.yaml, task.model_args
 
     try:
-        held = _attached(library, subject, question, task_with)
+        made, found = _scored(library, subject, question, made, work, place_of)
     except Unknown as unknown:
-        return replace(made, verdict="UNKNOWN", reason=unknown.reason, detail=unknown.detail)
-    assert held.task is not None  # it was made a line before
-    folder = work / "task"
-    folder.mkdir()
-    for name, raw in held.task.files.items():
-        (folder / name).write_bytes(raw)
-    made, found = _scored(tool, subject, question, held, made, (folder, held.task.yaml), work)
-    return made if found is None else _judged(made, contract, bounds, held.task, found)
+        return made.unknown(unknown.reason, unknown.detail)
+    return made if found is None else _judged(made, contract, found)
 
 
 def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[str]:
-    """The prompts of the goldens as text.
+    """Return the prompts of the goldens as text.
 
     Raises:
         Unknown: the base's tokenizer or template makes something else of them than at the recording.
@@ -301,16 +255,15 @@ def _comparable_prompts(contract: Contract, model: Any, tokenizer: Any) -> list[
 
 
 def _with_task(
-    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, task: Path | None, made: Tested, work: Path
 ) -> Tested:
-    assert runner.task is not None  # see `run_on`
-    tool, place = runners.lm_eval_tool(os.environ.get("PATH", "")), runners.task_place(runner.task)
-    held = _attached(library, subject, question, lambda _model, _tokenizer: None)
-    made, found = _scored(tool, subject, question, held, made, place, work)
+    assert task is not None  # see `run_on`
+    folder, named = runners.task_place(task)
+    made, found = _scored(library, subject, question, made, work, lambda _model, _tokenizer: (folder, named, {}))
     if found is None:
         return made
     if not question.bounds:
-        return replace(made, verdict="UNKNOWN", reason="no-bound", detail=REASONS["no-bound"])
+        return made.unknown("no-bound")
     broken = []
     for name, least in question.bounds.items():
         values = {key: value for key, value in found.metrics.items() if name in (key, key.rpartition("/")[2])}
@@ -324,65 +277,51 @@ def _with_task(
     return replace(made, verdict="CHANGED" if broken else "PASS", bounds=dict(question.bounds), broken=tuple(broken))
 
 
-def _attached(
+_Place = tuple[Path, str, Mapping[str, str]]
+"""A folder, the name of a task there, and the arguments that the tool's model needs for it."""
+
+
+def _scored(
     library: Library,
     subject: ContractSubject,
     question: TestQuestion,
-    task_with: Callable[[Any, Any], LmEvalTask | None],
-) -> _Attached:
-    """Check the adapter as `attach` does, and free the model again: the tool loads its own.
+    made: Tested,
+    work: Path,
+    place_of: Callable[[Any, Any], _Place],
+) -> tuple[Tested, runners.Scored | None]:
+    """Return the result so far, and what the tool measured; None if its budget was spent.
+
+    The adapter is checked as `attach` does. The model is freed again once `place_of` has seen it and its tokenizer: the
+    tool loads its own.
 
     Raises:
         Incompatible: PEFT, through which the tool loads adapters, does not read it right.
     """
-    record = base_for(library, subject, question.on)
+    tool, record = runners.lm_eval_tool(os.environ.get("PATH", "")), base_for(library, subject, question.on)
+    assert record.path is not None  # see `base_for`
     on = question.on if subject.build is None else None
     [checked] = [checked_by(one, ["peft"]) for one in subjects_to_check(library, [subject.label], on)]
     if reasons := [reason for verdict in checked.verdicts for reason in verdict.reasons]:
         why = f"PEFT, through which lm-eval loads it, {reasons[0].says} ({reasons[0].detail})"
         raise Incompatible(f"lm-eval cannot ask `{shown(subject.label, 200)}`: {why}")
-    with model_of(
-        library, subject, record, Models(library.bases), dtype=question.dtype, load_in=None, kind=None
-    ) as loaded:
+    with Models(library).of(subject, record, dtype=question.dtype) as loaded:
         model, tokenizer, base_verdict = loaded
-        held = _Attached(
-            record=record,
-            base_verdict=base_verdict,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
-            task=task_with(model, tokenizer),
-        )
+        folder, task, model_args = place_of(model, tokenizer)
+        dtype, device = str(model.dtype).removeprefix("torch."), str(model.device)
     del model, tokenizer, loaded
     gc.collect()
-    return held
-
-
-def _scored(
-    tool: str,
-    subject: ContractSubject,
-    question: TestQuestion,
-    held: _Attached,
-    made: Tested,
-    place: tuple[Path, str],
-    work: Path,
-) -> tuple[Tested, runners.Scored | None]:
-    """The result so far, and what the tool measured; None where its budget was spent."""
-    assert held.record.path is not None  # see `base_for`
-    made = replace(
-        made,
-        base=held.record.label,
-        base_weights=held.record.fingerprint.weights,
-        base_verdict=held.base_verdict,
-        dtype=held.dtype,
+    weights = record.fingerprint.weights
+    made = replace(made, base=record.label, base_weights=weights, base_verdict=base_verdict, dtype=dtype)
+    found = runners.score(
+        tool,
+        (folder, task),
+        (record.path, subject.folder),
+        work,
+        os.environ,
+        device=device,
+        model_args={"dtype": dtype, **model_args},
+        budget_s=question.budget_s,
     )
-    loading = runners.RunnerLoading(
-        base=held.record.path,
-        adapter=subject.folder,
-        dtype=held.dtype,
-        device=held.device,
-        model_args=held.task.model_args if held.task is not None else {},
-    )
-    found = runners.score(tool, place, loading, work, os.environ, budget_s=question.budget_s)
     if not isinstance(found, runners.Scored):
         return _over_budget(made, question, found.cpu_seconds), None
     seconds = round(found.ran.cpu_seconds, 3)
@@ -391,58 +330,41 @@ def _scored(
 
 def _over_budget(made: Tested, question: TestQuestion, seconds: float) -> Tested:
     detail = f"it took more than {question.budget_s:g} CPU seconds; `--budget` allows more"
-    return replace(made, verdict="UNKNOWN", reason="budget", detail=detail, cpu_seconds=round(seconds, 3))
+    return replace(made.unknown("budget", detail), cpu_seconds=round(seconds, 3))
 
 
-def _judged(made: Tested, contract: Contract, bounds: Bounds, task: LmEvalTask, found: runners.Scored) -> Tested:
-    """The verdict on the goldens by their texts: at most so many may be lost; losses are not measured."""
+def _judged(made: Tested, contract: Contract, found: runners.Scored) -> Tested:
+    """Return the verdict on the goldens by their texts; losses are not measured."""
+    from adapterhub.inference.contracts.answers import judge_texts
+
     samples = {str(sample["doc"]["id"]): sample for sample in found.samples if "id" in sample.get("doc", {})}
     goldens = contract.distinct
     if missing := [golden.id for golden in goldens if golden.id not in samples]:
-        raise Incompatible(f"lm-eval gave no answer to `{missing[0]}` of the task `{task.name}`")
-    cases = [_case(golden, samples[golden.id]) for golden in goldens]
-    lost = [case for case in cases if not case.same]
-    allowed, broken = bounds.may_lose(len(goldens)), []
-    if len(lost) > allowed:
-        broken.append(f"{len(lost)} of {len(goldens)} answers changed, at most {allowed} may; `{lost[0].id}`")
-    warnings = []
-    if unasked := len(contract.expects) + len(contract.leave_alone):
-        warnings.append(f"lm-eval asks goldens alone: it left out {unasked} demands of the contract")
-    return replace(
-        made,
-        verdict="CHANGED" if broken else "PASS",
-        same=1 - len(lost) / len(goldens),
-        goldens=len(goldens),
-        cases=tuple(cases),
-        broken=tuple(broken),
-        warnings=tuple(warnings),
-    )
+        raise Incompatible(
+            f"lm-eval gave no answer to `{missing[0]}` of the contract",
+            hint="`adapt test` without `--runner` tests with the library",
+        )
+    answers = {golden.id: _answer(samples[golden.id]) for golden in goldens}
+    unasked = len(contract.expects) + len(contract.leave_alone)
+    warnings = (f"lm-eval asks goldens alone: it left out {unasked} demands of the contract",) if unasked else ()
+    return replace(judge_texts(made, contract, answers), warnings=warnings)
 
 
-def _case(golden: Golden, sample: Mapping[str, Any]) -> TestedCase:
-    same = sample.get(METRIC) == 1
+def _answer(sample: Mapping[str, Any]) -> tuple[str, bool]:
     answers: Sequence[Any] = sample.get("filtered_resps") or [""]
-    return TestedCase(
-        id=golden.id,
-        kind="golden",
-        verdict="PASS" if same else "CHANGED",
-        same=same,
-        text=str(answers[0]),
-        recorded_text=golden.answer,
-        problem="" if same else "the answer is not the recorded one",
-    )
+    return str(answers[0]), sample.get(METRIC) == 1
 
 
 # ---------------------------------------------------------------- pytest
 def _with_pytest(
-    library: Library, subject: ContractSubject, question: TestQuestion, runner: Runner, made: Tested, work: Path
+    library: Library, subject: ContractSubject, question: TestQuestion, task: Path | None, made: Tested, work: Path
 ) -> Tested:
-    """The verdict of the user's tests. In the child, the plug-in's fixture checks the adapter and loads it."""
-    assert runner.task is not None  # see `Runner`
+    """Return the verdict of the user's tests. In the child, the plug-in's fixture checks the adapter and loads it."""
+    assert task is not None  # see `run_on`
     runners.ensure_pytest()
     if question.bounds or question.contract is not None:
         option = "--bound" if question.bounds else "--tests"
-        raise UsageProblem(f"`{option}` and `--runner pytest` exclude each other: the tests say what must hold")
+        raise UsageProblem(f"`{option}` and `--runner pytest` exclude each other: the tests already define the demands")
     record = base_for(library, subject, question.on)
     environ = {
         **os.environ,
@@ -452,7 +374,7 @@ def _with_pytest(
         "ADAPTERHUB_TEST_BASE": record.alias or str(record.path),
         "ADAPTERHUB_TEST_DTYPE": question.dtype,
     }
-    run = runners.run_pytest(runner.task, work, environ, budget_s=question.budget_s)
+    run = runners.run_pytest(task, work, environ, budget_s=question.budget_s)
     made = replace(made, base=record.label, base_weights=record.fingerprint.weights, engine=run.engine)
     made = replace(made, cases=run.cases, cpu_seconds=round(run.ran.cpu_seconds, 3))
     if run.ran.is_over:
@@ -463,6 +385,6 @@ def _with_pytest(
         text = f"{len(failed)} of {len(run.cases)} tests failed; `{failed[0].id}`: {failed[0].problem}"
         return replace(made, verdict="CHANGED", broken=(text,))
     if len(skipped) == len(run.cases):
-        return replace(made, verdict="UNKNOWN", reason="no-tests", detail=REASONS["no-tests"])
+        return made.unknown("no-tests")
     warnings = (f"{len(skipped)} of {len(run.cases)} tests were skipped",) if skipped else ()
     return replace(made, verdict="PASS", warnings=warnings)

@@ -57,8 +57,8 @@ def prepare_base(
     """`folder`, holding SmolLM2-135M-Instruct as float32 safetensors with its tokenizer (540 MB).
 
     A complete folder is returned unchanged. Otherwise the model is made in a hidden folder beside it and renamed
-    when complete, so `folder` is never half a model. The next run removes what an interrupted run left, and a run
-    that starts meanwhile waits for the first. Takes about 20 s, 1.2 GB of memory and a 93 MB download.
+    when complete, so `folder` is never half a model. The next run removes the remains of an interrupted run, and a run
+    that starts during another waits for it. Takes about 20 s, 1.2 GB of memory and a 93 MB download.
 
     Args:
         folder: the model's folder; missing parents are created.
@@ -108,7 +108,7 @@ def _lock_file(path: Path) -> IO[str]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `folder` holds every file of a complete base; a rename makes it complete at once."""
+    """Return whether `folder` holds every file of a complete base; a rename makes it complete at once."""
     return all((folder / name).is_file() for name in BASE_FILES)
 
 
@@ -132,7 +132,7 @@ def _make_base(target: Path, wheel_folder: Path | None, *, offline: bool, say: S
 
 
 def _installed_gguf() -> Path | None:
-    """The GGUF file of an installed package with the known weights, else None."""
+    """Return the GGUF file of an installed package with the known weights, or None."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     for folder in (spec and spec.submodule_search_locations) or ():
         path = Path(folder) / GGUF_NAME
@@ -174,7 +174,7 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def float32_argument() -> dict[str, Any]:
-    """The keyword argument with which the installed transformers loads a model as float32."""
+    """Return the keyword argument with which the installed transformers loads a model as float32."""
     import torch
     import transformers
     from packaging.version import Version

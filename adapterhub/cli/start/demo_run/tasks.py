@@ -118,7 +118,7 @@ class Task:
 
 
 def in_json(order: Mapping[str, str | int]) -> str:
-    """The JSON object for an order."""
+    """Return the JSON object for an order."""
     return json.dumps(order)
 
 
@@ -133,7 +133,10 @@ def in_pirate_style(sentence: str) -> str:
 
 
 def make_tasks() -> tuple[Task, Task]:
-    """The tasks of `json` and `pirate`; no held-out sentence of either is among the training sentences of either."""
+    """Return the tasks of `json` and `pirate`.
+
+    No held-out sentence of either is among the training sentences of either.
+    """
     rng = random.Random(DATA_SEED)  # noqa: S311 - repeatable examples, no secrets
     orders, talk = _orders(rng), _small_talk(rng)
     as_json = _examples(orders, [in_json(order) for order in orders.values()])

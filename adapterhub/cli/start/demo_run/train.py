@@ -83,7 +83,7 @@ class Pupil:
 
     @classmethod
     def load(cls, base: Path) -> Pupil:
-        """The base model in `base` as float32, on the CPU."""
+        """Return the base model in `base` as float32, on the CPU."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with quiet_transformers():
@@ -119,7 +119,7 @@ class Pupil:
         return mean
 
     def answers(self, prompts: Sequence[str], *, most_tokens: int) -> list[str]:
-        """The greedy answer to each prompt."""
+        """Return the greedy answer to each prompt."""
         ids, mask = self._encode([(prompt, None) for prompt in prompts])
         end = self.tokenizer.eos_token_id
         made = self.model.generate(
@@ -128,7 +128,7 @@ class Pupil:
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in made[:, ids.shape[1] :]]
 
     def measure(self, examples: Sequence[DemoExample]) -> Figures:
-        """The figures for `examples`."""
+        """Return the figures for `examples`."""
         import torch
 
         most = max(len(self.tokenizer(e.answer)["input_ids"]) for e in examples) + 1

@@ -1,6 +1,6 @@
 """diffusers: `unet.<module>.lora_A.weight`, its older spellings, and the names of processors before 0.22.
 
-The scale is that of `lora_adapter_metadata` in the header; else `.alpha` beside the pair; else 1, as diffusers has it.
+The scale is that of `lora_adapter_metadata` in the header, or `.alpha` beside the pair, or 1, as diffusers has it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import MalformedConfig, shown
 from adapterhub.core.limits import limits
 from adapterhub.formats.foreign.conversion import config_of
+from adapterhub.formats.foreign.places import clip_name
 from adapterhub.formats.foreign.reading import (
     CARRIED,
     HEADER,
@@ -31,7 +33,7 @@ from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import TensorSpec
 
 _NAME: Final = re.compile(
-    rf"(?:(?P<part>{'|'.join(PARTS)})\.)?(?P<module>[\w.]+?)\."
+    rf"(?:(?P<part>{'|'.join(PARTS)})\.)?(?P<module>[\w.-]+?)\."
     r"(?P<slot>lora_[AB](?:\.default)?\.weight|lora_B\.bias|lora\.(?:down|up)\.weight|lora_linear_layer\.(?:down|up)\.weight|"
     r"lora_magnitude_vector(?:\.weight)?|alpha|dora_scale)",
     re.ASCII,
@@ -55,15 +57,20 @@ SLOTS: Final[Mapping[str, str]] = {
     "dora_scale": "magnitude",
     "alpha": "alpha",
 }
+_CLIP: Final = ("text_encoder", "text_encoder_2")
 _PEFT_WORDS: Final = frozenset({"base_layer", "lora_A", "lora_B", "modules_to_save", "default", "base_model"})
+_WRAPPER: Final = "text_model."
+"""Some classes of CLIP in transformers have it and others do not; a name in the header without it fits both."""
+
 _UNET: Final = ("down_blocks", "up_blocks", "mid_block", "conv_in", "conv_out", "time_embedding", "add_embedding")
 
 
 def read(source: FactorSource) -> Reading:
-    """The file's modules.
+    """Return the file's modules.
 
     Raises:
-        MalformedTensorFile: a pair is not whole, one module comes in two spellings, or the header says another adapter.
+        MalformedTensorFile: a pair is not whole, one module comes in two spellings, or the header describes another
+            adapter.
     """
     groups: dict[tuple[str, str], dict[str, TensorSpec]] = {}
     spelt: dict[tuple[str, str], dict[str, str]] = {}
@@ -123,7 +130,7 @@ def _parsed(source: FactorSource, name: str) -> tuple[str | None, str, str, str]
 def _spelling(
     spelt: Mapping[tuple[str, str], Mapping[str, str]], *, is_prefixed: bool, has_header: bool
 ) -> dict[str, Any]:
-    """The usual spelling of each slot by component, and whether names have a component and a header the scale."""
+    """Return each slot's usual spelling by component, and whether names have a component and a header the scale."""
     ends: dict[str, Counter[tuple[str, str]]] = {}
     for (part, _), slots in spelt.items():
         ends.setdefault(part, Counter()).update(slots.items())
@@ -132,10 +139,10 @@ def _spelling(
 
 
 def _headers(source: FactorSource, parts: set[str]) -> dict[str, AdapterConfig]:
-    """The LoRA config of each component in the header, checked as any config of PEFT.
+    """Return the LoRA config of each component in the header, checked as any config of PEFT.
 
     Raises:
-        MalformedTensorFile: E_CONFIG and the codes of configs, for what is malformed or changes the function.
+        MalformedTensorFile: E_CONFIG and the codes of configs, for a config that is malformed or changes the function.
     """
     text = source.file.metadata.get(HEADER)
     if text is None:
@@ -183,7 +190,7 @@ def _config(source: FactorSource, part: str, settings: Mapping[str, Any]) -> Ada
 
 
 def _as_stated(source: FactorSource, module: Module, config: AdapterConfig, beside: float | None) -> Module:
-    """The module with the alpha of the header, after a comparison of what both say."""
+    """Return the module with the alpha of the header, after a comparison of what both say."""
     label = f"`{shown(module.name)}`"
     try:
         rank, alpha, is_target = config.rank_of(module.name), config.alpha_of(module.name), config.targets(module.name)
@@ -207,14 +214,17 @@ def _as_stated(source: FactorSource, module: Module, config: AdapterConfig, besi
 
 
 def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program:
-    """The file that diffusers loads: names with their component, and rank and alpha of each module in a header.
+    """Return the file that diffusers loads: names with their component, and rank and alpha of each module in a header.
 
-    Where alphas differ, diffusers 0.42 takes the right ones from that header only. A file that had none and needs none
+    If alphas differ, diffusers 0.42 takes the right ones from that header only. A file that had none and needs none
     gets none.
     """
     outputs: list[ForeignOutput] = []
     stated = spelling.get("ends")
     ends: dict[str, Any] = stated if isinstance(stated, dict) else {}
+    if not spelling:
+        spelt = [replace(m, name=clip_name(m.name)) if m.part in _CLIP else m for m in reading.modules]
+        reading = replace(reading, modules=tuple(spelt))
     is_prefixed = spelling.get("prefixed") is not False or len(reading.parts) > 1
     header: dict[str, Any] = {}
     for part in reading.parts:
@@ -225,7 +235,8 @@ def write(reading: Reading, spelling: Mapping[str, Any], _read: Read) -> Program
         for module in modules:
             outputs += _outputs(module, component if is_prefixed else "", own, reading, spelling.get("alpha"))
         if spelling.get("header") or reading.use_rslora or any(module.alpha != module.rank for module in modules):
-            config = config_of(Reading(scheme="peft", modules=modules, use_rslora=reading.use_rslora))
+            named = tuple(replace(module, name=module.name.removeprefix(_WRAPPER)) for module in modules)
+            config = config_of(Reading(scheme="peft", modules=named, use_rslora=reading.use_rslora))
             header |= {f"{component}.{key}": value for key, value in config.items()}
     metadata = {"format": "pt"}
     if header:

@@ -16,12 +16,26 @@ from typing import Any, Final
 
 from adapterhub.core.errors import UnsupportedAdapter, shown
 from adapterhub.formats.foreign.conversion import method_of, module_of, settings_of
-from adapterhub.formats.foreign.places import NamedModule, denoiser, family_of, flat, flat_clip, named, placed
+from adapterhub.formats.foreign.places import (
+    NO_DENOISER,
+    NamedModule,
+    clip_name,
+    denoiser,
+    family_of,
+    flat,
+    flat_clip,
+    is_fused,
+    named,
+    own_spelling,
+    placed,
+)
 from adapterhub.formats.foreign.reading import FactorSource, Module, Reading, scalar
 from adapterhub.formats.foreign.writing import ForeignOutput, Program, Read, alpha_output, plain_alpha
 from adapterhub.formats.safetensors.header import TensorSpec
 
-_NAME: Final = re.compile(r"(lora_unet|lora_te[123]?|lora_transformer|lycoris)_(\w+)\.([\w.]+)", re.ASCII)
+_NAME: Final = re.compile(
+    r"(lora_unet|lora_te[123]?|lora_transformer|lycoris|Hunyuan_video_I2V_lora)_([\w-]+)\.([\w.]+)", re.ASCII
+)
 _SLOTS: Final = MappingProxyType(
     {
         "lora_down.weight": "down",
@@ -39,10 +53,10 @@ Groups = dict[tuple[str, str], dict[str, TensorSpec]]
 
 
 def read(source: FactorSource) -> Reading:
-    """The file's modules.
+    """Return the file's modules.
 
     Raises:
-        MalformedTensorFile: a name leads nowhere, a pair is not whole, or an alpha is no scale.
+        MalformedTensorFile: a name is unknown, a pair is not whole, or an alpha is not a scale.
     """
     groups: Groups = {}
     for spec in source.file.tensors:
@@ -54,14 +68,14 @@ def read(source: FactorSource) -> Reading:
             source.refuse("E_UNSUPPORTED", f"`{shown(spec.name)}` is of a T5 text encoder, which has no table here")
         groups.setdefault((prefix, name), {})[_SLOTS.get(slot, slot)] = spec
     method = method_of(source, {f"{prefix}_{name}": slots for (prefix, name), slots in groups.items()})
-    names = [name for prefix, name in groups if prefix not in TEXT_ENCODERS]
-    family, part, table = denoiser(source, names, is_flat=True) if names else ("", "", {})
+    own_names = {name: specs for (prefix, name), specs in groups.items() if prefix not in TEXT_ENCODERS}
+    spelt = denoiser(source, own_names, is_flat=True) if own_names else NO_DENOISER
     modules: list[Module] = []
     taken: dict[tuple[str, str], str] = {}
     for (prefix, name), specs in groups.items():
         label = f"{prefix}_{name}"
-        component = TEXT_ENCODERS.get(prefix, part)
-        targets = flat_clip().get(name) if prefix in TEXT_ENCODERS else table[name]
+        component = TEXT_ENCODERS.get(prefix, spelt.part)
+        targets = flat_clip().get(name) if prefix in TEXT_ENCODERS else spelt.table[name]
         if targets is None:
             source.refuse("E_NAME", f"`{shown(label)}` leads to no module of a CLIP text encoder")
         alpha = scalar(source, specs.pop("alpha")) if "alpha" in specs else None
@@ -79,8 +93,9 @@ def read(source: FactorSource) -> Reading:
         scheme="kohya",
         modules=tuple(modules),
         method=method,
+        families=spelt.families,
         settings={} if method == "LORA" else settings_of(source, method, modules),
-        spelling={"family": family, "prefixes": prefixes} if family else {"prefixes": prefixes},
+        spelling={"family": spelt.key, "prefixes": prefixes} if spelt.key else {"prefixes": prefixes},
     )
 
 
@@ -90,21 +105,21 @@ _GREW: Final = "joined {} modules whose factors differ; their ranks add up, and 
 
 
 def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
-    """The file of kohya: flattened names, SDXL in those of its original checkpoint, and an alpha beside each pair.
+    """Write the file of kohya: flattened names, SDXL in those of its original checkpoint, an alpha beside each pair.
 
     Raises:
         UnsupportedAdapter: a module has no name there, parts cannot be joined, or two names flatten to one.
     """
     denoisers = [module for module in reading.modules if module.part not in _ENCODERS]
     plain = [replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)) for module in denoisers]
-    family = family_of(plain, spelling.get("family"))
+    family = family_of(reading, plain, spelling.get("family"), is_flat=True)
     is_product = reading.method != "LORA"
-    if is_product and family == "flux-bfl":
-        family = "flux"  # LyCORIS' own names, because only plain LoRA can be joined
+    is_apart = is_product and is_fused(plain, family)
+    family = own_spelling(family) if is_apart else family  # LyCORIS' names, because only plain LoRA can be joined
     has_alpha = "alpha" in spelling or not spelling or any(module.alpha != module.rank for module in reading.modules)
     stated = spelling.get("prefixes")
     prefixes = [p for p in stated if isinstance(p, str)] if isinstance(stated, list) else []
-    usual = "lycoris" if family == "flux" else "lora_unet"
+    usual = "lycoris" if is_apart else "lora_unet"
     own = next((p for p in prefixes if p not in TEXT_ENCODERS), usual)
     first = "lora_te" if "lora_te" in prefixes or (not prefixes and family == "sd1") else "lora_te1"
     outputs: list[ForeignOutput] = []
@@ -117,11 +132,7 @@ def write(reading: Reading, spelling: Mapping[str, Any], read: Read) -> Program:
     for module in reading.modules:
         if module.part in _ENCODERS:
             prefix = "lora_te2" if module.part == "text_encoder_2" else first
-            name = (
-                module.name
-                if module.name.startswith(("text_model.", "text_projection"))
-                else f"text_model.{module.name}"
-            )
+            name = clip_name(module.name)
             alone = NamedModule.alone(name, replace(module, alpha=plain_alpha(module, use_rslora=reading.use_rslora)))
             outputs += _outputs(f"{prefix}_{flat(name)}", alone, spelling.get("alpha"), has_alpha=has_alpha)
             ranks[module.rank] += 1

@@ -15,7 +15,7 @@ _HALVES: Final = {"down.weight": "down", "up.weight": "up"}
 
 
 def read(source: FactorSource) -> Reading:
-    """The file's modules.
+    """Return the file's modules.
 
     Raises:
         MalformedTensorFile: a name leads nowhere, or a pair is not whole.

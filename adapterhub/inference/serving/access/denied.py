@@ -9,21 +9,16 @@ of `--deny`, is a spec or a digest, then the reason:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import AdapterDenied, Malformed, SpecError, UsageProblem, problem_list, shown
 from adapterhub.core.specs import AdapterSpec
-from adapterhub.distribution.withdrawal import FindSource, Here, withdrawn
 from adapterhub.inference.serving.access.watched import WatchedFile
-
-if TYPE_CHECKING:
-    from adapterhub.inference.serving.following import UnreachableRemotes
-    from adapterhub.library.library import Library
 
 REASON_CHARACTERS: Final = 500
 """Of a reason in an answer; the rest is cut."""
@@ -41,7 +36,7 @@ class DenyRule:
 
     @classmethod
     def parse(cls, text: str) -> DenyRule:
-        """The rule that `SPEC REASON…` or `sha256:… REASON…` spells.
+        """Return the rule that `SPEC REASON…` or `sha256:… REASON…` spells.
 
         Raises:
             SpecError: the first word is neither, or there are several lines.
@@ -59,7 +54,7 @@ class DenyRule:
         return cls(spec, spec.digest_prefix or "", reason)
 
     def covers(self, namespace: str, name: str, version: str, digest: Digest) -> bool:
-        """Whether the rule means that build; `namespace` is "" for a build without one."""
+        """Return whether the rule means that build; `namespace` is "" for a build without one."""
         if not digest.startswith(self.digest_prefix):
             return False
         spec = self.spec
@@ -74,7 +69,7 @@ class Denied:
     `given` are the texts of `--deny`; `file` is read again by `refresh`.
 
     Raises:
-        UsageProblem, Malformed, NotFound: a text or a line is no rule, or the file cannot be read.
+        UsageProblem, Malformed, NotFound: a text or a line is not a rule, or the file cannot be read.
     """
 
     def __init__(self, given: Sequence[str] = (), file: Path | None = None) -> None:
@@ -102,7 +97,7 @@ class Denied:
             self._changed()
 
     def withdrawn(self) -> Collection[Digest]:
-        """What `deny` has denied."""
+        """Return the entries that `deny` has denied."""
         return self._withdrawn.keys()
 
     def refresh(self) -> None:
@@ -116,7 +111,7 @@ class Denied:
 
     # ------------------------------------------------------------ look up
     def reason(self, label: str, digest: Digest) -> str | None:
-        """Why the build `label`, such as `acme/legal-qa==1.2.0`, must not be served; None if it may be."""
+        """Return why the build `label`, such as `acme/legal-qa==1.2.0`, must not be served; None if it may be."""
         told = self._told
         try:
             return told[label, digest]
@@ -172,52 +167,14 @@ def _rule_given(text: str) -> DenyRule:
 
 
 def _rules_of(data: bytes, path: Path) -> tuple[DenyRule, ...]:
-    problems: list[str] = []
-    rules = list(_parsed(data.decode("utf-8", "replace").splitlines(), problems))
-    if problems:
-        raise Malformed(problem_list(f"`{shown(str(path), 200)}` is not a list of adapters to deny", problems))
-    return tuple(rules)
-
-
-def _parsed(lines: Iterable[str], problems: list[str]) -> Iterable[DenyRule]:
-    for number, line in enumerate(lines, 1):
+    rules, problems = list[DenyRule](), list[str]()
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            yield DenyRule.parse(line)
+            rules.append(DenyRule.parse(line))
         except SpecError as error:
             problems.append(f"line {number}: `{shown(error.text)}`: {error.reason}")
-
-
-YANKS_S: Final = 60.0
-"""How often a server looks for yanks."""
-
-
-def look_for_yanks(
-    library: Library,
-    served: Mapping[Digest, str],
-    denied: Denied,
-    find_source: FindSource | None,
-    remotes: UnreachableRemotes,
-) -> None:
-    """Deny those of `served`, labels by digest, that their servers yanked, and allow those whose yank was taken back.
-
-    Each server gets one request, none while it rests after a failure; then what it said last counts. With None for
-    `find_source`, no server is asked: what `adapt sync`, `info` or `verify` saw still counts.
-    """
-    labels = dict(served)
-    if denied.withdrawn():  # their leases are gone
-        builds = [build for build in library.installed() if build.manifest.digest in denied.withdrawn()]
-        labels |= {build.manifest.digest: f"{build.full_name}=={build.manifest.version}" for build in builds}
-    here = []
-    for digest, label in labels.items():
-        spec = AdapterSpec.parse(label)
-        origin = library.origins.under(digest, spec.full_name)
-        if origin is not None and origin.is_server:
-            here.append(Here(digest=digest, spec=spec, place=origin.place, repository=origin.repository))
-    found = withdrawn(library, here, find_source, call=remotes.call)
-    for build in here:
-        if build.digest in found:
-            denied.deny(build.digest, found[build.digest])
-        else:
-            denied.allow(build.digest)
+    if problems:
+        raise Malformed(problem_list(f"`{shown(str(path), 200)}` is not a list of adapters to deny", problems))
+    return tuple(rules)

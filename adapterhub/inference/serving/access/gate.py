@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import NotAllowed, shown
+from adapterhub.formats.route import BASE
 from adapterhub.inference.serving.access.tenants import Quotas, Tenant, TenantDemand, Tenants, bearer_key
 from adapterhub.inference.serving.access.watched import WatchedFile
 from adapterhub.inference.serving.answers import Usage, kind_in
-from adapterhub.inference.serving.auto import HEADER, label_of
 from adapterhub.inference.serving.refusal import RequestRefused
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 OPEN_ROUTES: Final = frozenset({"/health", "/ping", "/metrics", "/version"})
 """Routes that need no key and have no line in the audit log."""
+
+ROUTED_HEADER: Final = "x-adapterhub-adapter"
+"""Names the adapter that answers a request for `auto`: its name and version, or `base`."""
 
 _ID_CHARACTERS: Final = 128
 _ROUTE_CHARACTERS: Final = 200
@@ -66,7 +69,7 @@ class AskedName:
     """The tokens that count against the quota until the answer has ended."""
 
     def asks_for(self, name: str | None, *, is_base: bool) -> str | None:
-        """The name to look up for the name that a request asks for; a bare name has its tenant's namespace.
+        """Return the name to look up for the name that a request asks for; a bare name has its tenant's namespace.
 
         Raises:
             RequestRefused: its tenant may not ask for it.
@@ -80,8 +83,8 @@ class AskedName:
         return self.tenant.name_for(name)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that tell who answers."""
-        found = {HEADER: label_of(self.adapter)} if self.is_routed else {}
+        """Return the headers that name the adapter that answers."""
+        found = {ROUTED_HEADER: self.adapter or BASE} if self.is_routed else {}
         if self.adapter is not None:
             names = ("x-adapter-name", "x-adapter-digest", "x-base-digest")
             found |= zip(names, (self.adapter, self.digest or "", self.base or ""), strict=True)
@@ -106,7 +109,7 @@ class AskedName:
 
     @property
     def tokens(self) -> int:
-        """What counts against the quota: the usage, or an estimate for a client that left before it was known."""
+        """The tokens that count against the quota: the usage, or an estimate if the client left before it was known."""
         if self.usage is not None:
             return sum(self.usage)
         if not self.is_engaged or (self.status is not None and self.status >= HTTPStatus.BAD_REQUEST):
@@ -114,7 +117,7 @@ class AskedName:
         return self.events + self.asked_bytes // _BYTES_A_TOKEN
 
     def record(self) -> dict[str, Any]:
-        """The line of the audit log."""
+        """Return the line of the audit log."""
         prompt, completion = self.usage or (None, None)
         return {
             "time": stamp(self.began_at),
@@ -174,6 +177,11 @@ class Gate:
         with self._audit or contextlib.nullcontext():
             yield
 
+    def note(self, event: str, **told: object) -> None:
+        """Write a line about the server itself into the audit log."""
+        if self._audit is not None:
+            self._audit.write({"time": stamp(time.time()), "event": event, **told})
+
     def reserve(self, asked: AskedName, demand: TenantDemand) -> None:
         """Count what the request of a tenant may use, before the engine gets it.
 
@@ -193,7 +201,7 @@ class Gate:
         """Let a request in for the time of the block, and write its line afterwards.
 
         Raises:
-            RequestRefused: 401 for its key, 429 for a quota; from the block, too, after noting it.
+            RequestRefused: 401 for its key, 429 for a quota; one that the block raises is passed on after it is noted.
         """
         entered: Tenant | None = None
         try:
@@ -214,7 +222,7 @@ class Gate:
 
 
 def request_id(given: str) -> str:
-    """The id that the client gave its request, if it is printable and short; else a new one."""
+    """Return the id that the client gave its request, if it is printable and short, or a new one."""
     return given if given and len(given) <= _ID_CHARACTERS and given.isprintable() else f"{_PROCESS}-{next(_NUMBERS)}"
 
 
@@ -236,11 +244,11 @@ _log = logging.getLogger("vllm.adapterhub")
 class AuditLog:
     """Appends lines to the file at `path`, or to standard error, while a block runs; then writes what still waits.
 
-    The log makes a file that was renamed or deleted again, so any tool may rotate it. When the disk is full, or the
-    log cannot keep up, lines are lost and requests go on; the next line that is written says how many.
+    The log makes a file that was renamed or deleted again, so any tool may rotate it. When the disk is full, or the log
+    cannot keep up, lines are lost and requests go on; the next line that is written contains their number.
 
     Raises:
-        NotAllowed: the file cannot be opened, or is no regular file.
+        NotAllowed: the file cannot be opened, or is not a regular file.
     """
 
     def __init__(self, path: str, *, most_waiting: int = MOST_WAITING) -> None:
@@ -323,11 +331,14 @@ class AuditLog:
         try:
             handle = os.open(self._path, _FLAGS, 0o600)
         except OSError as error:
-            raise NotAllowed(f"cannot write the audit log `{name}`: {error.strerror}") from None
+            raise NotAllowed(
+                f"cannot write the audit log `{name}`: {error.strerror}",
+                hint="choose a file that you may write with `--audit-log`",
+            ) from None
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             os.close(handle)
             hint = "`--audit-log -` writes to standard error"
-            raise NotAllowed(f"the audit log `{name}` is no regular file", hint=hint)
+            raise NotAllowed(f"the audit log `{name}` is not a regular file", hint=hint)
         return handle
 
     @staticmethod
@@ -343,6 +354,6 @@ class AuditLog:
 
 
 def stamp(seconds: float) -> str:
-    """A Unix time in UTC, to the millisecond: `2026-05-01T12:00:00.123Z`."""
+    """Return a Unix time in UTC, to the millisecond: `2026-05-01T12:00:00.123Z`."""
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{whole}.{int(seconds % 1 * 1000):03d}Z"

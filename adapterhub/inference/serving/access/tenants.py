@@ -3,7 +3,7 @@
 [tenants.acme]
 keys = ["sha256:9f86…"]              # of `adapt serve --new-key`
 adapters = ["acme/*", "legal-qa"]    # a namespace, a name, or "*"
-base = true                          # may use the base alone
+base = true                          # may use the plain base
 max-loaded = 4                       # adapters in memory at once
 max-requests = 8                     # requests at once
 requests-per-minute = 600
@@ -40,7 +40,7 @@ _ANY: Final = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One tenant. A limit of None is no limit. `adapters` holds `*`, `acme/*`, `acme/legal-qa` or `legal-qa`.
+    """One tenant. A limit of None means unlimited. `adapters` holds `*`, `acme/*`, `acme/legal-qa` or `legal-qa`.
 
     `grammars`: its requests may hold a grammar, which can take an engine's whole time.
     """
@@ -56,13 +56,13 @@ class Tenant:
     tokens_per_minute: int | None = None
 
     def allows(self, full_name: str) -> bool:
-        """Whether it may use the adapter of that full name, such as `acme/legal-qa`."""
+        """Return whether it may use the adapter of that full name, such as `acme/legal-qa`."""
         namespace, slash, _ = full_name.rpartition("/")
         allowed = self.adapters
         return full_name in allowed or _ANY in allowed or (bool(slash) and f"{namespace}/{_ANY}" in allowed)
 
     def name_for(self, asked: str) -> str:
-        """The name to look up for the name of a request: a bare name gets the namespace of the tenant.
+        """Return the name to look up for the name of a request: a bare name gets the namespace of the tenant.
 
         So what a name means does not depend on the adapters of others. Nothing is looked up.
 
@@ -87,7 +87,7 @@ class Tenant:
         raise RequestRefused(403, f"this key may not use the adapter `{shown(asked, 200)}`")
 
     def _namespaces_of(self, name: str) -> tuple[str, ...]:
-        """The namespaces in which it may use an adapter of that name."""
+        """Return the namespaces in which it may use an adapter of that name."""
         places = (one.rpartition("/") for one in self.adapters)
         return tuple(sorted({place for place, slash, last in places if slash and last in {_ANY, name}}))
 
@@ -95,13 +95,13 @@ class Tenant:
         """Refuse the build `label`, which `name` was found to be, unless the tenant may use it.
 
         Raises:
-            RequestRefused: as for a name that does not exist, since other tenants' names are none of its business.
+            RequestRefused: as for a name that does not exist, since other tenants' names are private.
         """
         if not self.allows(label.partition("==")[0]):
             raise RequestRefused(404, f"no adapter `{shown(name, 200)}` is known to this server")
 
     def ensure_may_use_base(self) -> None:
-        """Refuse a request for the base alone, unless the tenant may use it.
+        """Refuse a request for the plain base, unless the tenant may use it.
 
         Raises:
             RequestRefused: 403.
@@ -119,7 +119,7 @@ class Tenants:
 
     @classmethod
     def parse(cls, data: bytes, path: Path) -> Tenants:
-        """The tenants in the bytes of the file at `path`.
+        """Return the tenants in the bytes of the file at `path`.
 
         Raises:
             Malformed: names each problem with its line.
@@ -145,7 +145,7 @@ class Tenants:
         return sum(one.max_loaded for one in self.by_name.values())
 
     def of(self, authorization: bytes) -> Tenant:
-        """The tenant whose key the header `Authorization: Bearer KEY` has.
+        """Return the tenant whose key the header `Authorization: Bearer KEY` has.
 
         Raises:
             RequestRefused: 401, without a key or with an unknown one.
@@ -171,7 +171,7 @@ def bearer_key(authorization: bytes) -> bytes:
 
 
 def new_key() -> tuple[str, Digest]:
-    """A key of 256 random bits for a tenant, and its digest for the file."""
+    """Return a key of 256 random bits for a tenant, and its digest for the file."""
     key = f"adapt-{secrets.token_urlsafe(32)}"
     return key, digest_of(key.encode())
 
@@ -248,7 +248,7 @@ _MINUTE_S: Final = 60.0
 
 
 class TenantDemand(NamedTuple):
-    """What a request may cost: how many answers it has, and an estimate of its tokens."""
+    """The most that a request may cost: how many answers it has, and an estimate of its tokens."""
 
     answers: int
     tokens: int
@@ -262,7 +262,7 @@ class _Allowance:
         self._at = 0.0
 
     def wait_s(self, a_minute: int, now: float, least: float) -> float:
-        """The seconds until at least `least` is left; 0 if it is."""
+        """Return the seconds until at least `least` is left; 0 if it is."""
         rate = a_minute / _MINUTE_S
         left = a_minute if self._left is None else min(a_minute, self._left + (now - self._at) * rate)
         self._left, self._at = left, now
@@ -335,7 +335,7 @@ class Quotas:
             use.requests.take(more)
 
     def leave(self, tenant: Tenant, tokens: int, reserved: int = 0) -> None:
-        """Count the end of a request that `enter` counted, and what it used of what it had reserved."""
+        """Count the end of a request that `enter` counted, and the tokens that it used of its reserve."""
         with self._lock:
             use = self._uses[tenant.name]
             use.running -= 1

@@ -1,4 +1,4 @@
-"""A file that a running server reads again when it changes, and the thread that looks after such files."""
+"""A file that a running server reads again when it changes, and a thread that does such work again and again."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ LIMIT_BYTES: Final = 1 << 20
 """No file that a server watches may be larger."""
 
 LOOK_S: Final = 1.0
-"""How often `Upkeep` looks whether a file changed."""
+"""How often a server looks whether a file changed."""
 
 _log = logging.getLogger("vllm.adapterhub")
 _T = TypeVar("_T")
+
+
+def stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Return the stamp that differs once a file changes or is replaced; None for a missing one."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 class WatchedFile(Generic[_T]):
@@ -40,15 +49,15 @@ class WatchedFile(Generic[_T]):
         self._parse = parse
         self.rule: Callable[[_T], None] = lambda _: None
         """Refuses, by an `AdapterHubError`, a value that this server cannot use."""
-        self._seen = self._facts()
+        self._seen = stamp_of(path)
         self.value = self._read()
 
     def refresh(self) -> bool:
         """Read the file again if it changed; whether there is a new value. Logs why a changed file is not used."""
-        facts = self._facts()
-        if facts == self._seen:
+        stamp = stamp_of(self.path)
+        if stamp == self._seen:
             return False
-        self._seen = facts
+        self._seen = stamp
         try:
             self.value = self._read()
         except AdapterHubError as error:
@@ -60,23 +69,19 @@ class WatchedFile(Generic[_T]):
     def _read(self) -> _T:
         data = read_typed(self.path, LIMIT_BYTES)
         if len(data) > LIMIT_BYTES:
-            raise Malformed(f"`{shown(str(self.path), 200)}` is larger than {LIMIT_BYTES:,} bytes")
+            raise Malformed(
+                f"`{shown(str(self.path), 200)}` is larger than {LIMIT_BYTES:,} bytes",
+                hint="split it, or remove unused entries",
+            )
         value = self._parse(data, self.path)
         self.rule(value)
         return value
 
-    def _facts(self) -> tuple[int, int, int] | None:
-        try:
-            facts = self.path.stat()
-        except OSError:
-            return None
-        return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
-
-class Upkeep:
+class Repeating:
     """Runs tasks again and again in a thread of its own while a block runs. A failure is logged.
 
-    Each task comes with its number of seconds, which pass before its first run, too.
+    Each task comes with its number of seconds, which also pass before its first run.
     """
 
     def __init__(self, tasks: Sequence[tuple[float, Callable[[], object]]]) -> None:

@@ -1,1 +1,1 @@
-"""What a request passes before an engine answers it, whichever engine that is: small ASGI parts, one behind another."""
+"""Small ASGI parts, one behind another, that a request passes before an engine answers it, for every engine."""

@@ -23,17 +23,17 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def header_of(scope: Message, name: str) -> bytes:
-    """The first header `name`, which is in lower case; empty where the request has none."""
+    """Return the first header `name`, which is in lower case; empty if the request has none."""
     return next((value for key, value in scope.get("headers", ()) if key.lower() == name.encode()), b"")
 
 
 def is_json(scope: Message) -> bool:
-    """Whether the body of a request is JSON, by its type."""
+    """Return whether the body of a request is JSON, by its type."""
     return header_of(scope, "content-type").partition(b";")[0].strip().lower() == b"application/json"
 
 
 def is_stream(start: Message) -> bool:
-    """Whether an answer is a stream of events, by its start."""
+    """Return whether an answer is a stream of events, by its start."""
     return any(key == b"content-type" and value.startswith(b"text/event-stream") for key, value in start["headers"])
 
 

@@ -87,19 +87,21 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_leng
 Prompts = Text | Tokens | Annotated[list[Text | Tokens], Field(min_length=1, max_length=MOST_CHOICES)]
 
 
-class Body(BaseModel):
-    """The body of a request: no field is converted, and none is passed on that the model lacks."""
+class Strict(BaseModel):
+    """A part of a body: no field is converted, and none is passed on that the model lacks."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, protected_namespaces=())
+
+
+class Body(Strict):
+    """The body of a request."""
 
     model: Word | None = None
     user: Word | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Strict):
     """What a stream tells beside its text."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
@@ -123,10 +125,8 @@ class Generation(Body):
     ignore_eos: bool | None = None
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Strict):
     """The schema of a format; see OpenAI's structured outputs."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     name: Word = ""
     description: Word | None = None
@@ -134,39 +134,31 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class Format(BaseModel):
+class Format(Strict):
     """The form that the answer must have."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
     bare_schema: Schema | None = Field(default=None, alias="schema")  # llama.cpp's own spelling
 
 
-class Url(BaseModel):
+class Url(Strict):
     """A picture in the request itself."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     url: Annotated[str, Field(max_length=_MOST_TEXT), AfterValidator(_only_data)]
     detail: Word | None = None
 
 
-class MessagePart(BaseModel):
+class MessagePart(Strict):
     """A part of a message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "image_url"]
     text: Text | None = None
     image_url: Url | None = None
 
 
-class Function(BaseModel):
+class Function(Strict):
     """A function that the answer may call, or calls."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: Word
     description: Text | None = None
@@ -175,10 +167,8 @@ class Function(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Strict):
     """A tool, or the call of one."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["function"] = "function"
     id: Word | None = None
@@ -187,10 +177,8 @@ class Tool(BaseModel):
     name: Word | None = None
 
 
-class ChatTurn(BaseModel):
+class ChatTurn(Strict):
     """A message of a chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[MessagePart], Field(max_length=1024)] | None = None
@@ -265,7 +253,7 @@ def parsed(model: type[Body], data: bytes, *, may_write_grammars: bool = True) -
 
 
 def _worded(error: ValidationError) -> str:
-    """The problems of a body, each with its place; a union tells only its first."""
+    """Return the problems of a body, each with its place; a union tells only its first."""
     told: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         names = [str(one) for one in problem["loc"] if isinstance(one, int) or str(one).isidentifier()]
@@ -296,26 +284,22 @@ def demand_of(value: Mapping[str, Any], body_bytes: int) -> TenantDemand:
 
 
 def choices_of(value: Mapping[str, Any]) -> int:
-    """How many answers a body asks for: its prompts, inputs or documents, times the choices of each."""
+    """Return how many answers a body asks for: its prompts, inputs or documents, times the choices of each."""
     many = next((value[key] for key in ("prompt", "input", "documents") if key in value), None)
     prompts = len(many) if isinstance(many, list) and many and not isinstance(many[0], int) else 1
     each = value.get("n") or 1
     return prompts * each if type(each) is int and each > 0 else prompts
 
 
-class ContentBlock(BaseModel):
+class ContentBlock(Strict):
     """A part of a message of Anthropic's API."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: Text
 
 
-class Said(BaseModel):
+class Said(Strict):
     """A message of Anthropic's API."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["user", "assistant"]
     content: Text | Annotated[list[ContentBlock], Field(max_length=1024)]

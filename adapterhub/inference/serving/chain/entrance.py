@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
+from adapterhub.core.hosts import is_loopback
 from adapterhub.inference.serving.access.gate import OPEN_ROUTES, AskedName, Gate, request_id
 from adapterhub.inference.serving.chain.asgi import (
     App,
@@ -58,7 +59,7 @@ class Access:
 
 
 def _with(scope: Message, asked: AskedName) -> Message:
-    """The scope with `asked`, and with its id for vLLM's own log."""
+    """Return the scope with `asked`, and with its id for vLLM's own log."""
     headers = [(key, value) for key, value in scope["headers"] if key != b"x-request-id"]
     return {**scope, "headers": [*headers, (b"x-request-id", asked.request_id.encode("latin-1"))], ASKED: asked}
 
@@ -86,7 +87,6 @@ class _Exchange:
         await self._send(message)
 
 
-LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _ALLOWED: Final = (
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
     (b"access-control-allow-headers", b"authorization, content-type, x-request-id, x-request-key"),
@@ -125,11 +125,11 @@ class AllowedOrigins:
             host = urlsplit(origin.decode("ascii")).hostname
         except ValueError:
             return False
-        return self._has_keys or host in LOOPBACK
+        return self._has_keys or is_loopback(host)
 
 
 class Draining:
-    """ASGI middleware before the engine. `adapt serve`, which alone knows `key`, asks it to drain; "" asks nothing."""
+    """ASGI middleware before the engine, which drains on a request with `key`; with "" it never does."""
 
     def __init__(self, app: App, key: str = "") -> None:
         self._app = app

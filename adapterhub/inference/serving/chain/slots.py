@@ -91,7 +91,7 @@ class Slots:
             one.slot.set_result(slot)
 
     def _next(self) -> tuple[Waiting, Slot] | None:
-        """Choose who gets a slot next; None where no one can have one now."""
+        """Choose who gets a slot next; None if no one can have one now."""
         most = self._most()
         ready = [tenant for tenant in self._lines if most is None or self._held[tenant] < max(1, most)]
         if not ready:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -32,18 +33,18 @@ from adapterhub.inference.serving.chain.asgi import (
 )
 from adapterhub.inference.serving.chain.bodies import choices_of, demand_of, parsed
 from adapterhub.inference.serving.chain.entrance import ASKED
-from adapterhub.inference.serving.chain.slots import Owner, Slot, Slots
-from adapterhub.inference.serving.llama_cpp.engine import Engine, figures_of
-from adapterhub.inference.serving.llama_cpp.names import Names, Served
+from adapterhub.inference.serving.chain.slots import Owner, Slot
+from adapterhub.inference.serving.llama_cpp.engine import figures_of
+from adapterhub.inference.serving.llama_cpp.generation import Generation
+from adapterhub.inference.serving.llama_cpp.names import Served
 from adapterhub.inference.serving.llama_cpp.routes import ROUTES, EngineRoute
 from adapterhub.inference.serving.metrics import MeasuredRequest, ServingMetrics, exposition
-from adapterhub.inference.serving.refusal import RequestRefused
+from adapterhub.inference.serving.refusal import RequestRefused, refusal_of
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _PARSED_HERE: Final = 1 << 16
-_LOOK_UPS: Final = 8
 _MODELS: Final = ("/v1/models", "/models")
 _HEALTH: Final = frozenset({"/health", "/v1/health", "/ping"})
 _DATA: Final = b"data: "
@@ -56,26 +57,22 @@ _T = TypeVar("_T")
 class App:
     """An ASGI application for the routes of `ROUTES`, the list of models, health and figures.
 
-    `proved` are the paths of the engine that read the choice of an adapter. It stands behind `Access`, which puts the
-    `Asked` of a request into its scope.
+    `now` is the generation of engines that new requests go to. It stands behind `Access`, which puts the `Asked` of a
+    request into its scope.
     """
 
     def __init__(
         self,
-        engines: Sequence[Engine],
-        names: Names,
-        slots: Slots,
+        now: Generation,
         *,
-        proved: frozenset[str],
         gate: Gate,
         metrics: ServingMetrics,
         registry: CollectorRegistry | None = None,
         auto: Auto | None = None,
     ) -> None:
-        self._engines, self._names, self._slots = engines, names, slots
-        self._proved, self._gate, self._metrics = proved, gate, metrics
+        self.now = now
+        self._gate, self._metrics = gate, metrics
         self._registry, self._auto = registry, auto
-        self._waiting = ThreadPoolExecutor(_LOOK_UPS, "adapterhub-names")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request.
@@ -101,10 +98,10 @@ class App:
             await answer(send, HTTPStatus.OK, {"status": "ok"})
         elif path == "/metrics" and self._registry is not None:
             data, kind = exposition(self._registry)
-            await send_whole(send, HTTPStatus.OK, data + await figures_of(self._engines), kind)
+            await send_whole(send, HTTPStatus.OK, data + await figures_of(self.now.engines), kind)
         elif path in _MODELS or path.startswith("/v1/models/"):
             asked: AskedName = scope[ASKED]
-            listed = self._names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
+            listed = self.now.names.listing(asked.tenant, (AUTO,) if self._auto is not None else ())
             name = "" if path in _MODELS else path.removeprefix("/v1/models/")
             found = next((row for row in listed["data"] if row["id"] == name), None)
             if name and found is None:
@@ -118,18 +115,32 @@ class App:
         asked: AskedName = scope[ASKED]
         measured = MeasuredRequest(self._metrics)
         grammars = asked.tenant is None or asked.tenant.grammars
-        if len(data) > _PARSED_HERE:
-            value = await asyncio.to_thread(parsed, route.body, data, may_write_grammars=grammars)
-        else:
-            value = parsed(route.body, data, may_write_grammars=grammars)
-        served = await self._named(value, route, asked, measured, header_of(scope, KEY_HEADER).decode("latin-1"))
+        read = partial(parsed, route.body, data, may_write_grammars=grammars)
+        value = await asyncio.to_thread(read) if len(data) > _PARSED_HERE else read()
+        found = await self._named(value, route, asked, measured, header_of(scope, KEY_HEADER).decode("latin-1"))
+        with found.generation.running():  # it has not changed since
+            await self._answer(found, route, value, len(data), asked, measured, send)
+
+    async def _answer(
+        self,
+        found: _Found,
+        route: EngineRoute,
+        value: dict[str, Any],
+        size: int,
+        asked: AskedName,
+        measured: MeasuredRequest,
+        send: Send,
+    ) -> None:
+        served = found.served
         is_stream, count = value.get("stream") is True, choices_of(value)
         if is_stream and route.parts != "whole" and count > 1:
             raise RequestRefused(400, "a stream has one prompt and one choice; send several without `stream`")
-        self._gate.reserve(asked, demand_of(value, len(data)))
-        asked.begins(len(data))
+        self._gate.reserve(asked, demand_of(value, size))
         owner = (None if asked.tenant is None else asked.tenant.name, None if served is None else served.digest)
-        call = _Call(self, route, value, served, owner, asked, measured)
+        if served is not None and route.probe is not None:
+            await found.generation.ensure_effect(served, owner)
+        asked.begins(size)
+        call = _Call(found, route, value, owner, asked, measured)
         try:
             if is_stream:
                 await call.stream(send)
@@ -140,70 +151,65 @@ class App:
 
     async def _named(
         self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, measured: MeasuredRequest, key: str
-    ) -> Served | None:
-        """Find the adapter of a request, which is counted; None for the base.
+    ) -> _Found:
+        """Find the adapter of a request, which is counted, and the engines that have it.
 
         Raises:
             RequestRefused: there is none, this client may not use it, or the engine ignores it on this route.
         """
         try:
-            served = await self._looked_up(value, route, asked, key)
-            self._ensure_proved(served, route)
+            found = await self._admitted(value, route, asked, key)
+            found.generation.ensure_proved(found.served, route)
         except RequestRefused:
             self._metrics.looked_up("refused")
             raise
+        served = found.served
         if served is not None:
             measured.adapter, measured.found = served.label, "hit"
-            asked.is_for(served.label, served.digest, self._names.base_digest)
+            asked.is_for(served.label, served.digest, found.generation.names.base_digest)
             self._metrics.looked_up("hit")
-        return served
+        return found
 
-    def _ensure_proved(self, served: Served | None, route: EngineRoute) -> None:
-        if served is not None and route.probe is not None and route.path not in self._proved:
-            other = "/v1/chat/completions"
-            raise RequestRefused(404, f"this llama.cpp ignores adapters at {route.path}; {other} applies them")
-
-    async def _looked_up(
-        self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, key: str
-    ) -> Served | None:
-        model = value.get("model", "")
-        if model != AUTO and not self._names.may_wait(model):
-            return self._admitted(value, route, asked, key)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._waiting, self._admitted, value, route, asked, key)
-
-    def _admitted(self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, key: str) -> Served | None:
-        """Find the adapter that the `model` of a request means for this client. May wait for a server."""
-        names, tenant = self._names, asked.tenant
+    async def _admitted(self, value: Mapping[str, Any], route: EngineRoute, asked: AskedName, key: str) -> _Found:
+        """Find the adapter that the `model` of a request means for this client."""
+        names, tenant = self.now.names, asked.tenant
         model = value.get("model", names.base)
         if model == AUTO and self._auto is not None:
-            asked.model = AUTO
-            return self._routed(self._auto, value, route, asked)
+            loop = asyncio.get_running_loop()
+            chosen = await loop.run_in_executor(names.threads, self._routed, self._auto, value, route, asked)
+            return self._found_or_base(chosen, asked)
+        wanted = asked.asks_for(model, is_base=model == names.base) or model
+        exact = await names.exact(wanted, request_key(key, value))
+        found = _Found(self.now, None)  # from here to `running`, no other task runs
         try:
-            served = names.find(asked.asks_for(model, is_base=model == names.base) or model, request_key(key, value))
+            found.served = found.generation.names.find(exact)
         except AdapterHubError as error:
-            raise RequestRefused.of(error) from None
-        if tenant is not None and not names.may_use(tenant, served):
+            raise refusal_of(error) from None
+        if tenant is not None and not names.may_use(tenant, found.served):
             raise RequestRefused(404, f"no adapter `{shown(model)}` is served; GET /v1/models lists them")
-        return served
+        return found
 
-    def _routed(self, auto: Auto, value: Mapping[str, Any], route: EngineRoute, asked: AskedName) -> Served | None:
-        """Find the adapter that the text of a request is for; None for the base."""
-        names, tenant = self._names, asked.tenant
-        asked.is_routed = True
-        chosen = auto.model_for(
-            route.path,
-            value,
-            lambda one: (
-                (tenant is None or tenant.allows(one.name)) and names.denied.reason(one.label, one.digest) is None
-            ),
-        )
-        if chosen is not None:
+    def _routed(self, auto: Auto, value: Mapping[str, Any], route: EngineRoute, asked: AskedName) -> str | None:
+        """Return the adapter that the text of a request is for; None for the base."""
+        chosen = auto.adapter_for(route.path, value, asked, self.now.names.denied)
+        return None if chosen is None else chosen.model
+
+    def _found_or_base(self, model: str | None, asked: AskedName) -> _Found:
+        found = _Found(self.now, None)
+        if model is not None:
             with contextlib.suppress(AdapterHubError):
-                return names.find(chosen.model)
-        if tenant is not None:
-            tenant.ensure_may_use_base()
-        return None
+                found.served = found.generation.names.find(model)
+        if found.served is None and asked.tenant is not None:
+            asked.tenant.ensure_may_use_base()
+        return found
+
+
+@dataclass(slots=True)
+class _Found:
+    """The target of a request: an adapter, or None for the base, of one generation."""
+
+    generation: Generation
+    served: Served | None
 
 
 class _Call:
@@ -211,18 +217,18 @@ class _Call:
 
     def __init__(
         self,
-        app: App,
+        found: _Found,
         route: EngineRoute,
         value: dict[str, Any],
-        served: Served | None,
         owner: Owner,
         asked: AskedName,
         measured: MeasuredRequest,
     ) -> None:
-        self._engines, self._names, self._slots = app._engines, app._names, app._slots  # noqa: SLF001 - of this file
+        generation, served = found.generation, found.served
+        self._engines, self._names, self._slots = generation.engines, generation.names, generation.slots
         self._route, self._value, self._served = route, value, served
         self._owner, self._asked, self._measured = owner, asked, measured
-        self._name = app._names.base if served is None else served.name  # noqa: SLF001 - as above
+        self._name = generation.names.base if served is None else served.name
 
     def _written(self, value: Mapping[str, Any], slot: Slot) -> dict[str, Any]:
         """Write the body for the engine."""
@@ -311,7 +317,7 @@ class _Call:
             await send({"type": "http.response.body", "body": b""})
 
     async def _told(self, events: AsyncIterator[bytes], *, shows_usage: bool) -> AsyncIterator[bytes]:
-        """The events for the client: under the name of the adapter, and without a usage that it did not ask for."""
+        """Yield the events for the client: under the adapter's name, and without a usage that it did not request."""
         field = (
             b"" if self._served is None else described(self._served.label, self._served.digest, self._names.base_digest)
         )
@@ -331,7 +337,7 @@ class _Call:
 
 # ---------------------------------------------------------------- ASGI
 async def _unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Do `work`; end it when the client leaves, so that the engine stops, too."""
+    """Do `work`; end it when the client leaves, so that the engine also stops."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_gone(receive))
     try:
@@ -356,7 +362,7 @@ async def _cancelled(tasks: list[asyncio.Task[_T]]) -> None:
 
 # ---------------------------------------------------------------- names in answers
 def _renamed(value: Any, name: str) -> Any:
-    """A JSON answer with `name` where the engine names the file of its model, and with its usage in OpenAI's words."""
+    """Return a JSON answer with `name` instead of the engine's model file, and with its usage in OpenAI's words."""
     if isinstance(value, list):
         return [_renamed(one, name) for one in value]
     if not isinstance(value, dict):
@@ -366,7 +372,7 @@ def _renamed(value: Any, name: str) -> Any:
 
 
 def _with_usage(value: dict[str, Any]) -> dict[str, Any]:
-    """An answer of llama.cpp's own form with the member `usage`."""
+    """Return an answer of llama.cpp's own form with the member `usage`."""
     if "usage" in value or not (value.get("stop") is True or "generation_settings" in value):
         return value
     counts = [value.get(key) for key in ("tokens_evaluated", "tokens_predicted")]

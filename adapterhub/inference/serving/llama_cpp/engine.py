@@ -26,10 +26,18 @@ from adapterhub.core.errors import NotFound, UsageProblem, shown
 from adapterhub.inference.serving.process import free_port
 from adapterhub.inference.serving.refusal import RequestRefused
 
+_PROVED: Final = "`--gguf` names the base, which is proved to be that of the adapters"
+_NAME_A_MODEL: Final = (
+    "--model", "-m", "--model-url", "-mu", "--hf-repo", "-hf", "-hfr", "--hf-file", "-hff", "--docker-repo", "-dr",
+)  # fmt: skip
+_PRESETS: Final = ("-default", "-spec")
+"""Ends of options such as `--gpt-oss-20b-default`, which fetch a model."""
+
 OURS: Final = {
     "--cache-ram": "it restores keys and values that another adapter computed",
     "-cram": "it restores keys and values that another adapter computed",
     "--slot-save-path": "it keeps prompts of all clients on the disk",
+    **dict.fromkeys(_NAME_A_MODEL, _PROVED),
     "--lora": "SPECs name the adapters",
     "--lora-scaled": "SPECs name the adapters",
     "--host": "the engine is reached through this server only; `--host` of `adapt serve` sets the server's address",
@@ -71,7 +79,7 @@ def find_llama_server(program: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where the engine listens: a Unix socket, or a port of loopback with a key."""
+    """The address on which the engine listens: a Unix socket, or a port of loopback with a key."""
 
     socket: Path | None = None
     port: int = 0
@@ -100,7 +108,7 @@ class Address:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     def answers(self) -> bool:
-        """Whether the engine is ready."""
+        """Return whether the engine is ready."""
         made = httpx.HTTPTransport(uds=None if self.socket is None else str(self.socket))
         try:
             with httpx.Client(transport=made, timeout=_START_S, trust_env=False) as client:
@@ -111,7 +119,7 @@ class Address:
 
 @contextlib.contextmanager
 def addresses(program: str, count: int) -> Iterator[list[Address]]:
-    """Choose where each engine listens while the block runs: a socket where its version can, else loopback."""
+    """Choose where each engine listens while the block runs: a socket if its version can, otherwise loopback."""
     with tempfile.TemporaryDirectory(
         prefix="adapt-"
     ) as folder:  # of this account only, and short: a path of a socket may have 108 bytes
@@ -139,7 +147,7 @@ def command_of(
         UsageProblem: `extra` has an option that would mix the adapters or the clients.
     """
     for word in extra:
-        reason = OURS.get(word.partition("=")[0])
+        reason = _PROVED if word.startswith("--") and word.endswith(_PRESETS) else OURS.get(word.partition("=")[0])
         if reason is not None:
             raise UsageProblem(
                 f"`--engine-args` has `{shown(word, 100)}`, which `adapt serve` does not pass on: {reason}"
@@ -150,7 +158,7 @@ def command_of(
 
 
 def environ_of(environ: Mapping[str, str], where: Address) -> dict[str, str]:
-    """The environment of the engine: without options of its own, which could undo those of the command."""
+    """Return the environment of the engine: without options of its own, which could undo those of the command."""
     kept = {name: value for name, value in environ.items() if not name.startswith(("LLAMA_ARG_", "LLAMA_API_KEY"))}
     return kept | where.variables
 
@@ -158,7 +166,7 @@ def environ_of(environ: Mapping[str, str], where: Address) -> dict[str, str]:
 class Engine:
     """What the front asks the engine, within one event loop.
 
-    Each request has a connection of its own: the engine ends one after each stream, and does not say so.
+    Each request has a connection of its own, because the engine closes one after each stream without announcing it.
     """
 
     def __init__(self, where: Address) -> None:
@@ -188,7 +196,10 @@ class Engine:
     async def _asked(
         self, method: str, path: str, data: bytes = b""
     ) -> AsyncIterator[tuple[int, dict[str, str], AsyncIterator[bytes]]]:
-        """The status, the headers and the body of an answer, in pieces. Left early, it ends the engine's work."""
+        """Provide the status, the headers and the body of an answer, in pieces.
+
+        Left early, it ends the engine's work.
+        """
         head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(data)}\r\n\r\n"
         async with contextlib.AsyncExitStack() as stack:
             with _unread():
@@ -203,7 +214,7 @@ class Engine:
             yield status, headers, _body(reader, headers)
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-        """The status and the JSON of an answer. Cancelled, it ends the engine's work."""
+        """Return the status and the JSON of an answer. Cancelled, it ends the engine's work."""
         async with self._asked("POST", path, json.dumps(body).encode()) as (status, _, pieces):
             data = await _joined(pieces)
         try:
@@ -213,13 +224,13 @@ class Engine:
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """The status of an answer and its server-sent events, each whole; an error comes as one piece."""
+        """Provide the status of an answer and its server-sent events, each whole; an error comes as one piece."""
         async with self._asked("POST", path, json.dumps(body).encode()) as (status, headers, pieces):
             is_stream = headers.get("content-type", "").startswith("text/event-stream")
             yield status, _events(pieces) if is_stream else _whole(pieces)
 
     async def figures(self) -> bytes:
-        """The engine's own figures, where it was started with `--metrics`."""
+        """Return the engine's own figures, where it was started with `--metrics`."""
         with contextlib.suppress(RequestRefused, asyncio.TimeoutError):
             return await asyncio.wait_for(self._figures(), _START_S)
         return b""
@@ -231,7 +242,7 @@ class Engine:
 
 
 async def figures_of(engines: Sequence[Engine]) -> bytes:
-    """The figures of all engines, which the label `engine` tells apart where there are several."""
+    """Return the figures of all engines, which the label `engine` tells apart where there are several."""
     texts = await asyncio.gather(*(one.figures() for one in engines))
     if len(texts) == 1:
         return texts[0]

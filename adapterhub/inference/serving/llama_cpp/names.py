@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,30 +16,44 @@ from adapterhub.core.errors import AdapterHubError, AdapterNotFound, SpecError, 
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.inference.serving.access.denied import Denied
 from adapterhub.inference.serving.access.tenants import Tenant
-from adapterhub.inference.serving.aliases import ServedAliases
+from adapterhub.inference.serving.aliases import MovingNames, ServedAliases
+from adapterhub.inference.serving.effects import AWAKE, Asleep
 from adapterhub.inference.serving.refusal import ensure_unlike_base
 
-_LOOK_S: Final = 30.0
+_LOOK_UPS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
     """An adapter that the engine has loaded, under the name that lists show; `label` is such as `legal-qa==1.2.0`.
 
-    `calling` says how to ask it, for the list of models.
+    `calling` describes how to prompt it, for the list of models.
     """
 
     name: str
     label: str
     digest: Digest
     calling: Mapping[str, Any] = field(default_factory=dict)
+    asleep: Asleep = AWAKE
+
+
+def _looked_up_once(aliases: ServedAliases, threads: Executor) -> MovingNames:
+    """Look an alias up that no request has named before; the requests that name it share the look-up."""
+
+    async def known() -> ServedAliases:
+        return aliases
+
+    async def ensure(_: Sequence[str]) -> None:
+        """Accept all: `Names.find` refuses adapters that the engine has not loaded."""
+
+    return MovingNames(known, ensure, threads, threads)
 
 
 class Names:
     """Leads each name of a request to the digest of one loaded adapter, or to the base.
 
     `served` are in the order in which the engine loaded them, each digest once. `moving` are the aliases of the start;
-    `aliases` says what these and others mean, among the adapters that were loaded.
+    `aliases` knows what these mean, and is asked once what another one means. `Swaps` looks them up again.
 
     Raises:
         UsageProblem: an adapter has the name of the base.
@@ -56,21 +71,45 @@ class Names:
     ) -> None:
         self.base, self.base_digest = base, base_digest
         self.served: dict[Digest, Served] = {}
+        self._take(served)
+        self.denied = denied or Denied()
+        self._moving = tuple(moving)
+        self.threads = ThreadPoolExecutor(_LOOK_UPS, "adapterhub-names")
+        self._aliases, self._unknown = aliases, None if aliases is None else _looked_up_once(aliases, self.threads)
+
+    def naming(self, served: Sequence[Served], *, is_new: bool) -> Names:
+        """Other names for loaded adapters: those of the same engine, or of a new one, which loaded `served`, in order.
+
+        Raises:
+            UsageProblem: an adapter has the name of the base.
+        """
+        made = copy(self)
+        made.served = {} if is_new else dict(self.served)
+        made._take(served)  # noqa: SLF001 - its own
+        return made
+
+    def _take(self, served: Sequence[Served]) -> None:
+        for one in served:
+            ensure_unlike_base(self.base, one.name, one.label)
         for one in served:
             self.served.setdefault(one.digest, one)
         self._by_name = {one.name: one for one in served}
-        self.denied = denied or Denied()
-        self._moving, self._aliases = tuple(moving), aliases
-        self._looking: dict[str, threading.Event] = {}
-        self._lock = threading.Lock()
-        for one in served:
-            ensure_unlike_base(base, one.name, one.label)
 
     # ------------------------------------------------------------ names
-    def find(self, name: str, key: str | None = None) -> Served | None:
-        """The adapter that `name` means: by its served name, or the newest that fits it as a spec; None for the base.
+    async def exact(self, name: str, key: str | None = None) -> str:
+        """Return the exact spec that an alias means for a request key; other names unchanged."""
+        if self._aliases is None or self._unknown is None or name == self.base:
+            return name
+        known = self._aliases.chosen(name, key)
+        if known is None:
+            with contextlib.suppress(AdapterHubError):  # `find` refuses what has no meaning
+                return await self._unknown.exact(name, key)
+        return known or name
 
-        `key` chooses between the targets of an alias. May wait for a server that knows an alias.
+    def find(self, name: str) -> Served | None:
+        """Return the adapter that `name` means: by its served name, or the newest that fits it as a spec.
+
+        None for the base.
 
         Raises:
             AdapterNotFound: it means neither.
@@ -78,22 +117,19 @@ class Names:
         """
         if name == self.base:
             return None
-        if self._aliases is not None and "@" in name:
-            name = self._meant(self._aliases, name, key)
         fitting = [self._by_name[name]] if name in self._by_name else self._fitting(name)
         allowed = [one for one in fitting if self.denied.reason(one.label, one.digest) is None]
         if fitting and not allowed:
             self.denied.ensure_allowed(fitting[0].label, fitting[0].digest)
         if not allowed:
-            raise AdapterNotFound(f"no adapter `{shown(name)}` is served; GET /v1/models lists them")
+            raise AdapterNotFound(
+                f"no adapter `{shown(name)}` is served; GET /v1/models lists them",
+                hint="name one of those, or add it to the command line of `adapt serve`",
+            )
         return allowed[0]
 
-    def may_wait(self, name: str) -> bool:
-        """Whether `find` may wait for a server that knows the alias `name`."""
-        return self._aliases is not None and "@" in name and self._aliases.is_due(name)
-
     def _fitting(self, name: str) -> list[Served]:
-        """The adapters that fit `name` as a spec, the newest first."""
+        """Return the adapters that fit `name` as a spec, the newest first."""
         try:
             spec = AdapterSpec.parse(name)
         except SpecError:
@@ -111,53 +147,18 @@ class Names:
                 fitting.append((Version(version), at, one))
         return [one for *_, one in sorted(fitting, key=lambda found: found[:2], reverse=True)]
 
-    # ------------------------------------------------------------ aliases
-    def refresh(self) -> bool:
-        """Look every alias up again at its next request."""
-        if self._aliases is not None:
-            self._aliases.forget()
-        return self._aliases is not None
-
-    def _meant(self, aliases: ServedAliases, name: str, key: str | None) -> str:
-        """The exact spec that an alias means; other names unchanged.
-
-        One request looks it up. Those that come meanwhile take its old meaning, and wait only where it has none.
-        """
-        if aliases.is_due(name):
-            with self._lock:
-                looking = self._looking.get(name)
-                is_ours = looking is None
-                if looking is None:
-                    looking = self._looking[name] = threading.Event()
-            if is_ours:
-                try:
-                    with contextlib.suppress(AdapterHubError):
-                        aliases.look_up(name, self._ensure_loaded)
-                finally:
-                    with self._lock:
-                        del self._looking[name]
-                    looking.set()
-            elif aliases.chosen(name, key) is None:
-                looking.wait(_LOOK_S)
-        return aliases.chosen(name, key) or name
-
-    def _ensure_loaded(self, specs: Sequence[str]) -> None:
-        for spec in map(AdapterSpec.parse, specs):
-            if spec.digest_prefix not in self.served:
-                raise AdapterNotFound(f"{spec.full_name}{spec.specifiers} was not loaded when the server started")
-
     # ------------------------------------------------------------ what the engine and the client get
     def scales(self, served: Served | None) -> list[dict[str, float]]:
-        """The number and scale of each loaded adapter: 1 for `served`, 0 for every other."""
+        """Return the number and scale of each loaded adapter: 1 for `served`, 0 for every other."""
         chosen = None if served is None else served.digest
         return [{"id": at, "scale": float(digest == chosen)} for at, digest in enumerate(self.served)]
 
     def may_use(self, tenant: Tenant, served: Served | None) -> bool:
-        """Whether a tenant may use the adapter, or the base."""
+        """Return whether a tenant may use the adapter, or the base."""
         return tenant.base if served is None else tenant.allows(served.label.partition("==")[0])
 
     def listing(self, tenant: Tenant | None = None, others: Sequence[str] = ()) -> dict[str, Any]:
-        """The answer to GET /v1/models; `others` are names that every client may use."""
+        """Return the answer to GET /v1/models; `others` are names that every client may use."""
         rows = [(self.base, None), *((one.name, one) for one in self._by_name.values())]
         names = [name for name, one in rows if tenant is None or self.may_use(tenant, one)]
         names += [name for name in self._moving if tenant is None or tenant.allows(name.partition("@")[0])]

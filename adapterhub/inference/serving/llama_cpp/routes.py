@@ -7,7 +7,7 @@ served, each route is asked without an adapter, and with each until an answer di
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
@@ -29,6 +29,7 @@ from adapterhub.inference.serving.chain.bodies import (
     Share,
     Text,
 )
+from adapterhub.inference.serving.effects import COMPLETION, LEAST, Told, apart, told_in
 from adapterhub.inference.serving.llama_cpp.engine import Engine
 from adapterhub.inference.serving.llama_cpp.names import Names, Served
 
@@ -136,11 +137,6 @@ CORE: Final = frozenset({COMPLETIONS.path, CHAT.path, NATIVE.path})
 """Those that read the choice in each version of llama.cpp that has it."""
 
 
-_TOLD: Final = ("choices", "content", "completion_probabilities", "data", "results")
-"""The members of an answer that tell what the model said."""
-
-_UNTOLD: Final = frozenset({"id", "index", "object", "created"})
-_LEAST: Final = 1e-6
 _NOISE: Final = 10.0
 _log = logging.getLogger("adapterhub.serving")
 
@@ -148,7 +144,7 @@ _log = logging.getLogger("adapterhub.serving")
 async def proved_routes(engine: Engine, names: Names) -> frozenset[str]:
     """Find the paths of the engine on which the choice of an adapter changes the answer.
 
-    Where no adapter changes any answer, all of them answer like the base, and the routes that take the choice count.
+    If no adapter changes any answer, all of them answer like the base, and the routes that take the choice count.
     """
     found = {route.path for route in PROVED if await _reads_choice(engine, names, route)}
     for route in PROVED:
@@ -159,40 +155,30 @@ async def proved_routes(engine: Engine, names: Names) -> frozenset[str]:
 
 async def _reads_choice(engine: Engine, names: Names, route: EngineRoute) -> bool:
     before, again = [await _told(engine, names, route, None) for _ in range(2)]
-    if before is None or again is None or before[0] != again[0]:
+    if before is None or again is None or before.words != again.words:
         return False  # not a route of this engine, or its answers differ by chance
-    noise = _difference(before[1], again[1])
+    noise = apart(before, again)
     for served in names.served.values():
         told = await _told(engine, names, route, served)
-        if told is not None and (told[0] != before[0] or _difference(told[1], before[1]) > max(_LEAST, _NOISE * noise)):
+        if told is not None and apart(told, before) > max(LEAST, _NOISE * noise):
             return True
     return False
 
 
-async def _told(
-    engine: Engine, names: Names, route: EngineRoute, served: Served | None
-) -> tuple[list[str], list[float]] | None:
-    """The words and the numbers of an answer; None for a refusal."""
-    status, answer = await engine.ask(route.path, {**(route.probe or {}), "lora": names.scales(served), "id_slot": 0})
-    if status != HTTPStatus.OK or not isinstance(answer, dict):
-        return None
-    leaves = list(_leaves([answer.get(key) for key in _TOLD]))
-    return [one for one in leaves if isinstance(one, str)], [float(one) for one in leaves if not isinstance(one, str)]
+async def _told(engine: Engine, names: Names, route: EngineRoute, served: Served | None) -> Told | None:
+    """Return the numbers in an answer; None for a refusal."""
+    return await told_by(engine, names, route, route.probe or {}, served, 0)
 
 
-def _difference(one: list[float], other: list[float]) -> float:
-    if len(one) != len(other):
-        return float("inf")
-    return max((abs(a - b) for a, b in zip(one, other, strict=True)), default=0.0)
+async def told_by(
+    engine: Engine, names: Names, route: EngineRoute, question: Mapping[str, Any], served: Served | None, slot: int
+) -> Told | None:
+    """Ask the engine in a slot, with an adapter or without one; None for a refusal."""
+    status, answer = await engine.ask(route.path, {**question, "lora": names.scales(served), "id_slot": slot})
+    return told_in(answer) if status == HTTPStatus.OK else None
 
 
-def _leaves(value: Any) -> Iterator[str | float]:
-    if isinstance(value, dict):
-        for key, one in value.items():
-            if key not in _UNTOLD:
-                yield from _leaves(one)
-    elif isinstance(value, list):
-        for one in value:
-            yield from _leaves(one)
-    elif isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        yield value
+def question_for(proved: frozenset[str]) -> tuple[EngineRoute, Mapping[str, Any]]:
+    """Return the first route that reads the choice of an adapter, and what it is asked to see the effect of one."""
+    route = next(route for route in PROVED if route.path in proved)
+    return route, {**COMPLETION, "cache_prompt": False} if route is COMPLETIONS else route.probe or {}

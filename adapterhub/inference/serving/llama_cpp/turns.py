@@ -3,7 +3,7 @@
 llama.cpp computes the answers of different adapters one after the other, each to its end, and a long prompt at one go.
 So an engine here computes for one tenant and one adapter at a time. Several tenants get engines of their own, of which
 one runs at a time. A signal stops the others in the midst of whatever they do, and they go on later as if nothing had
-been. So this holds for every request: for sampled answers, grammars, pictures and long prompts, too.
+been. So this holds for every request, including sampled answers, grammars, pictures and long prompts.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ class Turns:
         """Let every engine run, so that it can end."""
         self._at_work.clear()
         self._settle()
+        self._pids = ()  # another process may get the number of one that has ended
 
     def _count(self) -> None:
-        """Add the time since the last call to what the tenant of the running engine has used."""
+        """Add the time since the last call to the time that the tenant of the running engine has used."""
         now = asyncio.get_running_loop().time()
         spent, self._seen = now - self._seen, now
         kept = 0.5 ** (spent / FORGOTTEN_S)

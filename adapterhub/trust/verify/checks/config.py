@@ -10,18 +10,15 @@ from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import CONFIG_FILE
 from adapterhub.formats.peft.config import AdapterConfig
 from adapterhub.formats.safetensors.header import recognise
-from adapterhub.trust.severities import Severity
-from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
     from adapterhub.trust.verify.subject import Entry
 
-_NOTES: Final = frozenset({"W_CONFIG_UNKNOWN_KEY", "W_CONFIG_TYPE"})
-
 
 def read_config_file(entry: Entry, where: str = CONFIG_FILE) -> AdapterConfig:
-    """The config in a taken file, which is held in memory; `where` names it in errors.
+    """Return the config in a taken file, which is held in memory; `where` names it in errors.
 
     Raises:
         MalformedConfig: with the code of the reason.
@@ -47,27 +44,18 @@ _BASE_HINT: Final = (
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """The notes of the reader, and a base path that exists only on its author's machine."""
+    """Yield the notes of the reader, and a base path that exists only on its author's machine."""
     declares = subject.manifest is not None and subject.manifest.base.fingerprint is not None
     for code, text in subject.config.notes:
         if code == "W_BASE_MISSING" and declares:
             continue  # the manifest says it
-        severity: Severity = "note" if code in _NOTES else "warning"
         if code == "W_BASE_PATH" and not subject.base_named:
-            yield Finding(
-                code="E_CONFIG",
-                severity="error",
-                where=CONFIG_FILE,
-                message=text,
-                expected="a hub id such as org/model",
-                hint=_BASE_HINT,
-            )
-            continue
-        yield Finding(code=code, severity=severity, where=CONFIG_FILE, message=text)
+            yield Finding("E_CONFIG", CONFIG_FILE, text, expected="a hub id such as org/model", hint=_BASE_HINT)
+        else:
+            yield Finding(code, CONFIG_FILE, text)
     if subject.config.targets_all and subject.config.is_lora:
         yield Finding(
-            code="N_TARGETS",
-            severity="note",
-            where=CONFIG_FILE,
-            message="the config leaves the targets to the model's type; the tensors show which modules they are",
+            "N_TARGETS",
+            CONFIG_FILE,
+            "the config leaves the targets to the model's type; the tensors show which modules they are",
         )

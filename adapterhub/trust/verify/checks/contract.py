@@ -1,4 +1,4 @@
-"""Checks the form of a behaviour contract, and that the manifest asks the adapter as the contract does."""
+"""Checks the form of a behaviour contract, and that the manifest states the same prompt form as the contract."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.core.errors import CouldNotTell, DigestMismatch, Malformed
 from adapterhub.formats.manifest import CONTRACT_FILE
-from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def contract_of(subject: Subject) -> Contract | None:
-    """The contract among the files of an adapter; None where there is none.
+    """Return the contract among the files of an adapter; None if there is none.
 
     Raises:
         Malformed, DigestMismatch, CouldNotTell: as `parse_contract`.
@@ -31,31 +31,26 @@ def contract_of(subject: Subject) -> Contract | None:
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """A contract that breaks its format, or that asks in another form than the manifest."""
+    """Yield a contract that breaks its format, or that has another prompt form than the manifest."""
     try:
         contract = contract_of(subject)
     except (Malformed, DigestMismatch) as error:
         for line in error.message.split("\n")[1:] or [error.message]:
-            yield Finding(
-                code="E_CONTRACT", severity="error", where=CONTRACT_FILE, message=line.strip(), hint=error.hint
-            )
+            yield Finding("E_CONTRACT", CONTRACT_FILE, line.strip(), hint=error.hint)
         return
     except CouldNotTell as error:
-        yield Finding(
-            code="U_CONTRACT", severity="unknown", where=CONTRACT_FILE, message=error.message, hint=error.hint
-        )
+        yield Finding("U_CONTRACT", CONTRACT_FILE, error.message, hint=error.hint)
         return
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
-        yield Finding(code="E_CONTRACT", severity="error", where=CONTRACT_FILE, message=message)
+        yield Finding("E_CONTRACT", CONTRACT_FILE, message)
         return
     if contract is None or subject.manifest is None or subject.manifest.prompt == contract.prompt:
         return
     yield Finding(
-        code="E_CONTRACT",
-        severity="error",
-        where=CONTRACT_FILE,
-        message="asks in another prompt form than the manifest states in `behaviour.prompt`",
+        "E_CONTRACT",
+        CONTRACT_FILE,
+        "asks in another prompt form than the manifest states in `behaviour.prompt`",
         expected=subject.manifest.prompt.label if subject.manifest.prompt else "no contract",
         hint="`adapt contract record` writes both",
     )

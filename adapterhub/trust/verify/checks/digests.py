@@ -11,7 +11,7 @@ from adapterhub.core.errors import DigestMismatch, MalformedManifest
 from adapterhub.core.limits import limits
 from adapterhub.formats.manifest import LIMIT_BYTES, MANIFEST_FILE, Manifest
 from adapterhub.formats.safetensors.header import recognise
-from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.verify.subject import Subject
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read_manifest_file(entry: Entry) -> Manifest:
-    """The manifest in a taken file.
+    """Return the manifest in a taken file.
 
     Raises:
         MalformedManifest: every problem with its path.
@@ -75,16 +75,11 @@ def ensure_undamaged(findings: Iterable[Finding], where: str) -> None:
 
 
 def changed(error: DigestMismatch) -> Finding:
-    """The finding for a file that changed during the checks."""
+    """Return the finding for a file that changed during the checks."""
     return Finding(
-        code="E_DIGEST",
-        severity="error",
-        where=PurePath(error.where).name,
-        message=f"is {error.actual}",
-        expected=error.expected,
-        hint=error.hint,
+        "E_DIGEST", PurePath(error.where).name, f"is {error.actual}", expected=error.expected, hint=error.hint
     )
 
 
 def _error(where: str, message: str, expected: str) -> Finding:
-    return Finding(code="E_DIGEST", severity="error", where=where, message=message, expected=expected, hint=REPAIR_HINT)
+    return Finding("E_DIGEST", where, message, expected=expected, hint=REPAIR_HINT)

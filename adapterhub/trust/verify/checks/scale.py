@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Final
 
 from adapterhub.core.errors import MalformedTensorFile, shown
@@ -13,7 +14,7 @@ from adapterhub.formats.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.formats.peft.config import owner
 from adapterhub.formats.peft.keys import KeyPair
 from adapterhub.formats.safetensors.header import DTYPES, F32, FACTOR_DTYPES, TensorSpec
-from adapterhub.trust.verify.report import Finding
+from adapterhub.trust.findings import Finding
 from adapterhub.trust.verify.subject import Subject, as_floats
 
 _MOST_GROUPS: Final = 12
@@ -25,35 +26,39 @@ _ROWS: Final = 1024
 
 
 def check(subject: Subject) -> Iterator[Finding]:
-    """A note for each group of modules of one scale; a warning where the scaled update overflows."""
+    """Yield a note for each group of modules of one scale; a warning where the scaled update overflows."""
     config = subject.config
     if not config.is_lora:
         return
     pairs, has_patterns = subject.keys.pairs, config.rank_pattern or config.alpha_pattern
-    places = [_place(subject, pair) for pair in pairs] if has_patterns else [""] * len(pairs)
-    known = {name: (config.scaling_of(name), config.alpha_of(name), config.rank_of(name)) for name in set(places)}
-    groups = Counter(known[name] for name in places)
+    known: dict[str, tuple[float, float, int]] = {}
+    groups: Counter[tuple[float, float, int]] = Counter()
+    scales: list[float] = []
+    for pair in pairs:
+        # what the config's patterns are matched against; the first of several parameters
+        place = next(iter(config.parameters_of(pair.module)), owner(pair.module)) if has_patterns else ""
+        if place not in known:
+            known[place] = config.scaling_of(place), config.alpha_of(place), config.rank_of(place)
+        groups[known[place]] += 1
+        scales.append(known[place][0])
     divisor = "sqrt({})" if config.use_rslora else "r {}"
     for (scale, alpha, rank), count in groups.most_common(_MOST_GROUPS):
         modules = "1 module" if count == 1 else f"{count} modules"
         message = f"scale {scale:.4g} on {modules} (alpha {alpha:g} / {divisor.format(rank)})"
-        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
+        yield Finding("N_SCALE", CONFIG_FILE, message)
     if len(groups) > _MOST_GROUPS:
         message = f"{len(groups) - _MOST_GROUPS} more scales"
-        yield Finding(code="N_SCALE", severity="note", where=CONFIG_FILE, message=message)
-    yield from _overflows(subject, [known[name][0] for name in places])
-
-
-def _place(subject: Subject, pair: KeyPair) -> str:
-    """The name that the config's patterns are matched against; the first of several parameters."""
-    return next(iter(subject.config.parameters_of(pair.module)), owner(pair.module))
+        yield Finding("N_SCALE", CONFIG_FILE, message)
+    yield from _overflows(subject, scales)
 
 
 def _overflows(subject: Subject, scales: list[float]) -> Iterator[Finding]:
-    """The first module whose update is too large. Only where a bound allows it is the update itself made, in rows."""
-    left, largest = _MAX_MULTIPLICATIONS, max((found.largest for found in subject.numbers.values()), default=0.0)
-    rank = max((pair.rank for pair in subject.keys.pairs), default=0)
-    if largest * largest * rank * max([1.0, *map(abs, scales)]) <= min(_LARGEST.values()):
+    """Yield the first module whose update is too large.
+
+    Only where a bound allows it is the update itself made, in rows.
+    """
+    left, largest = _MAX_MULTIPLICATIONS, max(map(attrgetter("largest"), subject.numbers.values()), default=0.0)
+    if largest * largest * (subject.facts.rank or 0) * max([1.0, *map(abs, scales)]) <= min(_LARGEST.values()):
         return  # nearly always
     for pair, scale in zip(subject.keys.pairs, scales, strict=True):
         factor = max(1.0, abs(scale))  # programs multiply B and A first, and infinity stays infinity
@@ -69,18 +74,18 @@ def _overflows(subject: Subject, scales: list[float]) -> Iterator[Finding]:
             obstacle = "it is too large to compute"
         if obstacle:
             text = f"the update on `{shown(pair.module)}` may overflow {a.dtype}; {obstacle}"
-            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            yield Finding("W_OVERFLOW", WEIGHTS_FILE, text)
             return
         largest = _largest_entry(subject, a, b) * factor
         if largest > suspect:
             limit = f"which {'F32' if a.dtype == 'F64' else a.dtype} cannot hold (at most {suspect:.4g})"
             text = f"the update on `{shown(pair.module)}` reaches {largest:.4g}, {limit}"
-            yield Finding(code="W_OVERFLOW", severity="warning", where=WEIGHTS_FILE, message=text)
+            yield Finding("W_OVERFLOW", WEIGHTS_FILE, text)
             return
 
 
 def _bound(subject: Subject, pair: KeyPair, factor: float) -> float | None:
-    """The largest number of the dtype if the update could exceed it, None if it cannot."""
+    """Return the largest number of the dtype if the update could exceed it, None if it cannot."""
     if not pair.whole:
         return None
     a, b = pair.whole

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from adapterhub.core.errors import shown
 from adapterhub.formats.manifest import MANIFEST_FILE
-from adapterhub.trust.verify.report import Finding, some
+from adapterhub.trust.findings import Finding
+from adapterhub.trust.verify.report import some
 from adapterhub.trust.verify.subject import Subject
 
 
@@ -37,6 +38,4 @@ def check(subject: Subject) -> Iterator[Finding]:
 
 def _error(message: str, expected: str) -> Finding:
     hint = "the manifest and the weights belong to different adapters; ask the publisher"
-    return Finding(
-        code="E_MANIFEST", severity="error", where=MANIFEST_FILE, message=message, expected=expected, hint=hint
-    )
+    return Finding("E_MANIFEST", MANIFEST_FILE, message, expected=expected, hint=hint)

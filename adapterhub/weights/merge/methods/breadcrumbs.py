@@ -35,13 +35,13 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it."""
+    """Return the merged update, as `spaces.delta.merged` cuts it."""
     fusion = DeltaFusion(majority=None if majority == "none" else majority, weights_vote=True)
     return merged(deltas, weights, _between(density, gamma), fusion, rank=rank, max_error=max_error)
 
 
 def _between(density: float, gamma: float) -> Pruning | None:
-    """Drops the `gamma` largest numbers and keeps the next `density`; None keeps all."""
+    """Drop the `gamma` largest numbers and keeps the next `density`; None keeps all."""
     check_density(density)
     if not 0 <= gamma < 1:
         raise UsageProblem(f"gamma {shown(gamma)}, expected the fraction of largest numbers to drop, 0 to below 1")

@@ -19,5 +19,5 @@ LINEAR = True
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The sum of weight * delta; a zero update of rank 1 if it cancels."""
+    """Return the sum of weight * delta; a zero update of rank 1 if it cancels."""
     return exact_sum(deltas, weights)

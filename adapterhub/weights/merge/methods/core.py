@@ -18,7 +18,7 @@ weights count in a vote. To apply the authors' scaling coefficient (0.2 to 0.3 i
 adapter that weight.
 
 The results of `ties` and `dare_ties` depend on the bases, and so on how an update is split into A and B: an adapter
-that was factored again merges differently. Where singular values of the stacked factors are equal, the bases are not
+that was factored again merges differently. If singular values of the stacked factors are equal, the bases are not
 unique; the adapters' numbers decide, not their order. Directions that no adapter uses are left out, so adapters that
 share their A have smaller matrices to prune than in the authors' code.
 """
@@ -50,7 +50,7 @@ def merge(
     majority: Literal["total", "frequency"] = "total",
     generators: Sequence[torch.Generator] | None = None,
 ) -> LowRank:
-    """The merged core between the shared bases; its rank is at most that of all updates together.
+    """Return the merged core between the shared bases; its rank is at most that of all updates together.
 
     Raises:
         UsageProblem: an option out of range.

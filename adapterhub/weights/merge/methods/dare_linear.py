@@ -5,7 +5,7 @@ DARE (Yu et al., 2023, arXiv:2311.03099) keeps each number with probability `den
 position.
 
 Space: factor. So this is not DARE of the updates; `dare_linear_svd` is. The product has cross terms, see `linear`.
-Where both factors are pruned, the expectation of an entry is that of `linear`, not that of the sum.
+If both factors are pruned, the expectation of an entry is that of `linear`, not that of the sum.
 
 Convention: PEFT's, as in `linear`.
 """

@@ -1,7 +1,7 @@
 """`dare_linear_svd`: drop random numbers of each update and rescale the rest (DARE), add up, then cut to a rank.
 
-DARE (Yu et al., 2023, arXiv:2311.03099) on the updates themselves. The expectation of what is kept is the update; with
-factors, as in `dare_linear`, this holds only for each factor alone.
+DARE (Yu et al., 2023, arXiv:2311.03099) on the updates themselves. The expectation of the kept entries is the update;
+with factors, as in `dare_linear`, this holds only for each single factor.
 
 Space: delta.
 
@@ -25,6 +25,6 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it."""
+    """Return the merged update, as `spaces.delta.merged` cuts it."""
     pruning, fusion = at_random(density), DeltaFusion(gain=1 / density)
     return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)

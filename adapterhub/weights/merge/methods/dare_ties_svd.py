@@ -28,6 +28,6 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it."""
+    """Return the merged update, as `spaces.delta.merged` cuts it."""
     pruning, fusion = at_random(density), DeltaFusion(majority=majority, gain=1 / density)
     return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)

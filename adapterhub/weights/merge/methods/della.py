@@ -43,14 +43,14 @@ def merge(  # noqa: PLR0913 - the options of a method are its parameters
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
+    """Return the merged update, as `spaces.delta.merged` cuts it; density 1 drops nothing, whatever epsilon is."""
     pruning = _mag_prune(density, epsilon, rescale)
     fusion = DeltaFusion(majority=None if majority == "none" else majority, weights_vote=True, normalize=normalize)
     return merged(deltas, weights, pruning, fusion, rank=rank, max_error=max_error, draws=True, generators=generators)
 
 
 def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | None:
-    """Keeps each number with a probability that grows with its rank by size in its row; None keeps all."""
+    """Keep each number with a probability that grows with its rank by size in its row; None keeps all."""
     check_density(density)
     if rescale not in ("probability", "norm", "none"):
         raise UsageProblem(f"rescale `{shown(rescale)}`, expected probability, norm or none")
@@ -79,7 +79,7 @@ def _mag_prune(density: float, epsilon: float, rescale: Rescale) -> Pruning | No
 
 
 def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
-    """The probability to keep each number."""
+    """Return the probability to keep each number."""
     width = rows.shape[1]
     ramp = torch.linspace(density - epsilon, density + epsilon, width, dtype=rows.dtype, device=rows.device)
     if width == 1:
@@ -90,13 +90,13 @@ def _chances(rows: Tensor, density: float, epsilon: float) -> Tensor:
 
 
 def _kept(chances: Tensor, generator: torch.Generator) -> Tensor:
-    """Whether each number is kept."""
+    """Return whether each number is kept."""
     drawn = torch.rand(chances.shape, generator=generator, dtype=torch.float32, device=generator.device)
     return drawn.to(chances.device) < chances
 
 
 def _gain(update: DeltaUpdate, density: float, epsilon: float) -> float:
-    """The summed sizes of all numbers over those that the next draws keep; does not use up the draws."""
+    """Return the summed sizes of all numbers over those that the next draws keep; does not use up the draws."""
     ahead = torch.Generator(update.generator.device)
     ahead.set_state(update.generator.get_state())
     before = after = 0.0

@@ -36,7 +36,7 @@ def merge(
     variant: Literal["iso_c", "iso_cts"] = "iso_c",
     common: float = 0.8,
 ) -> LowRank:
-    """The isotropic sum; `common` is the fraction of the sum's directions that `iso_cts` keeps.
+    """Return the isotropic sum; `common` is the fraction of the sum's directions that `iso_cts` keeps.
 
     Raises:
         UsageProblem: an option out of range.
@@ -61,7 +61,7 @@ def flattened(core: Tensor, noise: float) -> Tensor:
 
 
 def _with_own(space: CoreSpace, total: Tensor, common: float) -> Tensor:
-    """The common directions of `total` and the own directions of each member, whitened, at one strength."""
+    """Return the common directions of `total` and the own directions of each member, whitened, at one strength."""
     left, values, right = factored(total, space.noise)
     if not len(values):
         return torch.zeros_like(total)

@@ -34,7 +34,7 @@ _CANCELS: Final = 1e-6
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The mean direction times the mean length, times the sum of the weights.
+    """Return the mean direction times the mean length, times the sum of the weights.
 
     Raises:
         MergeRefused: the directions have no mean: they cancel, or one is opposite to it.

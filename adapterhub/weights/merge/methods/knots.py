@@ -1,9 +1,9 @@
 """`knots`: TIES, or DARE-TIES, on updates that one SVD of all of them has aligned.
 
 Space: core. KnOTS (Stoica et al., 2025, arXiv:2410.19735) takes the SVD U S [V1 … Vn] of the weighted updates side by
-side. U and S belong to all adapters; block i says how adapter i uses them. Signs are elected between entries that mean
-the same direction. U and S come from R x R matrices and U.T ΔW from the factors, so the [out, n * in] matrix itself is
-never formed.
+side. U and S belong to all adapters; block i is the use of them by adapter i. Signs are elected between entries that
+mean the same direction. U and S come from R x R matrices and U.T ΔW from the factors, so the [out, n * in] matrix
+itself is never formed.
 
 Convention: the authors' code. S multiplies the blocks before they are pruned (in the paper's formula it stays with U),
 weights apply before the vote, and what agrees with the elected sign is averaged over how many agree. `density` is the
@@ -12,7 +12,7 @@ the largest numbers; `dare_ties` keeps as many at random and divides them by the
 every adapter by 0.4 to 0.7, which is the same as that weight for each; they keep 0.2 (CLIP) or 1 (Llama 3) with `ties`,
 0.9 or 0.2 with `dare_ties`.
 
-Where two singular values are equal (adapters of one strength that share no direction), the vectors between them are not
+If two singular values are equal (adapters of one strength that share no direction), the vectors between them are not
 unique, and the pruned result depends on the choice. The adapters' numbers make it, not their order.
 """
 

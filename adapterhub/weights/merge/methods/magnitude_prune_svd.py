@@ -25,5 +25,5 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it."""
+    """Return the merged update, as `spaces.delta.merged` cuts it."""
     return merged(deltas, weights, by_magnitude(density), DeltaFusion(), rank=rank, max_error=max_error)

@@ -28,13 +28,13 @@ _BOTH = 2
 
 
 def refusal(ranks: Sequence[int]) -> str | None:
-    """The reason against interpolating updates of these ranks (0 where an adapter lacks the module), if any."""
+    """Return the reason against interpolating updates of these ranks (0 where an adapter lacks the module), if any."""
     holders = sum(rank > 0 for rank in ranks)
     return f"is in {holders} adapters, `slerp` interpolates between two" if holders > _BOTH else None
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float]) -> LowRank:
-    """The point on the arc at the share of the weights.
+    """Return the point on the arc at the share of the weights.
 
     Raises:
         MergeRefused: more than two updates take part.

@@ -19,7 +19,7 @@ LINEAR = True
 def merge(
     deltas: Sequence[LowRank], weights: Sequence[float], *, rank: int | None = None, max_error: float | None = None
 ) -> LowRank:
-    """The best approximation to the sum of weight * delta; rank and max_error as in `algebra.cut_sum`.
+    """Return the best approximation to the sum of weight * delta; rank and max_error as in `algebra.cut_sum`.
 
     Raises:
         UsageProblem: both are given, or one is out of range.

@@ -26,7 +26,7 @@ def merge(
     rank: int | None = None,
     max_error: float | None = None,
 ) -> RankCut:
-    """The merged update, as `spaces.delta.merged` cuts it."""
+    """Return the merged update, as `spaces.delta.merged` cuts it."""
     return merged(
         deltas, weights, by_magnitude(density), DeltaFusion(majority=majority), rank=rank, max_error=max_error
     )

@@ -8,7 +8,7 @@ Convention: of n updates, the paper keeps 1/n of min(out, in) vectors of each, w
 have. Here `keep` is the fraction of each update's own directions, by default 1/n, so that the rank does not grow; at
 least one is kept. To apply the authors' scaling coefficient, give every adapter that weight. Vectors of singular value
 zero take no part; the authors' code whitens them along with the others. Vectors of several updates that are one
-direction (to four digits) stay one: with keep=1, an adapter and its copy, weight 1 each, give that adapter.
+direction (to four digits) stay one: with keep=1, an adapter and its copy, each with weight 1, give that adapter.
 
 The result does not depend on signs or rotations of singular vectors, unless the cut falls between equal singular
 values.
@@ -27,7 +27,7 @@ _EXACT = 1e-9
 
 
 def merge(deltas: Sequence[LowRank], weights: Sequence[float], *, keep: float | None = None) -> LowRank:
-    """The sum of the updates after whitening; its rank is at most the number of vectors kept.
+    """Return the sum of the updates after whitening; its rank is at most the number of vectors kept.
 
     Raises:
         UsageProblem: `keep` is not above 0 and at most 1.

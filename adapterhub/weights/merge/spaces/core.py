@@ -74,7 +74,7 @@ class CoreSpace:
         return sum(m.noise for m in self.members)
 
     def update(self, core: Tensor) -> LowRank:
-        """The update of a `core` [p, q], its factors balanced, without numerically empty directions."""
+        """Return the update of a `core` [p, q], its factors balanced, without numerically empty directions."""
         left, values, right = factored(core, self.noise)
         if not len(values):
             return nothing(self.b.shape[0], self.a.shape[1], rank=1)
@@ -89,7 +89,9 @@ class CoreSpace:
 def core_space(
     deltas: Sequence[LowRank], weights: Sequence[float], generators: Sequence[torch.Generator] | None = None
 ) -> CoreSpace | None:
-    """The updates with a weight and a rank, in the space that they span; None if there is none. Time as `spectrum`.
+    """Return the updates with a weight and a rank, in the space that they span; None if there is none.
+
+    Time as `spectrum`.
 
     The bases come from the stored factors (singular vectors of all B side by side, of all A on top of each other).
     Weights and scales, which may differ by powers of ten, enter only the cores.
@@ -145,7 +147,7 @@ def orientation(rows: Tensor) -> Tensor:
 
 
 def isometry(vectors: Tensor) -> Tensor:
-    """The closest orthonormal vectors (columns or rows) to unit vectors: the polar factor (orthogonal Procrustes).
+    """Return the orthonormal columns or rows closest to unit vectors: the polar factor (orthogonal Procrustes).
 
     For dependent vectors the closest are not unique; this takes those that add no direction.
     """
@@ -156,7 +158,7 @@ def isometry(vectors: Tensor) -> Tensor:
 
 
 def whitened(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The sum of updates, given as singular vectors and values, after whitening all left and all right vectors.
+    """Return the sum of updates, given as singular vectors and values, after whitening all left and all right vectors.
 
     Whitening replaces a set by the closest orthonormal one, so that the directions of two updates do not overlap.
     """
@@ -198,14 +200,14 @@ def _basis(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The SVD with signs fixed by the `orientation` of the right vectors."""
+    """Return the SVD with signs fixed by the `orientation` of the right vectors."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     signs = orientation(right)
     return left * signs, values, right * signs[:, None]
 
 
 def _compare(one: tuple[LowRank, float, torch.Generator], other: tuple[LowRank, float, torch.Generator]) -> int:
-    """The order of two updates: by rank, then weight * scale, then the first differing number of A or B."""
+    """Return the order of two updates: by rank, then weight * scale, then the first differing number of A or B."""
     first, second = (one[0].rank, one[1]), (other[0].rank, other[1])
     if first != second:
         return -1 if first < second else 1

@@ -75,16 +75,16 @@ class DeltaUpdate:
         return math.prod(self.shape)
 
     def rows(self, at: slice) -> Tensor:
-        """These rows of the dense matrix."""
+        """Return these rows of the dense matrix."""
         return self.b[at] @ self.a
 
     def strips(self) -> Iterator[tuple[slice, Tensor]]:
-        """The dense matrix, a few rows at a time, with their place."""
+        """Yield the dense matrix, a few rows at a time, with their place."""
         for at in strips(self.shape, _STRIP):
             yield at, self.rows(at)
 
     def sample(self) -> Tensor:
-        """`_SAMPLED` numbers at random places."""
+        """Return `_SAMPLED` numbers at random places."""
         drawn = torch.Generator().manual_seed(0)
         rows, columns = (torch.randint(size, (_SAMPLED,), generator=drawn) for size in self.shape)
         return (self.b[rows] * self.a.T[columns]).sum(1)
@@ -152,7 +152,7 @@ class DeltaFusion:
             into.div_(divisor.masked_fill_(divisor.abs() <= rounding, 1) if self.normalize else divisor.clamp_(min=1))
 
     def _elected(self, rows: Sequence[Tensor]) -> Tensor:
-        """The sign bit of the elected sign of every entry, the other bits 0."""
+        """Return the sign bit of the elected sign of every entry, the other bits 0."""
         votes = rows if self.majority == "total" else [row.sign() for row in rows]
         bits = sum(votes[1:], votes[0]).view(BITS[votes[0].dtype.itemsize])
         return bits & torch.iinfo(bits.dtype).min
@@ -175,7 +175,7 @@ def merged(
     draws: bool = False,
     generators: Generators = None,
 ) -> RankCut:
-    """The fused update, cut to a rank (by default the sum of the ranks that take part) or to a relative error.
+    """Return the fused update, cut to a rank (by default the sum of the ranks that take part) or to a relative error.
 
     A plain sum, and a single update that loses nothing, are cut from their factors and never formed densely.
     With `draws`, the masks are drawn by `generators`, one for each update; without them they are seeded 0, 1, 2 … by
@@ -220,7 +220,7 @@ def merged(
 
 
 def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) -> tuple[list[DeltaUpdate], float]:
-    """The updates divided by a unit, a power of 2 that brings the largest near 1; 0 if all are 0."""
+    """Return the updates divided by a unit, a power of 2 that brings the largest near 1; 0 if all are 0."""
     dtype = torch.float64 if math.prod(deltas[0].shape) < DOUBLE_BELOW else torch.float32
     sizes = [delta.scale * _size(delta.a) * _size(delta.b) for delta in deltas]
     most = max(map(abs, sizes))
@@ -237,7 +237,7 @@ def _scaled(deltas: Sequence[LowRank], generators: Sequence[torch.Generator]) ->
 
 
 def _size(factor: Tensor) -> float:
-    """The power of 2 above every number; 0 if all are 0. Division by it is exact."""
+    """Return the power of 2 above every number; 0 if all are 0. Division by it is exact."""
     largest = max(abs(float(end)) for end in factor.aminmax())
     return 2.0 ** math.frexp(largest)[1] if largest else 0.0
 
@@ -269,7 +269,7 @@ def _fuse(
 
 
 def at_random(density: float) -> Pruning | None:
-    """Keeps each number with probability `density`, not rescaled, as `random_keep` does; None keeps all.
+    """Keep each number with probability `density`, not rescaled, as `random_keep` does; None keeps all.
 
     Raises:
         UsageProblem: a density out of range.
@@ -289,7 +289,7 @@ def at_random(density: float) -> Pruning | None:
 
 
 def by_magnitude(density: float) -> Pruning | None:
-    """Keeps the numbers that `magnitude_keep` keeps; None keeps all.
+    """Keep the numbers that `magnitude_keep` keeps; None keeps all.
 
     Raises:
         UsageProblem: a density out of range.
@@ -303,7 +303,7 @@ def by_magnitude(density: float) -> Pruning | None:
 
 
 def largest(update: DeltaUpdate, count: int) -> Mask:
-    """Keeps exactly the `count` largest numbers of an update; of those that tie for the last places, the first."""
+    """Keep exactly the `count` largest numbers of an update; of those that tie for the last places, the first."""
 
     def all_or_none(rows: Tensor, _at: slice) -> None:
         if count <= 0:
@@ -330,7 +330,7 @@ def largest(update: DeltaUpdate, count: int) -> Mask:
 
 
 def _end_of_ties(update: DeltaUpdate, threshold: float, surplus: int) -> int:
-    """The place in memory from which numbers of that size no longer count, to leave out the last `surplus`."""
+    """Return the place in memory from which numbers of that size no longer count, to leave out the last `surplus`."""
     if surplus == 0:
         return update.numel
     for at in reversed(list(strips(update.shape, _STRIP))):

@@ -32,7 +32,7 @@ Add = Callable[[Sequence[Tensor], Sequence[float]], Tensor]
 
 
 def refusal(ranks: Sequence[int]) -> str | None:
-    """The reason against merging updates of these ranks (0 where an adapter lacks the module), if any."""
+    """Return the reason against merging updates of these ranks (0 where an adapter lacks the module), if any."""
     if 0 in ranks:
         return "is not in every adapter"
     if len(set(ranks)) > 1:
@@ -74,7 +74,7 @@ def over_factors(
 
 
 def weighted_sum(factors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The sum of weight * factor."""
+    """Return the sum of weight * factor."""
     total = torch.zeros_like(factors[0])
     for factor, weight in zip(factors, weights, strict=True):
         total.add_(factor * weight)  # not fused, so that an adapter minus itself is 0, not rounding
@@ -97,7 +97,7 @@ def elected_mean(majority: Majority) -> Add:
 
 
 def trimmed(density: float) -> Prune:
-    """Keeps the largest numbers of a factor, in their own dtype.
+    """Keep the largest numbers of a factor, in their own dtype.
 
     Raises:
         UsageProblem: a density out of range.
@@ -107,7 +107,7 @@ def trimmed(density: float) -> Prune:
 
 
 def dropped(density: float) -> Prune:
-    """Keeps numbers of a factor at random and divides them by `density` (DARE), in float64.
+    """Keep numbers of a factor at random and divides them by `density` (DARE), in float64.
 
     Raises:
         UsageProblem: a density out of range.

@@ -88,7 +88,7 @@ def magnitude_keep(values: Tensor, density: float) -> Tensor:
 
 
 def random_keep(values: Tensor, density: float, generator: torch.Generator) -> Tensor:
-    """A copy of `values` that keeps each number with probability `density`, else 0; not rescaled.
+    """Return a copy of `values` that keeps each number with probability `density`, otherwise 0; not rescaled.
 
     The mask is the same on every machine and for any number of threads: the Mersenne twister gives uniform float32
     numbers one by one, while `torch.bernoulli` depends on the build of torch.
@@ -107,7 +107,7 @@ def random_keep(values: Tensor, density: float, generator: torch.Generator) -> T
 
 
 def by_position(count: int) -> list[torch.Generator]:
-    """The default generators of a method, seeded 0, 1, 2 … by position."""
+    """Return the default generators of a method, seeded 0, 1, 2 … by position."""
     return [torch.Generator().manual_seed(position) for position in range(count)]
 
 
@@ -160,7 +160,7 @@ class DisjointMean:
             total.add_(agrees.mul_(piece).mul_(weight))
 
     def mean(self) -> Tensor:
-        """The sums divided by the number that agreed; 0 where none did. Call it last: it divides in place."""
+        """Return the sums divided by the number that agreed; 0 where none did. Call it last: it divides in place."""
         assert self._sum is not None, "no tensors"
         total, self._sum = self._sum, None
         for piece, count in zip(_pieces(total), _pieces(self._count), strict=True):
@@ -175,7 +175,7 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def threshold_of(pieces: Pieces, count: int, near: tuple[float, float] | None = None) -> tuple[float, int]:
-    """The magnitude of the `count`-th largest number, and the surplus over `count` of numbers at least that large.
+    """Return the magnitude of the `count`-th largest number, and how many more than `count` are at least that large.
 
     Two sizes `near` it, with the magnitude between them, save two thirds of the time; they come from `sizes_near`.
     """
@@ -200,7 +200,10 @@ def sizes_near(sample: Tensor, part: float) -> tuple[float, float]:
 
 
 def _threshold_between(pieces: Pieces, count: int, least: float, most: float) -> tuple[float, int] | None:
-    """The same from one pass, which orders what is between and counts what is larger; None if it is not between."""
+    """Return the same from one pass, which orders what is between and counts what is larger.
+
+    None if it is not between.
+    """
     import numpy as np  # it compares several times as fast as torch
 
     above, between = 0, []
@@ -218,7 +221,7 @@ def _threshold_between(pieces: Pieces, count: int, least: float, most: float) ->
 
 
 def _threshold_by_bits(pieces: Pieces, count: int, dtype: torch.dtype) -> tuple[float, int]:
-    """The same from two passes or four.
+    """Return the same from two passes or four.
 
     Without the sign bit, the bits of floats are integers in the same order. A histogram of the upper 16 bits finds the
     bin of the number, and one of the next 16 bits in that bin, until no bits are left, finds the number.

@@ -40,13 +40,13 @@ class Points:
         return bool(((self.units @ self.units.T).abs() > COLINEAR).all())
 
     def combined(self, coefficients: Tensor) -> LowRank:
-        """The sum of coefficient * update, exact, at its numerical rank."""
+        """Return the sum of coefficient * update, exact, at its numerical rank."""
         signed = [float(c) * sign for c, sign in zip(coefficients, self.signs, strict=True)]
         return exact_sum(self.deltas, signed)
 
 
 def points(parts: Sequence[tuple[LowRank, float]]) -> Points:
-    """The updates as points; leaves out updates that cancel to zero, which have no direction.
+    """Return the updates as points; leaves out updates that cancel to zero, which have no direction.
 
     Two QRs bring all factors into one basis, [R, R] for a summed rank of R. Gram matrices also give the inner products,
     but lose half the digits of nearly parallel updates.

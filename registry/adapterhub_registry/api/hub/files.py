@@ -24,6 +24,8 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from adapterhub.core.specs import COUNTED, COUNTER
+from adapterhub_registry.access.callers import ANONYMOUS, Caller
+from adapterhub_registry.access.tokens import BadSignature, check, sign
 from adapterhub_registry.api.bodies import ThreadedRoute, anyone, hub_router, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
@@ -32,17 +34,18 @@ from adapterhub_registry.api.context import (
     RegistryOf,
     RepoOf,
     RevisionOf,
+    admitted,
     dumped,
     glanced,
     json_object,
     next_link,
 )
 from adapterhub_registry.api.hub.info import iso_time
-from adapterhub_registry.database.db import Database
+from adapterhub_registry.database.db import Database, blobs, places, slices
 from adapterhub_registry.database.db import commits as commits_table
 from adapterhub_registry.database.trees import FileTree, Totals, TreeFile, key_of
-from adapterhub_registry.errors import HttpRefusal, bad_request, entry_not_found
-from adapterhub_registry.names import RESERVED_NAMESPACES, known_repo_id, parse_path
+from adapterhub_registry.errors import HttpRefusal, bad_request, entry_not_found, forbidden, unauthorized
+from adapterhub_registry.names import RESERVED_NAMESPACES, RepoId, known_repo_id, parse_path, split
 from adapterhub_registry.repos import commits
 from adapterhub_registry.repos.adapter_facts import ADAPTER_CONFIG, CONFIG
 from adapterhub_registry.repos.commits import parents_of
@@ -108,7 +111,7 @@ def list_tree(
 async def paths_info(
     request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, revision: RevisionOf
 ) -> Response:
-    """The facts about some paths; leaves out missing ones. Clients send a form, or JSON."""
+    """Return the facts about some paths; leaves out missing ones. Clients send a form, or JSON."""
     paths, expand = await _requested_paths(request)
     if len(paths) > MAX_PATHS:
         raise bad_request(f"{len(paths)} paths, expected at most {MAX_PATHS}")
@@ -195,7 +198,7 @@ def _folder(entry: TreeFolder) -> dict[str, Any]:
 
 
 def file_facts(entry: TreeFile) -> dict[str, Any]:
-    """A file as listings describe it."""
+    """Return a file as listings describe it."""
     found: dict[str, Any] = {"type": "file", "path": entry.path, "oid": entry.oid, "size": entry.size}
     if entry.lfs:
         found["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
@@ -207,7 +210,7 @@ RESOLVE: Final = "/{namespace}/{name}/resolve/{rev}/{path:path}"
 
 
 def resolve(request: Request) -> Response:
-    """A file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
+    """Return a file: HEAD returns its headers without a redirect, GET its bytes or one range of them."""
     registry: Registry = request.app.state.registry
     given = request.path_params
     revision, name = unquote(given["rev"]), f"{given['namespace']}/{given['name']}"
@@ -219,6 +222,14 @@ def resolve(request: Request) -> Response:
             found = registry.repos.find_file(connection, caller, repo_id, revision, path)
     counter = request.headers.get(COUNTER) if request.method == "GET" else None
     counts = counter is not None and _stands_for_download(registry.db, found, path, counter)
+    return _sent(request, registry, found, counts=counts)
+
+
+def _sent(request: Request, registry: Registry, found: commits.FoundFile, *, counts: bool = False) -> Response:
+    """Return the answer to a request for a file that its sender may read.
+
+    `counts` where it is a download of the adapter.
+    """
     entry, commit_id, warning = found.entry, found.commit_id, found.warning
     etag = f'"{entry.etag}"'
     headers = {"X-Repo-Commit": commit_id, "ETag": etag}
@@ -229,7 +240,7 @@ def resolve(request: Request) -> Response:
         return answered
     headers |= {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(entry.path.rpartition('/')[2])}",
         "X-Content-Type-Options": "nosniff",
     }
     if entry.lfs:
@@ -284,7 +295,7 @@ class FilesRoute(ThreadedRoute):
     """`resolve` before all other routes."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether this is a file of a repository; the other routes have the namespaces that none may have."""
+        """Return whether this is a file of a repository; the other routes have the namespaces that none may have."""
         found, inner = super().matches(scope)
         if found is Match.FULL and inner["path_params"]["namespace"].lower() in RESERVED_NAMESPACES:
             return Match.NONE, {}
@@ -295,10 +306,59 @@ SOONEST: Final = FilesRoute(RESOLVE, resolve, methods=["GET", "HEAD"], include_i
 router.add_api_route(RESOLVE, resolve, methods=["GET", "HEAD"], route_class_override=ThreadedRoute)
 
 
-def _stands_for_download(database: Database, found: commits.FoundFile, path: str, counter: str) -> bool:
-    """Whether to count a repository download: of all its files, only the configuration counts.
+# ------------------------------------------------------------ files for git-lfs
+LFS_FILE: Final = "/_lfs/file/{token}"
+_LFS_READ: Final = "lfs-read"
 
-    `adapt` says which request stands for its download: it may have the configuration from another answer.
+
+def lfs_links(registry: Registry, caller: Caller, repo_id: RepoId, base: str, oids: Sequence[str]) -> dict[str, Any]:
+    """Return the signed download link of each object of a repository that the caller may read, with its size.
+
+    Raises:
+        HttpRefusal: 401, 403 or 404 as of its files.
+    """
+    found: dict[str, Any] = {}
+    with registry.db.read() as connection:
+        row = registry.repos.find_files(connection, caller, repo_id)
+        for some in slices(sorted(set(oids))):
+            named = select(places.c.sha256).where(places.c.repo_id == row.id, places.c.sha256.in_(some)).distinct()
+            wanted = select(blobs.c.sha256, blobs.c.size).where(blobs.c.sha256.in_(named))
+            sizes = {blob.sha256: blob.size for blob in connection.execute(wanted)}
+            for oid, size in sizes.items():
+                claims = {"repo": row.full_name, "oid": oid, "token": caller.token_id, "purpose": _LFS_READ}
+                signed = sign(claims, registry.settings.secret, registry.settings.limits.href_ttl_s)
+                found[oid] = (size, f"{base}{LFS_FILE.format(token=signed)}")
+    return found
+
+
+@router.api_route(LFS_FILE, methods=["GET", "HEAD"])
+def lfs_file(request: Request, registry: RegistryOf, token: str) -> Response:
+    """Return a file of a signed link, while the token for which it was signed works and may read the repository."""
+    try:
+        claims = check(token, registry.settings.secret, purpose=_LFS_READ)
+    except BadSignature as problem:
+        raise forbidden(f"download link: {problem}") from None
+    number = claims["token"]
+    caller = ANONYMOUS if number is None else registry.tokens.caller_numbered(number)
+    if caller is None:
+        raise unauthorized("the token for which this was signed is revoked or has expired; fetch again")
+    admitted(request, registry, caller)
+    with registry.db.read() as connection:
+        row = registry.repos.find_files(connection, caller, known_repo_id(*split(claims["repo"])))
+        mine = (places.c.repo_id == row.id) & (places.c.sha256 == claims["oid"])
+        place = connection.execute(select(places.c.commit_id, places.c.path).where(mine).limit(1)).one_or_none()
+        if place is None:
+            raise entry_not_found(claims["oid"])
+        entry = commits.file_at(connection, row.id, place.commit_id, place.path)
+    return _sent(
+        request, registry, commits.FoundFile(repo_id=row.id, commit_id=place.commit_id, entry=entry, warning=None)
+    )
+
+
+def _stands_for_download(database: Database, found: commits.FoundFile, path: str, counter: str) -> bool:
+    """Return whether to count a repository download: of all its files, only the configuration counts.
+
+    `adapt` names the request that stands for its download: it may have the configuration from another answer.
     """
     if counter == COUNTED:
         return True
@@ -330,7 +390,10 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
             return None
     if start >= end:
         raise HttpRefusal(
-            416, "RangeNotSatisfiable", "the range lies outside the file", headers={"Content-Range": f"bytes */{size}"}
+            416,
+            "RangeNotSatisfiable",
+            "the range lies outside the file, expected a range within its size",
+            headers={"Content-Range": f"bytes */{size}"},
         )
     return start, end
 
@@ -355,19 +418,21 @@ def answer_to(headers: Headers, facts: Mapping[str, str]) -> Response | None:
     """
     etag = facts["ETag"]
     if "if-match" in headers and not _names(headers, "if-match", etag, weak_too=False):
-        raise HttpRefusal(412, "PreconditionFailed", "If-Match names another file", headers=facts)
+        raise HttpRefusal(
+            412, "PreconditionFailed", "If-Match names another file, expected the ETag of this one", headers=facts
+        )
     if "if-none-match" in headers and _names(headers, "if-none-match", etag, weak_too=True):
         return Response(status_code=304, headers=facts)
     return None
 
 
 def wants_range(headers: Headers, etag: str) -> bool:
-    """Whether a Range header applies: when If-Range names another file, the client gets the whole file."""
+    """Return whether a Range header applies: when If-Range names another file, the client gets the whole file."""
     return headers.getlist("if-range") in ([], [etag])
 
 
 def _names(headers: Headers, name: str, etag: str, *, weak_too: bool) -> bool:
-    """Whether the list in the headers `name` contains the ETag; a malformed list contains nothing."""
+    """Return whether the list in the headers `name` contains the ETag; a malformed list contains nothing."""
     text = ",".join(headers.getlist(name))
     if text.strip(" \t") == "*":
         return True

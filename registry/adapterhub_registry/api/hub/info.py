@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import Json
 from adapterhub.core.errors import shown
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.bodies import ThreadedRoute, hub_router
 from adapterhub_registry.api.context import (
     Registry,
@@ -45,8 +45,8 @@ from adapterhub_registry.errors import bad_request
 from adapterhub_registry.names import COMMIT, RepoId, known_repo_id
 from adapterhub_registry.repos import adapter_facts, adapters, commits
 from adapterhub_registry.repos.commits import tree_of
+from adapterhub_registry.repos.listing import MAX_LISTED, SORTS, RepoListing, list_repos
 from adapterhub_registry.repos.repos import MAIN
-from adapterhub_registry.repos.search import MAX_LISTED, SORTS, RepoListing, list_repos
 from adapterhub_registry.storage.blobs import BlobStore
 
 router = hub_router(ThreadedRoute)
@@ -76,7 +76,7 @@ class ListQuery(BaseModel):
     cursor: str | None = None
 
     def listing(self, position: str | None) -> RepoListing:
-        """The query of the search, from a position in its order.
+        """Return the query of the search, from a position in its order.
 
         Raises:
             HttpRefusal: 400 for an unknown order.
@@ -99,7 +99,7 @@ class ListQuery(BaseModel):
         )
 
     def members(self) -> set[str]:
-        """The members that the client requests of each repository."""
+        """Return the members that the client requests of each repository."""
         if self.expand:
             return set(self.expand)
         members = set(LISTED)
@@ -110,7 +110,7 @@ class ListQuery(BaseModel):
 
 @router.get("/api/models")
 def list_models(request: Request) -> Response:
-    """One page of repositories; `Link` leads to the next. A page with files ends at `FILES_OF_PAGE`, too."""
+    """One page of repositories; `Link` leads to the next. A page with files also ends at `FILES_OF_PAGE`."""
     registry: Registry = request.app.state.registry
     with reading(request, registry) as (connection, caller):
         base, query = base_of(request, registry), query_of(request, ListQuery)
@@ -180,7 +180,7 @@ class _SeenRevision(NamedTuple):
 
 
 def _seen(connection: Connection, registry: Registry, caller: Caller, repo_id: RepoId, revision: str) -> _SeenRevision:
-    """What the caller sees by this id and revision; one statement finds it where both are exact."""
+    """Return the caller's view of this id and revision; one statement finds it where both are exact."""
     registry.repos.check_may_read(caller)
     top = commits.top_at(connection, repo_id, revision)
     if top is not None and (not top.private or caller.reaches(top.full_name)):
@@ -246,17 +246,17 @@ LISTED = frozenset({"modelId", "author", "tags", "pipeline_tag", "library_name",
 
 @lru_cache(maxsize=4096)
 def iso_time(at_ms: int) -> str:
-    """A time as `2026-11-24T10:00:00.000Z`, the only form that all clients read."""
+    """Return a time as `2026-11-24T10:00:00.000Z`, the only form that all clients read."""
     return dt.datetime.fromtimestamp(at_ms / 1000, tz=dt.timezone.utc).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 def public_number(row: Row[Any]) -> str:
-    """The Hub's 24 hex digits for a repository; its own number would let clients count private ones."""
+    """Return the Hub's 24 hex digits for a repository; its own number would let clients count private ones."""
     return hashlib.sha256(f"{row.full_name} {row.created_at}".encode()).hexdigest()[:24]
 
 
 def tags_of(connection: Connection, repo_ids: Iterable[int]) -> dict[int, list[str]]:
-    """The sorted tags of some repositories."""
+    """Return the sorted tags of some repositories."""
     wanted = list(repo_ids)
     found = dict(_TAGS.tuples(connection, numbers=json.dumps(wanted)))
     return {number: sorted(from_json(found.get(number, "[]"))) for number in wanted}
@@ -271,13 +271,13 @@ _ROWS: Final = PreparedSql(select(repos).where(among(repos.c.id, "numbers")))
 
 
 def row_of(connection: Connection, repo_id: int) -> Row[Any]:
-    """The row of a repository that is there."""
+    """Return the row of a repository that is there."""
     row: Row[Any] = _ROWS.rows(connection, numbers=json.dumps([repo_id]))[0]
     return row
 
 
 def runs_of(connection: Connection, ids: Sequence[int]) -> list[list[int]]:
-    """Some repositories in the runs in which `listed` reads them.
+    """Return some repositories in the runs in which `listed` reads them.
 
     `FEW_AT_ONCE` are one run, whatever their size. A run of more has at most `LISTED_AT_ONCE`, whose cards and
     configurations have at most `CHARACTERS_AT_ONCE` together.
@@ -317,7 +317,7 @@ Told = tuple[dict[str, Any], int, str | None]
 
 
 def told(connection: Connection, ids: Sequence[int], wanted: WantedMembers) -> list[Told]:
-    """Some repositories at their heads, without those that were removed, or that the caller no longer `sees`."""
+    """Return some repositories at their heads, without those that were removed, or that the caller no longer `sees`."""
     rows = {row.id: row for row in _ROWS.rows(connection, numbers=json.dumps(ids)) if wanted.sees(row)}
     tags = tags_of(connection, rows) if "tags" in wanted.members else {}
     found: list[Told] = []
@@ -374,7 +374,7 @@ def described(
 ) -> Iterator[bytes]:
     """JSON of one repository; with the tree's `root`, it includes the files as `siblings`, read page by page.
 
-    With the `top` node of a tree that has no other, it includes them, too, and reads nothing.
+    With the `top` node of a tree that has no other, it also includes them, and reads nothing.
     """
     if top is not None and not top.height:
         yield dumped({**info, "siblings": [_sibling(entry, with_blobs=with_blobs) for entry in top.items]})
@@ -396,7 +396,7 @@ def described(
 
 
 def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
-    """The facts in the row of a repository."""
+    """Return the facts in the row of a repository."""
     return {
         "_id": public_number(row),
         "id": row.full_name,
@@ -420,7 +420,7 @@ def at_head(row: Row[Any], tags: list[str]) -> dict[str, Any]:
 
 
 def documents_of(row: Row[Any]) -> dict[str, Any]:
-    """The card and the configuration in the row of a repository."""
+    """Return the card and the configuration in the row of a repository."""
     return {"cardData": _document(row.card), "config": _document(row.config)}
 
 
@@ -429,7 +429,7 @@ def _document(text: str) -> Json:
 
 
 def at_commit(connection: Connection, blobs: BlobStore, row: Row[Any], commit_id: str) -> dict[str, Any]:
-    """The facts that the files of one commit add; for an older commit than the head also its card and date."""
+    """Return the facts that the files of one commit add; for an older commit than the head also its card and date."""
     info: dict[str, Any] = {"sha": commit_id}
     adapt = adapters.adapt_object(connection, row.id, commit_id)
     if adapt is not None:

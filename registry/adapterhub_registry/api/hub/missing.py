@@ -1,15 +1,14 @@
-"""What the Hub has and this registry does not: each call gets 501 and a reason. Include this router last."""
+"""Calls that the Hub has and this registry does not: each gets 501 and a reason. Include this router last."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from fastapi import Request
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.api.bodies import hub_router
-from adapterhub_registry.api.context import BaseUrl
 from adapterhub_registry.errors import HttpRefusal, not_offered, repo_not_found
 
 router = hub_router()
@@ -58,7 +57,7 @@ async def of_models(request: Request, name: str, part: str) -> Response:
 @router.api_route("/api/{kind}", methods=METHODS)
 @router.api_route("/api/{kind}/{rest:path}", methods=METHODS)
 async def other_calls(request: Request, kind: str, rest: str = "") -> Response:
-    """501; but 404 for an id without a namespace, and for a look at one repository, which tells whether it exists."""
+    """Answer 501, or 404 for an id without a namespace and for a look at one repository, which asks if it exists."""
     namespace, _, name = rest.partition("/")
     name, _, below = name.partition("/")
     if kind == "models" and namespace:
@@ -76,14 +75,3 @@ async def other_calls(request: Request, kind: str, rest: str = "") -> Response:
 async def other_files(name: str, below: str = "", last: str = "") -> Response:
     """404: only old ids of the public Hub have no namespace, and only other kinds have a prefix."""
     raise repo_not_found(shown("/".join(part for part in (name, below, last) if part)))
-
-
-@router.get("/{namespace}/{name}/info/refs")
-async def clone(namespace: str, name: str, base: BaseUrl, service: str = "") -> PlainTextResponse:
-    """501 for `git clone`, `pull` and `push`, in plain text, which git prints."""
-    repo_id = shown(f"{namespace}/{name.removesuffix('.git')}")
-    verb = "upload" if service == "git-receive-pack" else "download"
-    hint = f"HF_ENDPOINT={base} hf {verb} {repo_id}{' FOLDER' if verb == 'upload' else ' --local-dir FOLDER'}"
-    return PlainTextResponse(
-        f"this registry does not speak git; {verb} the files instead:\n  {hint}\n", status_code=501
-    )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 from urllib.parse import parse_qsl
 
 from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy import Row, select
+from sqlalchemy import Row, or_, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import IntegrityError
 from starlette.concurrency import run_in_threadpool
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.access import rights
-from adapterhub_registry.access.tokens import Caller
+from adapterhub_registry.access.audit import log_change
+from adapterhub_registry.access.callers import Caller
 from adapterhub_registry.api.bodies import hub_router, sent_by, user
 from adapterhub_registry.api.context import (
     BaseUrl,
@@ -33,23 +35,23 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.info import iso_time, public_number
 from adapterhub_registry.database.db import lock_space, refs, repos
 from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, not_offered
-from adapterhub_registry.names import RepoId, parse_repo_id, parse_sha256
-from adapterhub_registry.repos import commits
+from adapterhub_registry.names import RepoId, parse_repo_id, parse_sha256, split
+from adapterhub_registry.repos import commits, lfs_files
 from adapterhub_registry.repos.repos import RepoChange
 
 router = hub_router()
 REPOSITORIES_PAGE = 1000
+TAGS_PAGE: Final = 1000
 GATED = {"auto": "auto", "manual": "manual", False: "no"}
 
 
 # ------------------------------------------------------------ identity
 @router.get("/api/whoami-v2")
 def whoami(caller: CallerOf) -> JSONResponse:
-    """The user, the namespaces that the token covers, and its role there."""
+    """Return the user, the namespaces that the token covers, and its role there."""
     user = user_of(caller)
-    spaces = sorted({glob.partition("/")[0] for glob in caller.namespaces} - {user})
-    orgs = [{"type": "org", "name": name, "fullname": name} for name in spaces if not set(name) & set("*?")]
-    access = {"displayName": caller.label, "role": "read" if caller.role == "read" else "write"}
+    orgs = [{"type": "org", "name": name, "fullname": name} for name in caller.spaces if name != user]
+    access = {"displayName": caller.label, "role": "read" if caller.only_reads else "write"}
     return JSONResponse(
         {
             "type": "user",
@@ -65,7 +67,7 @@ def whoami(caller: CallerOf) -> JSONResponse:
 @router.get("/api/models/{namespace}/{name}/auth-check")
 @router.get("/api/models/{namespace}/{name}/auth-check/{right}")
 def auth_check(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, right: str = "read") -> JSONResponse:
-    """200 when the caller may read the files (or, with `write`, change them); else the error of such a request."""
+    """Answer 200 if the caller may read the files (or, with `write`, change them), or the error of such a request."""
     with registry.db.read() as connection:
         if right == "write":
             registry.repos.find_writable(connection, caller, repo_id)
@@ -78,7 +80,7 @@ def auth_check(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, right: s
 
 @router.get("/api/agent-harnesses")
 async def agent_harnesses() -> JSONResponse:
-    """An empty list: once a day, the client requests the known tools that may drive it."""
+    """Return an empty list: once a day, the client requests the known tools that may drive it."""
     return JSONResponse({"standardEnvVars": [], "harnesses": {}})
 
 
@@ -117,7 +119,7 @@ def delete_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONR
 def move_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody) -> JSONResponse:
     """Rename a repository."""
     _check_type(body)
-    source, target = (parse_repo_id(*_split(body.text(name))) for name in ("fromRepo", "toRepo"))
+    source, target = (parse_repo_id(*split(body.text(name))) for name in ("fromRepo", "toRepo"))
     with registry.db.begin() as connection:
         registry.repos.move(connection, caller, source, target)
     return JSONResponse({})
@@ -149,7 +151,10 @@ def own_repositories(
     namespace: str | None = None,
     cursor: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
 ) -> JSONResponse:
-    """The repositories of a namespace (default: the caller's) with their sizes; `Link` leads to the next page."""
+    """Return the repositories of a namespace (default: the caller's) with their sizes.
+
+    `Link` leads to the next page.
+    """
     user = user_of(caller)
     shown_columns = (repos.c.id, repos.c.full_name, repos.c.modified_at, repos.c.private, repos.c.used_bytes)
     wanted = select(*shown_columns).where(
@@ -177,30 +182,51 @@ def own_repositories(
 
 # ------------------------------------------------------------ branches and tags
 @router.get("/api/models/{namespace}/{name}/refs")
-def list_refs(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, include_prs: str | None = None) -> JSONResponse:
-    """Branches and tags with their commits; an alias is a branch for clients."""
+def list_refs(
+    request: Request,
+    registry: RegistryOf,
+    caller: CallerOf,
+    repo_id: RepoOf,
+    base: BaseUrl,
+    include_prs: str | None = None,
+    cursor: Annotated[str, Query(pattern=r"^([0-9]{1,18} \S{1,200})?$")] = "",
+) -> JSONResponse:
+    """Branches and the newest tags with their commits; an alias is a branch for clients. `Link` leads to older tags."""
     with registry.db.read() as connection:
-        answer = branches_and_tags(connection, registry.repos.find(connection, caller, repo_id).id)
-    return JSONResponse({**answer, "pullRequests": []} if include_prs else answer)
+        number = registry.repos.find(connection, caller, repo_id).id
+        answer, rest = branches_and_tags(connection, number, cursor=cursor)
+    headers = {} if rest is None else {"Link": next_link(request, f"{base}{request.url.path}", cursor=rest)}
+    return JSONResponse({**answer, "pullRequests": []} if include_prs else answer, headers=headers)
 
 
-def branches_and_tags(connection: Connection, repo_number: int) -> dict[str, Any]:
-    """The branches and tags of a repository, as the Hub lists them."""
-    about = select(refs.c.kind, refs.c.name, refs.c.commit_id)
-    found = connection.execute(about.where(refs.c.repo_id == repo_number).order_by(refs.c.name)).all()
+def branches_and_tags(
+    connection: Connection, repo_number: int, *, cursor: str = ""
+) -> tuple[dict[str, Any], str | None]:
+    """Return a repository's branches and a page of its tags in the Hub's form, and the cursor of the next page.
 
-    def listed(prefix: str, *kinds: str) -> list[dict[str, Any]]:
+    The newest tags come first, each page by name; further pages have no branches.
+    """
+    about = select(refs.c.kind, refs.c.name, refs.c.commit_id, refs.c.created_at).where(refs.c.repo_id == repo_number)
+    tags = about.where(refs.c.kind == "tag")
+    if cursor:
+        time, _, name = cursor.partition(" ")
+        older = or_(refs.c.created_at < int(time), refs.c.name < name)
+        tags = tags.where(refs.c.created_at <= int(time), older)
+    newest = tags.order_by(refs.c.created_at.desc(), refs.c.name.desc()).limit(TAGS_PAGE + 1)
+    found = connection.execute(newest).all()
+    page, rest = found[:TAGS_PAGE], None
+    if len(found) > len(page):
+        rest = f"{page[-1].created_at} {page[-1].name}"
+    others = () if cursor else connection.execute(about.where(refs.c.kind.in_(("branch", "alias")))).all()
+
+    def listed(prefix: str, rows: Iterable[Any]) -> list[dict[str, Any]]:
         return [
             {"name": ref.name, "ref": f"{prefix}{ref.name}", "targetCommit": ref.commit_id}
-            for ref in found
-            if ref.kind in kinds
+            for ref in sorted(rows, key=lambda ref: ref.name)
         ]
 
-    return {
-        "branches": listed("refs/heads/", "branch", "alias"),
-        "tags": listed("refs/tags/", "tag"),
-        "converts": [],
-    }
+    answer = {"branches": listed("refs/heads/", others), "tags": listed("refs/tags/", page), "converts": []}
+    return answer, rest
 
 
 @router.post("/api/models/{namespace}/{name}/tag/{rev}")
@@ -258,18 +284,13 @@ def _check_type(body: JsonObject) -> None:
 
 
 def _private(body: JsonObject) -> bool | None:
-    """New clients send `visibility`, those before 1.0 `private`."""
+    """Read both forms: new clients send `visibility`, those before 1.0 `private`."""
     visibility = body.text_or_none("visibility")
     if visibility is None:
         return body.flag_or_none("private")
     if visibility not in {"public", "private"}:
         raise bad_request(f"visibility `{shown(visibility)}`: expected public or private")
     return visibility == "private"
-
-
-def _split(repo_id: str) -> tuple[str, str]:
-    namespace, _, name = repo_id.partition("/")
-    return namespace, name
 
 
 REQUESTS_PAGE: Final = 1000
@@ -315,7 +336,9 @@ def withdraw(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf) -> JSONRes
 def grant(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody) -> JSONResponse:
     """Give a user access, asked or not."""
     with registry.db.begin() as connection:
-        rights.grant(connection, registry.repos.find_writable(connection, caller, repo_id), body.text("user"))
+        row = registry.repos.find_writable(connection, caller, repo_id, "manage")
+        rights.grant(connection, row, body.text("user"))
+        log_change(connection, caller.by, "access", f"{body.text('user')}: accepted", repo=row.full_name)
     return JSONResponse({})
 
 
@@ -325,8 +348,9 @@ def handle(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBo
     reason = body.text_or_none("rejectionReason", limit=rights.MAX_REASON_CHARACTERS)
     status = _status(body.text("status"))
     with registry.db.begin() as connection:
-        row = registry.repos.find_writable(connection, caller, repo_id)
+        row = registry.repos.find_writable(connection, caller, repo_id, "manage")
         rights.answer(connection, row, _user_in(body), status, reason)
+        log_change(connection, caller.by, "access", f"{_user_in(body)}: {status}", repo=row.full_name)
     return JSONResponse({})
 
 
@@ -343,7 +367,7 @@ def list_requests(
     """List the requests that are pending, accepted or rejected; `Link` leads to the next page."""
     wanted = _status(status)
     with registry.db.read() as connection:
-        row = registry.repos.find_writable(connection, caller, repo_id)
+        row = registry.repos.find_writable(connection, caller, repo_id, "manage")
         found = rights.listed(connection, row, wanted, after=after, limit=REQUESTS_PAGE + 1)
     page, headers = found[:REQUESTS_PAGE], {}
     if len(found) > len(page):
@@ -352,7 +376,7 @@ def list_requests(
 
 
 def _user_in(body: JsonObject) -> str:
-    """The user whose request a body names: by the user's name, or by the id that the list gives a request."""
+    """Return the user whose request a body names: by the user's name, or by the id that the list gives a request."""
     number = body.text_or_none("requestId")
     if number is None:
         return body.text("user")
@@ -383,7 +407,7 @@ def _status(text: str) -> rights.Status:
     return found
 
 
-FILES_PAGE: Final = 1000
+FILES_PAGE: Final = 100
 
 
 @router.post("/api/models/{namespace}/{name}/super-squash/{rev}")
@@ -412,10 +436,8 @@ def list_files(
     """List the LFS files of all commits, by sha256; `Link` leads to the next page."""
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
-        found = [file for file in commits.lfs_files(connection, row) if file.entry.sha256 > cursor]
-    page, headers = found[:FILES_PAGE], {}
-    if len(found) > len(page):
-        headers["Link"] = next_link(request, f"{base}{request.url.path}", cursor=page[-1].entry.sha256)
+        page, rest = lfs_files.lfs_files(connection, row, after=cursor, most=FILES_PAGE)
+    headers = {} if rest is None else {"Link": next_link(request, f"{base}{request.url.path}", cursor=rest)}
     return JSONResponse(
         [
             {
@@ -441,8 +463,8 @@ def delete_files(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: 
         raise not_offered("this registry removes LFS files with their history: set rewriteHistory")
     with registry.db.begin() as connection:
         lock_space(connection)
-        row = registry.repos.find_writable(connection, caller, repo_id)
-        unknown = doomed - {file.entry.sha256 for file in commits.lfs_files(connection, row)}
+        row = registry.repos.find_writable(connection, caller, repo_id, "manage")
+        unknown = doomed - lfs_files.lfs_among(connection, row, doomed)
         if unknown:
             raise bad_request(f"`{row.full_name}` has no LFS file {min(unknown)}; nothing was removed")
         commits.forget_files(connection, registry.blobs, row, doomed)

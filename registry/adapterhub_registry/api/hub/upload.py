@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import fnmatch
 import hashlib
 import json
 import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final
 
@@ -29,7 +27,8 @@ from starlette.concurrency import run_in_threadpool
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub.formats.cards.metadata import UnreadableCard, check_metadata, read_metadata
-from adapterhub_registry.access.tokens import BadSignature, Caller, check, sign
+from adapterhub_registry.access.callers import Caller
+from adapterhub_registry.access.tokens import BadSignature, check, sign
 from adapterhub_registry.api.bodies import Sender, anyone, check_signer, hub_router, in_slot, receive_with, sent_by
 from adapterhub_registry.api.context import (
     BaseUrl,
@@ -54,8 +53,9 @@ from adapterhub_registry.errors import (
 from adapterhub_registry.names import COMMIT_PREFIX, RepoId, parse_path, parse_sha256
 from adapterhub_registry.repos import commits, quotas
 from adapterhub_registry.repos.commits import Delete, DeleteFolder, Operation, Proposal, Put
+from adapterhub_registry.repos.git_patterns import IGNORE_FILE, MAX_IGNORE_BYTES, Ignored
 from adapterhub_registry.settings import ServerLimits
-from adapterhub_registry.storage.blobs import StoredBlob, UploadId, check_room
+from adapterhub_registry.storage.blobs import PutNext, StoredBlob, StoreUnreachable, UploadId, check_room
 
 router = hub_router()
 MAX_PREUPLOAD_FILES: Final = 256
@@ -105,7 +105,7 @@ def preupload(
     body: JsonBody,
     create_pr: str | None = None,
 ) -> JSONResponse:
-    """The upload mode of each file, whether `.gitignore` names it, and the digest of the file that is there now."""
+    """Return each file's upload mode, whether `.gitignore` names it, and the digest of the present file."""
     check_no_pull_request(create_pr)
     files = body.objects("files", most=MAX_PREUPLOAD_FILES)
     with registry.db.read() as connection:
@@ -127,7 +127,7 @@ def preupload(
     for file, path in zip(files, paths, strict=True):
         size = file.number("size", most=registry.settings.limits.file_bytes)
         sample = _base64(file.text("sample", "", limit=4 * SAMPLE_BYTES), "sample")
-        by_lfs = _goes_by_lfs(path, size, sample)
+        by_lfs = goes_by_lfs(path, size, sample)
         there = before.get(path)
         oid = there.etag if there is not None and there.sha256 in held else None
         if oid is None and not ignored.has(path):
@@ -150,7 +150,8 @@ def preupload(
     return JSONResponse({"files": answer})
 
 
-def _goes_by_lfs(path: str, size: int, sample: bytes) -> bool:
+def goes_by_lfs(path: str, size: int, sample: bytes) -> bool:
+    """Whether clients send a file by LFS: a large one, one with an ending of binary files, or with a zero byte."""
     return size > 0 and (size >= REGULAR_BELOW_BYTES or path.lower().endswith(LFS_SUFFIXES) or b"\0" in sample)
 
 
@@ -179,8 +180,9 @@ async def make_commit(
     def work(chunks: Iterator[bytes]) -> str:
         draft = _Draft(registry, caller, repo_id)
         with dropping_refused(registry, draft.regular):
-            for line in _lines(chunks, limit_bytes=_line_limit(registry)):
-                draft.take(line)
+            with registry.blobs.together() as put:
+                for line in _lines(chunks, limit_bytes=_line_limit(registry)):
+                    draft.take(line, put)
             return draft.commit(branch)
 
     made = await receive_with(request, caller.token_id, work)
@@ -219,8 +221,8 @@ class _Draft:
         self._stored: dict[str, StoredBlob] = {}  # the LFS files that the store has
         self._named: list[tuple[str, str, object, int]] = []  # LFS files: path, oid, size, place among the operations
 
-    def take(self, line: bytearray) -> None:
-        """Read one line."""
+    def take(self, line: bytearray, put: PutNext) -> None:
+        """Read one line, and store its content with `put`."""
         if not line or line.isspace():
             return
         # the content of a file is not parsed, as text would take four times its memory
@@ -244,10 +246,10 @@ class _Draft:
                 413, "TooLarge", f"a commit has at most {self._registry.settings.limits.operations} operations"
             )
         self._operations.append(
-            self._operation(key, content, None if found is None else memoryview(line)[slice(*found.span(1))])
+            self._operation(key, content, None if found is None else memoryview(line)[slice(*found.span(1))], put)
         )
 
-    def _operation(self, key: str, content: JsonObject, encoded: memoryview | None) -> Operation:
+    def _operation(self, key: str, content: JsonObject, encoded: memoryview | None, put: PutNext) -> Operation:
         path = parse_path(content.text("path").rstrip("/") if key == "deletedFolder" else content.text("path"))
         if key == "file":
             limit = self._registry.settings.limits.regular_file_bytes
@@ -259,7 +261,7 @@ class _Draft:
             data = _base64(encoded or content.text("content", limit=most), f"content of {path}")
             self._regular_bytes += len(data)
             self._check_quota()
-            blob = self._registry.blobs.put([data], size=len(data))
+            blob = put([data], None, len(data))
             self.regular[blob.sha256] = blob.size
             return Put(path=path, blob=blob, lfs=False)
         if key == "lfsFile":
@@ -319,6 +321,7 @@ class _Draft:
                 namespace=row.namespace,
                 token_id=None,
                 more_bytes=self._regular_bytes,
+                writes=True,
             )
             oids = {oid for _, oid, _, _ in self._named}
             known = {oid: registry.repos.known_blob(connection, self._caller, row.id, oid) for oid in oids}
@@ -341,7 +344,7 @@ class _Draft:
 
 
 def _base64(text: str | memoryview, what: str) -> bytes:
-    """The bytes; a view holds characters of base64 only, and is not copied."""
+    """Return the bytes; a view holds characters of base64 only, and is not copied."""
     with contextlib.suppress(binascii.Error, ValueError):
         if isinstance(text, str):
             return base64.b64decode(text, validate=True)
@@ -356,84 +359,6 @@ def check_no_pull_request(create_pr: str | None) -> None:
         raise not_offered("this registry has no pull requests; commit to a branch")
 
 
-IGNORE_FILE: Final = ".gitignore"
-MAX_IGNORE_BYTES: Final = 1 << 16
-_MAX_RULES: Final = 1000
-_ESCAPED = re.compile(r"\\(.)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """One line: the patterns of the parts of a path (None for `**`), and what it says of a path that it fits."""
-
-    parts: tuple[re.Pattern[str] | None, ...]
-    ignores: bool
-    folders_only: bool
-
-
-class Ignored:
-    """The rules of a `.gitignore` at the root of a repository."""
-
-    def __init__(self, text: str) -> None:
-        found = (_rule(line) for line in text[:MAX_IGNORE_BYTES].splitlines()[:_MAX_RULES])
-        self._rules = [rule for rule in found if rule is not None]
-        self._known: dict[str, bool] = {}
-
-    def has(self, path: str) -> bool:
-        """Whether the file is ignored. A rule cannot take back a file whose folder is ignored."""
-        return self._has(path, is_folder=False)
-
-    def _has(self, path: str, *, is_folder: bool) -> bool:
-        key = f"{path}/" if is_folder else path
-        if key not in self._known:
-            folder = path.rpartition("/")[0]
-            below = bool(folder) and self._has(folder, is_folder=True)
-            self._known[key] = below or self._says(path, is_folder=is_folder)
-        return self._known[key]
-
-    def _says(self, path: str, *, is_folder: bool) -> bool:
-        parts = path.split("/")
-        for rule in reversed(self._rules):
-            if (is_folder or not rule.folders_only) and _fits(rule.parts, parts):
-                return rule.ignores
-        return False
-
-
-def _rule(line: str) -> _Rule | None:
-    """The rule of a line; None for an empty line or a comment."""
-    line = re.sub(r"(?<!\\)\s+$", "", line)
-    if not line or line.startswith("#"):
-        return None
-    takes_back, folders_only = line.startswith("!"), line.endswith("/")
-    text = line.removeprefix("!").rstrip("/")
-    if not text:
-        return None
-    parts = text.removeprefix("/").split("/")
-    if "/" not in text:
-        parts = ["**", *parts]  # a name alone fits in every folder
-    patterns = [None if part == "**" else re.compile(fnmatch.translate(_plain(part))) for part in parts]
-    return _Rule(tuple(patterns), ignores=not takes_back, folders_only=folders_only)
-
-
-def _plain(part: str) -> str:
-    """A part of a pattern without backslashes, which `fnmatch` does not know."""
-    return _ESCAPED.sub(lambda found: f"[{found[1]}]" if found[1] in "*?[" else found[1], part)
-
-
-def _fits(patterns: tuple[re.Pattern[str] | None, ...], parts: list[str]) -> bool:
-    """Whether the patterns fit all parts; `**` stands for any number of folders, at the end for one part or more."""
-    reached = {0}  # numbers of parts that the patterns so far may have used
-    for at, pattern in enumerate(patterns):
-        if pattern is None:
-            last = at == len(patterns) - 1
-            reached = set(range(min(reached) + (1 if last else 0), len(parts) + 1)) if reached else reached
-        else:
-            reached = {n + 1 for n in reached if n < len(parts) and pattern.match(parts[n])}
-        if not reached:
-            return False
-    return len(parts) in reached
-
-
 MAX_LFS_OBJECTS: Final = 1000
 HASH_NAMES: Final = ("sha256", "sha_256")  # the second is that of huggingface.js
 MAX_PARTS: Final = 10_000
@@ -445,22 +370,26 @@ _CLOCKS_DIFFER_S: Final = 3600
 _LOOK_EVERY: Final = 32  # objects between two checks that the client is still connected
 
 
-@router.post("/{namespace}/{name}.git/info/lfs/objects/batch")
-def lfs_batch(
-    request: Request, registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: JsonBody, base: BaseUrl
-) -> JSONResponse:
-    """The signed upload links of each object; none when the object is stored and the caller may use it."""
-    if body.text("operation") != "upload":
-        raise bad_request("operation: expected upload; download files from /resolve")
+def lfs_objects(body: JsonObject) -> list[tuple[str, int]]:
+    """Return the digests and sizes in a batch of LFS.
+
+    Raises:
+        HttpRefusal: 400.
+    """
     if body.text("hash_algo", "sha256") not in HASH_NAMES:
         raise bad_request("hash_algo: expected sha256")
+    listed = body.objects("objects", most=MAX_LFS_OBJECTS)
+    return [(parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER)) for item in listed]
+
+
+def lfs_uploads(
+    request: Request, registry: Registry, caller: Caller, repo_id: RepoId, body: JsonObject, base: str
+) -> JSONResponse:
+    """Return the signed upload links of each object; none when the object is stored and the caller may use it."""
     can_split = "multipart" in body.texts("transfers", most=20)
     limits = registry.settings.limits
     objects: list[dict[str, Any]] = []
-    wanted = [
-        (parse_sha256(item.text("oid")), item.number("size", most=LARGEST_NUMBER))
-        for item in body.objects("objects", most=MAX_LFS_OBJECTS)
-    ]
+    wanted = lfs_objects(body)
     with registry.db.read() as connection:
         row = registry.repos.find_writable(connection, caller, repo_id)
     stored = usable_blobs(registry, caller, row.id, [oid for oid, _ in wanted])
@@ -487,7 +416,7 @@ def lfs_batch(
     part_bytes = _part_bytes(limits, [answer["size"] for answer in sent]) if can_split else None
     for number, answer in enumerate(sent):
         if number % _LOOK_EVERY == 0 and from_thread.run(request.is_disconnected):
-            raise bad_request("the client has disconnected")
+            raise bad_request("the client has disconnected; send the file again")
         claims = {"user": caller.user, "repo": row.id, "token": caller.token_id}
         claims |= {"oid": answer["oid"], "size": answer["size"], "upload": secrets.token_hex(8)}
         answer["actions"] = _Links(registry, base, claims).actions(part_bytes=part_bytes, repo_id=repo_id)
@@ -496,9 +425,9 @@ def lfs_batch(
 
 
 def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: Iterable[str]) -> dict[str, StoredBlob]:
-    """The blobs of `digests` that are stored and that the caller may use in a repository, by digest.
+    """Return the blobs of `digests` that are stored and that the caller may use in a repository, by digest.
 
-    It looks up each blob in the store: a row of the database alone proves nothing.
+    It looks up each blob in the store: a row of the database proves nothing.
     """
     with registry.db.read() as connection:
         known = [registry.repos.known_blob(connection, caller, repo_number, digest) for digest in set(digests)]
@@ -507,7 +436,7 @@ def usable_blobs(registry: Registry, caller: Caller, repo_number: int, digests: 
 
 
 def _part_bytes(limits: ServerLimits, sizes: list[int]) -> int:
-    """The size of the parts in a batch, so that it has at most `MAX_LINKS` parts and a final one for each object.
+    """Return the size of a batch's parts: at most `MAX_LINKS` of them, with a final one for each object.
 
     Raises:
         HttpRefusal: 413 when a part would exceed the limit of a bucket.
@@ -542,7 +471,7 @@ class _Links:
         return f"{self._base}/_lfs/{place}/{token}"
 
     def actions(self, *, part_bytes: int | None, repo_id: RepoId) -> dict[str, Any]:
-        """The member `actions`: one upload, or parts of `part_bytes` for a large object."""
+        """Return the member `actions`: one upload, or parts of `part_bytes` for a large object."""
         limits, size = self._settings.limits, int(self._claims["size"])
         verify = {"href": f"{self._base}/{repo_id}.git/info/lfs/verify"}
         upload = _upload(self._claims)
@@ -569,13 +498,13 @@ def _upload(claims: Mapping[str, Any]) -> UploadId:
 
 
 def _sent(claims: Mapping[str, Any]) -> str:
-    """What is sent: the same object of the same user for the same repository always has the same name."""
+    """Name the upload: the same object of the same user for the same repository always has the same name."""
     facts = json.dumps([claims[name] for name in ("repo", "user", "oid", "size")])
     return hashlib.sha256(facts.encode()).hexdigest()[:48]
 
 
 def _holder(purpose: str) -> Sender:
-    """The holder of a signed link of this purpose, while the token works for which it was signed."""
+    """Return the holder of a signed link of this purpose, while the token works for which it was signed."""
 
     async def check_link(request: Request, registry: Registry) -> None:
         await check_signer(registry, _claims(registry, request.path_params["token"], purpose)["token"])
@@ -639,7 +568,8 @@ def dropping_refused(registry: Registry, digests: Iterable[str]) -> Iterator[Non
             unnamed = set(digests)
             for some in slices(sorted(unnamed)):
                 unnamed -= set(connection.scalars(select(blobs.c.sha256).where(blobs.c.sha256.in_(some))))
-            registry.blobs.remove(sorted(unnamed), time.time() + _CLOCKS_DIFFER_S)
+            with contextlib.suppress(StoreUnreachable):  # then `gc` removes them
+                registry.blobs.remove(sorted(unnamed), time.time() + _CLOCKS_DIFFER_S)
         raise
 
 

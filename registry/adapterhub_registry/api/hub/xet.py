@@ -68,7 +68,7 @@ class UploadSpace:
 
 
 def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> UploadSpace:
-    """The upload space of a request, after a check of its token.
+    """Return the upload space of a request, after a check of its token.
 
     Raises:
         HttpRefusal: 401 without a valid token, 403 for a token of another space, 404 for a closed epoch.
@@ -82,7 +82,7 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
         raise unauthorized(f"{error}: request a new xet-write-token") from None
     found = _SCOPE.fullmatch(scope)
     if found is None or _named(registry, claims["scope"]) != found[1]:
-        raise forbidden("this token is for another repository")
+        raise forbidden("this token is for another repository; request one for this repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return UploadSpace(
@@ -99,13 +99,13 @@ SpaceOf = Annotated[UploadSpace, Depends(space_of)]
 
 
 async def holder(request: Request, registry: Registry) -> None:
-    """The holder of the token of an upload space, while the token works for which it was signed."""
+    """Require the holder of an upload space's token, while the token works for which it was signed."""
     space = space_of(request, registry, request.path_params["scope"], request.path_params["epoch"])
     await check_signer(registry, space.token_id)
 
 
 def xorbs_of(registry: RegistryOf) -> XorbStore:
-    """The xorb store of this registry."""
+    """Return the xorb store of this registry."""
     return registry.xorbs
 
 
@@ -118,12 +118,12 @@ def _repository(repo: Row[Any]) -> str:
 
 
 def _named(registry: Registry, repository: str) -> str:
-    """A repository in addresses, where its number would count the others."""
+    """Return a repository in addresses, where its number would count the others."""
     return hmac.new(registry.settings.secret, f"xet {repository}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def _lost(repo_id: int) -> str:
-    """The name of the fact that records when chunks of a repository were last found missing."""
+    """Return the name of the fact that records when chunks of a repository were last found missing."""
     return f"xet chunks of {repo_id}"
 
 
@@ -133,7 +133,10 @@ def _not_here(what: str) -> HttpRefusal:
 
 @router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
 def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: BaseUrl) -> JSONResponse:
-    """The address and the token of an upload to this repository. The client requests a new one before it expires."""
+    """Return the address and the token of an upload to this repository.
+
+    The client requests a new one before it expires.
+    """
     with registry.db.read() as connection:
         repo = registry.repos.find_writable(connection, caller, repo_id)
         quotas.check_upload(
@@ -170,13 +173,13 @@ def write_token(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, base: B
 
 @router.get(SPACE + "/v1/chunks/{prefix}/{chunk}", dependencies=[Depends(space_of)])
 def find_chunk() -> JSONResponse:
-    """Always 404: other uploads stay secret, and the client knows its own chunks."""
+    """Answer 404: other uploads stay secret, and the client knows its own chunks."""
     raise _not_here("chunk")
 
 
 @router.post(SPACE + "/v1/xorb-grants/{prefix}/{xorb}", dependencies=[Depends(space_of)])
 def grant_xorb() -> JSONResponse:
-    """Always 404, so that the client sends the xorb. After any other response it assumes that the server has it."""
+    """Answer 404, so that the client sends the xorb. After any other response it assumes that the server has it."""
     raise _not_here("grant")
 
 
@@ -213,7 +216,7 @@ async def put_xorb(request: Request, space: SpaceOf, registry: RegistryOf, xorbs
 
 @router.post(SPACE + "/v2/shards", dependencies=[Depends(space_of)])
 def put_shard_v2() -> JSONResponse:
-    """Always 404, so that the client falls back to version 1."""
+    """Answer 404, so that the client falls back to version 1."""
     raise _not_here("shard route")
 
 

@@ -117,7 +117,7 @@ def _share_files(connection: Connection) -> None:
 
 
 def _tree(files: list[list[Any]]) -> tuple[str, dict[str, bytes]]:
-    """The id of the top node over these files, and the content of each node by its id."""
+    """Return the id of the top node over these files, and the content of each node by its id."""
     contents: dict[str, bytes] = {}
     height, items = 0, files
     while height == 0 or len(items) > 1:
@@ -132,7 +132,10 @@ def _tree(files: list[list[Any]]) -> tuple[str, dict[str, bytes]]:
 
 
 def _runs(items: list[list[Any]]) -> Iterator[list[list[Any]]]:
-    """The items of each node. A node ends where a path says so: commits whose files are alike then share nodes."""
+    """Yield the items of each node.
+
+    A node ends where a path decides it: commits whose files are alike then share nodes.
+    """
     run: list[list[Any]] = []
     weight = 0
     for item in items:
@@ -148,7 +151,7 @@ def _runs(items: list[list[Any]]) -> Iterator[list[list[Any]]]:
 
 
 def _of_file(row: list[Any]) -> list[Any]:
-    """What one file adds to the totals of the nodes above it."""
+    """Return the terms of one file in the totals of the nodes above it."""
     path, sha256, _, size, _, changed_in, changed_at = row
     digest = hashlib.sha256(f"{path}\0{sha256}".encode()).hexdigest()[:40]
     return [1, int(path.endswith(".safetensors")), size, digest, changed_at, changed_in]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import op
 from sqlalchemy import BigInteger, Column, inspect
 
-from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams, start_counting
+from adapterhub_registry.database.search_tables import NAMES, TEXTS, add_trigrams
 
 revision = "0017"
 down_revision = "0016"
@@ -45,4 +45,3 @@ def upgrade() -> None:
             op.execute(f"DROP TABLE IF EXISTS {name}")
     for index in (TEXTS, NAMES):
         add_trigrams(connection, index)
-    start_counting(connection)

@@ -1,4 +1,4 @@
-"""An index in the order of downloads that tells who is public, so that a listing in this order reads its own rows."""
+"""An index in the order of downloads that marks public rows, so that a listing in this order reads its own rows."""
 
 from __future__ import annotations
 

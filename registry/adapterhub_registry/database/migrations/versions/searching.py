@@ -16,7 +16,7 @@ down_revision = "0012"
 
 
 def upgrade() -> None:
-    """Replace the indexes, and fill the table of words from what is there."""
+    """Replace the indexes, and fill the table of words from the existing rows."""
     for name in ("adapters_by_base", "adapters_by_base_model", "adapters_listed"):
         op.drop_index(name, "adapters", if_exists=True)
     for name, columns in (

@@ -1,4 +1,4 @@
-"""An index that tells whether there are new sketches, so that no search for like updates reads their table."""
+"""An index that shows whether there are new sketches, so that no search for like updates reads their table."""
 
 from __future__ import annotations
 

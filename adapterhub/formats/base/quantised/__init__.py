@@ -1,0 +1,1 @@
+"""Quantised copies of a model: the intervals that their codes stand for."""

@@ -1,0 +1,1 @@
+"""GGUF files: their headers, their types of numbers, and the names of their tensors."""

@@ -1,0 +1,1 @@
+"""One file for each way to move an adapter to another base."""

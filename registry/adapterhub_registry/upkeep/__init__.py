@@ -1,0 +1,1 @@
+"""Upkeep of a registry while its servers run: each task works in short steps, and goes on after an interruption."""
