@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.programs import needs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 PATHS = ("/", "/sign-in", "/acme/legal-qa", "/compare?a=acme/legal-qa&b=acme/signed@main")
 LOOK = """
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
