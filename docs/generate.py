@@ -208,7 +208,7 @@ class _Section:
             yield f"Python: {', '.join(f'`Library.{name}`' for name in methods)}."
 
 
-SHOWN: Final = 2
+SHOWN: Final = 1
 """Examples of each command; its help has the others."""
 
 
@@ -263,7 +263,7 @@ def _method(method: merge_methods.Method) -> str:
 
 
 # ---------------------------------------------------------------- engines
-_MARKS: Final[Mapping[str, str]] = {"refuses": "refuses", "misreads": "**misreads**", "notes": "reads, see below"}
+_MARKS: Final[Mapping[str, str]] = {"refuses": "refuses", "misreads": "**misreads**", "notes": "note"}
 
 
 def engines_text() -> str:
@@ -274,7 +274,7 @@ def engines_text() -> str:
         of = {name: [rule for rule in found[name]["rules"] if rule.feature == key] for name in found}
         if not any(of.values()):
             continue
-        cells = [" or ".join(dict.fromkeys(_MARKS[rule.effect] for rule in rules)) or "reads" for rules in of.values()]
+        cells = [" or ".join(dict.fromkeys(_MARKS[rule.effect] for rule in rules)) for rules in of.values()]
         rows.append(f"| {_cell(feature.title)} | {' | '.join(cells)} |")
     head = [f"| | {' | '.join(f'`{name}`' for name in found)} |", f"| --- {'| --- ' * len(found)}|"]
     return "\n\n".join(["\n".join([*head, *rows]), *(_engine(name, said) for name, said in found.items())])
@@ -298,14 +298,11 @@ def _engine(name: str, said: Mapping[str, Any]) -> str:
     parts = [f"### {name}", said["title"], f"Source: {said['source']}."]
     if name == "ollama":
         return "\n\n".join([*parts, "The rules are those of `llama.cpp`."])
-    rows = [
-        f"| {_cell(title)} | {rule.effect} | {_cell(rule.says)} |"
-        for rule in said["rules"]
-        for title in (engines.FEATURES[rule.feature].title,)
-        if rule.effect != "refuses"
-    ]
-    if rows:
-        parts.append("\n".join(["| feature | effect | what it does |", "| --- | --- | --- |", *rows]))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for rule in said["rules"]:
+        if rule.effect != "refuses":
+            rows.setdefault((rule.effect, rule.says), []).append(engines.FEATURES[rule.feature].title)
+    parts += ["\n".join(f"- {effect}: {says}. Of {'; '.join(titles)}." for (effect, says), titles in rows.items())]
     return "\n\n".join(parts)
 
 

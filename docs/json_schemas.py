@@ -120,17 +120,17 @@ def page_of(chapters: Mapping[str, Mapping[str, Any]]) -> str:
         ValueError: two types have the same name, or a variant has no sentence.
     """
     schemas = schemas_of(chapters)
-    commands = [f"| {_command(name)} | {_text(schema)} |" for name, schema in sorted(schemas["properties"].items())]
-    return "\n".join(["| command | document |", "| --- | --- |", *commands])
-
-
-def _command(name: str) -> str:
-    words, _, variant = name.partition(".")
-    if words == "error":
-        return "every command that refuses, on stderr"
-    if variant and variant not in VARIANTS:
-        raise ValueError(f"{name}: `{variant}` has no sentence in {__name__}")
-    return f"`adapt {_typed(words)}`" + (f" {VARIANTS[variant]}" if variant else "")
+    rows: dict[str, list[str]] = {}
+    for name, schema in sorted(schemas["properties"].items()):
+        words, _, variant = name.partition(".")
+        if variant and variant not in VARIANTS:
+            raise ValueError(f"{name}: `{variant}` has no sentence in {__name__}")
+        command = "any command that refuses, on stderr" if words == "error" else f"`adapt {_typed(words)}`"
+        text = f"{VARIANTS[variant]} {_text(schema)}" if variant else _text(schema)
+        documents = rows.setdefault(command, [])
+        if text not in documents:
+            documents.append(text)
+    return "\n".join(["| command | document |", "| --- | --- |", *(f"| {c} | {'; '.join(d)} |" for c, d in rows.items())])
 
 
 def _text(schema: Schema) -> str:

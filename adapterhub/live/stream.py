@@ -1,7 +1,7 @@
 """A stream: the versions `0.0.1`, `0.0.2`, … of one adapter for one base, and the alias that means the current one.
 
 A version counts when the alias has moved to it, which is one rename. The parts that it needs are there before: its
-files, then its folder. `docs/reference/store.md` lists the state after a crash at each point.
+files, then its folder. `docs/reference/files.md` lists the state after a crash at each point.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Manifest(TypedDict):
     schema: Annotated[str, "`adapterhub/1`"]
     name: str
     version: Annotated[str, "PEP 440"]
-    base: Annotated[dict[str, Any], "[fingerprint](fingerprint.md) and `hints`"]
+    base: Annotated[dict[str, Any], "[fingerprint](base-identity.md) and `hints`"]
     method: Annotated[list[str], "PEFT type, then variants"]
     files: list[ManifestFile]
     task: NotRequired[str]

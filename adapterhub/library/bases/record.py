@@ -33,7 +33,7 @@ _KEYS: Final = ("schema", "alias", "path", "hub", "fingerprint", "hints", "tenso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digests(Documented, keys="weights tensors structure files?", title="Fingerprint"):
-    """The [fingerprint](fingerprint.md) of a base."""
+    """The [fingerprint](base-identity.md) of a base."""
 
     weights: Annotated[str, "digest of names and values"]
     tensors: Annotated[str, "digest of values"]
