@@ -141,7 +141,8 @@ def test_a_bank_uses_it_for_a_whole_batch_and_refuses_it_by_row(folder, tmp_path
     assert torch.equal(found, truth.generate(input_ids=BATCH, max_new_tokens=4, do_sample=False, pad_token_id=PAD))
     assert "aLoRA" in bank.explain(one)
     with bank.use(other):
-        assert torch.equal(out(model, BATCH), out(plain_peft(llama, plain), BATCH))
+        expected = out(plain_peft(llama, plain), BATCH)
+        assert torch.allclose(out(model, BATCH), expected, atol=1e-6)  # some CPUs round it otherwise
     with pytest.raises(UnsupportedAdapter, match="cannot be chosen by row"):
         bank.rows([one, other, *[None] * 4])
     with pytest.raises(MergeRefused):
