@@ -245,13 +245,16 @@ def lists_of(
 ) -> Iterator[tuple[ChoiceGroup, ...]]:
     """Yield the choices for each of two builds: the `groups` that go with the other, or else with itself.
 
-    `choice` gives the value and the text of a build; one that no group has stands in one of its own.
+    `choice` gives the value and the text of a build; one that no group has stands in one of its own. The other one is
+    not offered: a comparison with itself says nothing.
     """
     anchors = [other or mine for mine, other in zip(known, known[::-1], strict=True)]
     first = groups(anchors[0])
     both = first, first if anchors[1] is anchors[0] else groups(anchors[1])
-    for mine, found in zip(known, both, strict=True):
+    for mine, other, groups_of in zip(known, known[::-1], both, strict=True):
         own = [] if mine is None else [choice(mine)]
+        taken = {choice(other)[0]} - {value for value, _ in own} if other is not None else set()
+        found = {label: [one for one in some if one[0] not in taken] for label, some in groups_of.items()}
         has_own = any(value == own[0][0] for some in found.values() for value, _ in some) if own else True
         yield choices_of(found if has_own else {"Chosen": own, **found}, own[0][0] if own else "")
 

@@ -1,4 +1,4 @@
-"""What a newcomer does: the commands of an empty library, and from a search to a line in the clipboard by the keyboard."""
+"""What a newcomer does: the commands of an empty library, and what is newer on servers."""
 
 from __future__ import annotations
 
@@ -58,40 +58,3 @@ def test_updates_have_a_count_once_servers_were_asked(tmp_path: Path) -> None:
     assert 'Updates<span class="n">1</span>' in after
     assert "1.1.0 available" in after
     assert "1 adapter has a newer release" in after
-
-
-def press(page, role: str, name: str, *, most: int = 80) -> None:
-    """Tab to a control, and press Enter."""
-    reach(page, role, name, most=most)
-    page.keyboard.press("Enter")
-
-
-def reach(page, role: str, name: str, *, most: int = 80) -> None:
-    """Tab until a control has the focus."""
-    wanted = page.get_by_role(role, name=name).first
-    wanted.wait_for()
-    for _ in range(most):
-        if wanted.evaluate("one => one === document.activeElement"):
-            return
-        page.keyboard.press("Tab")
-    raise AssertionError(f"{most} times Tab do not reach {role} {name}")
-
-
-def test_the_keyboard_finds_an_adapter_compares_it_and_copies_the_line(page, world) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.goto(world.url)
-    page.get_by_role("searchbox").first.focus()
-    page.keyboard.type("legal-qa")
-    page.keyboard.press("Enter")
-    press(page, "link", "acme/legal-qa")
-    page.wait_for_url("**/acme/legal-qa")
-    page.goto(f"{world.url}/compare?a=acme/legal-qa==1.1.0")
-    reach(page, "combobox", "Second adapter")
-    page.keyboard.press("ArrowDown")  # which compares at once
-    page.get_by_role("heading", name="Merge forecast").wait_for()
-    reach(page, "slider", "Weight of acme/legal-qa")
-    page.keyboard.press("ArrowRight")
-    page.get_by_text("With 0.55 and 0.5, the sum").wait_for()
-    press(page, "button", "Copy: Command for the suggested merge")
-    page.get_by_text("Copied", exact=True).wait_for()
-    assert "--weights=0.55,0.5" in page.evaluate("navigator.clipboard.readText()")

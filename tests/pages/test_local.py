@@ -17,8 +17,8 @@ from adapterhub.core.errors import NotAllowed
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.prompts.form import PromptForm
 from adapterhub.library.intake.description import Description
-from tests.support.browser import quiet
-from tests.support.page_checks import look_at, problems_after_use
+from tests.support.browser import press, quiet, reach
+from tests.support.page_checks import WIDE, look_at, problems_after_use, unreached, watched
 from tests.support.real_base import smollm2_base
 from tests.support.tiny import make_adapter, make_base
 
@@ -182,6 +182,51 @@ def test_stop_ends_a_long_answer_and_without_scripts_the_form_waits(browser, ui)
     assert page.locator("#asked").inner_text() == HOSTILE.replace("\u202e", "\\u202e")
     assert page.get_by_role("spinbutton", name="Weight of").count() == 2
     plain.close()
+
+
+def test_the_keyboard_alone_finds_copies_compares_and_asks(page, ui, library):
+    (expected,) = library.run("pirate", PROMPT, max_new_tokens=6)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    with quiet(page, f"http://127.0.0.1:{ui.port}"):
+        page.goto(ui.url)
+        page.wait_for_url("**/")
+        page.keyboard.press("/")
+        page.keyboard.type("pirate")
+        page.keyboard.press("Enter")
+        press(page, page.locator(".hit").get_by_role("link", name="pirate"))
+        reach(page, page.get_by_label("adapt", exact=True))
+        page.keyboard.press("ArrowRight")
+        press(page, page.get_by_role("button", name="Copy: Lines for Python"), "Space")
+        page.get_by_text("Copied to the clipboard").wait_for()
+        assert page.evaluate("navigator.clipboard.readText()").startswith('adapterhub.attach(model, "pirate')
+        press(page, page.get_by_role("link", name="Compare").last)
+        reach(page, page.get_by_role("combobox", name="Second adapter"))
+        page.keyboard.press("ArrowDown")
+        page.get_by_role("heading", name="Merge forecast").wait_for()
+        press(page, page.get_by_role("region", name="Contracts").get_by_role("link", name="pirate"))
+        press(page, page.get_by_role("link", name="Try it"))
+        reach(page, page.get_by_label("Prompt", exact=True))
+        page.keyboard.type(PROMPT)
+        reach(page, page.get_by_label("Max new tokens"))
+        page.keyboard.press("Control+A")
+        page.keyboard.type("6")
+        page.keyboard.press("Enter")
+        page.get_by_text("Done.").wait_for(timeout=120_000)
+        answer = page.get_by_role("region", name="Answer of column 1")
+        reach(page, answer)
+        assert answer.inner_text() == expected.text
+
+
+def test_tab_reaches_every_control_and_shows_where_it_is(browser, ui):
+    found = {}
+    with watched(browser, WIDE, "light") as page:
+        page.goto(ui.url)
+        page.wait_for_url("**/")
+        for path in PATHS:
+            page.goto(f"http://127.0.0.1:{ui.port}{path}")
+            if wrong := unreached(page):
+                found[path] = wrong
+    assert found == {}
 
 
 # ---------------------------------------------------------------- by HTTP alone

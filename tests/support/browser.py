@@ -1,4 +1,4 @@
-"""What tests ask a page in Chromium: whether axe objects, what it requested, and whether it is wider than the screen."""
+"""What tests ask a page in Chromium: whether axe objects, what it requested, how wide it is; and Tab to its controls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 AXE = Path(__file__).resolve().parent.parent / "data" / "axe-core" / "axe-4.14.1.min.js"
 PHONE = {"width": 360, "height": 740}
@@ -58,3 +58,19 @@ def quiet(page: Page, url: str) -> Iterator[None]:
     for event, handler in handlers.items():
         page.remove_listener(event, handler)
     assert (foreign, said) == ([], [])
+
+
+def reach(page: Page, wanted: Locator, *, most: int = 120) -> None:
+    """Press Tab until a control has the focus."""
+    wanted.wait_for()
+    for _ in range(most):
+        if wanted.evaluate("one => one === document.activeElement"):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{most} times Tab do not reach {wanted}")
+
+
+def press(page: Page, wanted: Locator, key: str = "Enter", *, most: int = 120) -> None:
+    """Reach a control by Tab, and press a key there."""
+    reach(page, wanted, most=most)
+    page.keyboard.press(key)

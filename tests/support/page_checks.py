@@ -20,6 +20,7 @@ SCHEMES: Final = ("light", "dark")
 FONT_PX: Final = {1280: 15, 390: 16}
 MOST_SHIFT: Final = 0.02
 LEAST_CONTRAST: Final = 3.0
+_CONTROLS: Final = "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0']"
 _WATCH: Final = """
 window.shift = 0; window.broken = [];
 new PerformanceObserver(list => { for (const e of list.getEntries()) if (!e.hadRecentInput) window.shift += e.value; })
@@ -154,6 +155,47 @@ def problems_after_use(page: Page) -> list[str]:
     return [
         text for check in (too_wide, broken_words, small_targets, faint_borders, violations) for text in check(page)
     ]
+
+
+def unreached(page: Page) -> list[str]:
+    """The controls that Tab does not reach in one round, and those whose focus is not seen: no mark, or covered."""
+    waiting = page.evaluate(
+        """controls => {
+        window.name_of = one => `${one.tagName} ${one.getAttribute('aria-label') ?? one.name ?? ''} `
+          + (one.textContent.trim() || one.value || one.href || '').slice(0, 40);
+        let number = 0;
+        for (const one of document.querySelectorAll(controls)) {
+          if (one.disabled || one.tabIndex < 0 || !one.checkVisibility({visibilityProperty: true})) continue;
+          if (one.type === 'radio' && !one.checked) continue;  // the arrow keys reach the others
+          one.dataset.control = number++;
+        }
+        document.activeElement.blur();
+        return number; }""",
+        _CONTROLS,
+    )
+    unseen: list[str] = []
+    for _ in range(waiting + 1):
+        page.keyboard.press("Tab")
+        unseen += page.evaluate(
+            """() => {
+            const one = document.activeElement;
+            if (!one || one === document.body || one.dataset.seen) return [];
+            one.dataset.seen = '1';
+            const shown = one.closest('.heads label') ?? one, style = getComputedStyle(shown);
+            const is_marked = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1
+              && style.outlineColor !== 'rgba(0, 0, 0, 0)';
+            const box = shown.getBoundingClientRect();
+            const x = Math.min(Math.max(box.x, 0) + Math.min(box.width, 20) / 2, innerWidth - 1);
+            const y = Math.min(Math.max(box.y, 0) + Math.min(box.height, 20) / 2, innerHeight - 1);
+            const above = document.elementFromPoint(x, y);
+            const is_covered = above && !shown.contains(above) && !above.contains(shown);
+            return [...(is_marked ? [] : [`no mark on ${name_of(one)}`]),
+              ...(is_covered ? [`${name_of(one)} lies below ${name_of(above)}`] : [])]; }"""
+        )
+    missed = page.evaluate(
+        "[...document.querySelectorAll('[data-control]:not([data-seen])')].map(one => `not reached: ${name_of(one)}`)"
+    )
+    return [*unseen, *missed]
 
 
 @contextmanager

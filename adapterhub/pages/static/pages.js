@@ -66,7 +66,9 @@
     const count = document.getElementById("count"); // how many adapters match what was typed
     if (count) said.textContent = count.textContent;
   });
-  hear("change", "form.at-once select", (select) => select.form.requestSubmit());
+  hear("change", "form.at-once select", (select) => { sessionStorage.at = select.name; select.form.requestSubmit(); });
+  all("form.at-once select").find((one) => one.name === sessionStorage.at)?.focus(); // so that the keyboard goes on there
+  delete sessionStorage.at;
 
   // Words of an answer that the first column's answer lacks (longest common subsequence, at most 600 words a side).
   const words = (text) => text.split(/(\s+)/).filter(Boolean).slice(0, 1200);
