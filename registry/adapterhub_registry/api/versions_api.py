@@ -6,7 +6,8 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlencode
 
@@ -191,12 +192,18 @@ class AheadPage(ApiAnswer):
 def info_of(registry: Registry) -> ServerInfo:
     """Return the version and the features of this server."""
     return ServerInfo(
-        version=version("adapterhub"),
+        version=_own_version(),
         features=list(FEATURES),
         upload_modes=list(UPLOAD_MODES),
         anonymous_read=registry.settings.anonymous_read,
         log_key=str(registry.log.signer().key),
     )
+
+
+@cache
+def _own_version() -> str:
+    """Return the installed version, read once: Python parses the metadata of the whole package for it."""
+    return metadata.version("adapterhub")
 
 
 @router.get("/ahead")

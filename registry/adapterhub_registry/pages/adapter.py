@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, Select, select
+from sqlalchemy import ColumnElement, FromClause, Row, Select, bindparam, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.display import size_text
@@ -25,7 +26,8 @@ from adapterhub.pages.rendering import readme_of
 from adapterhub.pages.values import AdapterPage, AnswerView, Day, Fact, Feed, FeedEntry, Snippet
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, downloads, now_ms, releases, repo_tags, repos
-from adapterhub_registry.database.search_tables import Unindexed, among
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import FileTree
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.builds import SeenBuilds, digests_of
@@ -34,7 +36,7 @@ from adapterhub_registry.pages.head import Top
 from adapterhub_registry.pages.pictures import pictures_of
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.repos import commits, retention
-from adapterhub_registry.repos.adapters import RELEASED_BUILD, newest_version
+from adapterhub_registry.repos.adapters import newest_version
 from adapterhub_registry.repos.bases import BASE_DIGEST, kin_digests, related_bases, spans_of_base
 from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.repos.search import (
@@ -241,9 +243,6 @@ def feed_of(here: Visit, asked: PageQuery) -> Feed:
     if bool(namespace) == bool(base):
         raise bad_request("a feed needs one of `namespace` and `base`")
     is_digest = BASE_DIGEST.fullmatch(base) is not None
-    described = select(adapters.c.description).where(RELEASED_BUILD).correlate(releases).scalar_subquery()
-    wanted = select(releases, repos.c.full_name, described.label("description"))
-    wanted = wanted.join_from(releases, repos, repos.c.id == releases.c.repo_id).where(registry.repos.visible(caller))
     with registry.db.read() as connection:
         kin = kin_digests(connection, base, registry.repos.readable(caller))
         query = AdapterQuery(base_sha256=base, kin=kin, every=True)
@@ -251,24 +250,13 @@ def feed_of(here: Visit, asked: PageQuery) -> Feed:
         conditions = conditions_of(connection, query)
         about, given = met(conditions)
         few = rarest(connection, conditions)
-        if namespace:
-            wanted = wanted.where(releases.c.namespace == namespace)
-        else:
-            # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
-            found = select(adapters.c.repo_id).where(RELEASED_BUILD, *about).correlate(releases)
-            of_base = wanted.where(found.scalar_subquery().is_not(None))
-        is_yanked = releases.c.yanked_at.is_not(None)
-        yanked_at: ColumnElement[int] = releases.c.yanked_at
-        newest, yanks = [wanted], wanted.where(is_yanked)
-        if few is not None:
-            wanted = of_base.where(among(releases.c.repo_id, "numbers"))
-            newest, yanks, given = [wanted], wanted.where(is_yanked), {**given, "numbers": few.found.numbers}
-        elif not namespace:
-            newest = [_of_newest(wanted, one) for one in _bases_in_order(connection, base, kin)] or [of_base]
-            yanks, yanked_at = _of_last_yanks(of_base), Unindexed(yanked_at)
-        by_time = [one.order_by(releases.c.created_at.desc()).limit(ENTRIES) for one in newest]
-        released = [row for one in by_time for row in connection.execute(one, given)]
-        yanked = connection.execute(yanks.order_by(yanked_at.desc()).limit(ENTRIES), given).all()
+        bases = [] if few or namespace else _bases_in_order(connection, base, kin)
+        begin = "namespace" if namespace else "few" if few else bases[0][0] if bases else "all"
+        ask = _asking(registry.repos.visible(caller), begin, tuple(about))
+        given = {**given, "namespace": namespace, "numbers": few and few.found.numbers}
+        each = [{**given, "of_base": value} for _, value in bases] or [given]
+        released = [row for one in each for row in ask.newest.rows(connection, **one)]
+        yanked = ask.yanks.rows(connection, **given)
     entries = [
         FeedEntry(
             id=f"{address}/{row.full_name}#{row.version}-{row.digest[:16]}",
@@ -302,28 +290,68 @@ def feed_of(here: Visit, asked: PageQuery) -> Feed:
     )
 
 
-def _bases_in_order(connection: Connection, base: str, kin: Sequence[str]) -> list[ColumnElement[bool]]:
-    """Conditions on `adapters` that together hold for the builds of a base, each in the order of an index.
+def _bases_in_order(connection: Connection, base: str, kin: Sequence[str]) -> list[tuple[_Begin, str]]:
+    """Columns of `adapters` and values that together hold for the builds of a base, each in the order of an index.
 
     Empty for a part of a digest, and a digest of the base's tensors or files.
     """
     if not BASE_DIGEST.fullmatch(base):
-        return [adapters.c.base_model == base]
+        return [("base_model", base)]
     spans = spans_of_base(connection, base)
     digests = set(spans.get("base_sha256", ()))
-    return [adapters.c.base_sha256 == one for one in (*digests, *kin)] if len(spans) == len(digests) == 1 else []
+    return [("base_sha256", one) for one in (*digests, *kin)] if len(spans) == len(digests) == 1 else []
 
 
-def _of_newest(wanted: Select[Any], mine: ColumnElement[bool]) -> Select[Any]:
-    """Of some releases, those of the newest builds for which `mine` holds."""
-    newest = select(adapters.c.repo_id, adapters.c.commit_id).where(mine)
+_Begin = Literal["namespace", "few", "base_model", "base_sha256", "all"]
+
+
+class _Asking(NamedTuple):
+    """The statements of a feed: its newest releases, with their descriptions, and its last yanks."""
+
+    newest: PreparedSql
+    yanks: PreparedSql
+
+
+@lru_cache(maxsize=128)
+def _asking(visible: ColumnElement[bool], begin: _Begin, about: tuple[ColumnElement[bool], ...]) -> _Asking:
+    """Begin with the releases of a namespace, of few repositories, or of the newest builds by a column."""
+    r, is_yanked = releases.c, releases.c.yanked_at.is_not(None)
+    columns = (r.repo_id, r.commit_id, r.version, r.digest, r.created_at, r.yanked_at, r.yanked_reason)
+    wanted = select(*columns, repos.c.full_name).join_from(releases, repos, repos.c.id == r.repo_id).where(visible)
+    if begin == "namespace":
+        wanted = wanted.where(r.namespace == bindparam("namespace"))
+        return _Asking(_described(wanted), _last(wanted.where(is_yanked), r.yanked_at))
+    of_base = wanted.where(_is_of(releases, about))
+    if begin == "few":
+        of_base = of_base.where(among(r.repo_id, "numbers"))
+        return _Asking(_described(of_base), _last(of_base.where(is_yanked), r.yanked_at))
+    last = select(*columns).where(is_yanked).order_by(r.yanked_at.desc()).limit(LOOKED_AT).subquery()
+    yanks = select(last, repos.c.full_name).join_from(last, repos, repos.c.id == last.c.repo_id)
+    yanked = _last(yanks.where(visible, _is_of(last, about)), last.c.yanked_at)
+    if begin == "all":
+        return _Asking(_described(of_base), yanked)
+    newest = select(adapters.c.repo_id, adapters.c.commit_id).where(adapters.c[begin] == bindparam("of_base"))
     some = newest.order_by(adapters.c.created_at.desc()).limit(LOOKED_AT).subquery()
-    return wanted.join(some, (some.c.repo_id == releases.c.repo_id) & (some.c.commit_id == releases.c.commit_id))
+    return _Asking(_described(wanted.join(some, _is_build(some, releases))), yanked)
 
 
-def _of_last_yanks(wanted: Select[Any]) -> Select[Any]:
-    """Of some releases, the last that were yanked."""
-    one = releases.alias()
-    last = select(one.c.repo_id, one.c.version).where(one.c.yanked_at.is_not(None))
-    some = last.order_by(one.c.yanked_at.desc()).limit(LOOKED_AT).subquery()
-    return wanted.join(some, (some.c.repo_id == releases.c.repo_id) & (some.c.version == releases.c.version))
+def _is_of(found: FromClause, about: Sequence[ColumnElement[bool]]) -> ColumnElement[bool]:
+    """Whether the build of a release meets some conditions."""
+    # a subquery for each release: PostgreSQL expects one row of a join by two columns, and sorts them all
+    build = select(adapters.c.repo_id).where(_is_build(adapters, found), *about).correlate(found)
+    return build.scalar_subquery().is_not(None)
+
+
+def _is_build(build: FromClause, found: FromClause) -> ColumnElement[bool]:
+    return (build.c.repo_id == found.c.repo_id) & (build.c.commit_id == found.c.commit_id)
+
+
+def _last(wanted: Select[Any], at: ColumnElement[int]) -> PreparedSql:
+    return PreparedSql(wanted.order_by(at.desc()).limit(ENTRIES))
+
+
+def _described(wanted: Select[Any]) -> PreparedSql:
+    """Of some releases, the newest, with the descriptions of these only."""
+    some = wanted.order_by(releases.c.created_at.desc()).limit(ENTRIES).subquery()
+    text = select(adapters.c.description).where(_is_build(adapters, some)).scalar_subquery()
+    return PreparedSql(select(some, text.label("description")).order_by(some.c.created_at.desc()))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.pages.page import PageQuery
 from adapterhub.pages.values import Picture, RawFile
 from adapterhub_registry.database.db import repos
+from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import FileTree, TreeFile
 from adapterhub_registry.errors import entry_not_found
 from adapterhub_registry.pages.files import file_of, url_of
@@ -45,13 +48,18 @@ def thumbnails(here: Visit, connection: Connection, numbers: Sequence[int]) -> d
 
     Those whose files the visitor may not read have none here.
     """
-    wanted = select(repos.c.id, repos.c.full_name, repos.c.head, repos.c.card).where(repos.c.id.in_(numbers))
-    shown = wanted.where(repos.c.card.contains('"widget"'), here.registry.repos.readable(here.caller))
+    shown = _shown(here.registry.repos.readable(here.caller)).rows(connection, numbers=json.dumps(numbers))
     found = {
         row.id: _thumbnail_of(row.full_name, json.loads(row.card), tree_of(connection, row.id, row.head))
-        for row in connection.execute(shown)
+        for row in shown
     }
     return {number: url for number, url in found.items() if url}
+
+
+@lru_cache(maxsize=64)
+def _shown(readable: ColumnElement[bool]) -> PreparedSql:
+    wanted = select(repos.c.id, repos.c.full_name, repos.c.head, repos.c.card).where(among(repos.c.id, "numbers"))
+    return PreparedSql(wanted.where(repos.c.card.contains('"widget"'), readable))
 
 
 def _thumbnail_of(repo: str, front: Mapping[str, Any], tree: FileTree) -> str:

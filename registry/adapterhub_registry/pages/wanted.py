@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
-from urllib.parse import urlencode
+from urllib.parse import quote_plus
 
 from sqlalchemy import Column, ColumnElement, bindparam, exists, select
 from sqlalchemy.engine import Connection
@@ -100,7 +100,8 @@ class Wanted:
         kept = {name: text for name, text in (self.given | changed).items() if text}
         if self.place != "/":
             kept.pop("namespace", None)
-        return f"{self.place}?{urlencode(kept)}" if kept else self.place
+        query = "&".join(f"{name}={_quoted(text)}" for name, text in kept.items())
+        return f"{self.place}?{query}" if kept else self.place
 
     def conditions(self, connection: Connection, *, words: bool = True) -> list[Condition]:
         """All conditions but who may see what; without `words`, they leave out those.
@@ -153,6 +154,8 @@ class Wanted:
         return found
 
 
+_quoted: Final = lru_cache(maxsize=4096)(quote_plus)
+"""As `urlencode` writes a value; a page has the same ones in each of its addresses."""
 _NOT_WARNED: Final = Condition(filters=~adapters.c.is_warned)
 _IN_NAMESPACE: Final = Unindexed(repos.c.namespace) == bindparam("namespace")
 _WARNED: Final = Numbers(numbers_of(select(adapters.c.repo_id).where(adapters.c.is_warned)), {})
