@@ -27,7 +27,7 @@ from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
 from adapterhub_registry.database.prepared import Met, PreparedSql
 from adapterhub_registry.database.search_tables import SHORT, Unindexed, among
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.pages.facets import Counting, chips_of, facets_of, flags_of
+from adapterhub_registry.pages.facets import BEST_COUNTED, Counting, chips_of, facets_of, flags_of
 from adapterhub_registry.pages.pictures import thumbnails
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.pages.wanted import BEST, ORDERS, Order, Wanted
@@ -97,12 +97,20 @@ def counting_of(here: Visit, connection: Connection) -> Counting:
     """Count what the visitor may see."""
     caller, nearest = here.caller, here.registry.nearest
     visible = here.registry.repos.sight(caller)
+    known: dict[object, FoundAdapters] = {}
 
     def rank(asked: Wanted, limit: int, cursor: str | None = None) -> FoundAdapters:
         text = asked.get("q")
         by = nearest.ranked if nearest.serves(connection, text, "auto") else None
         conditions, others = asked.conditions(connection, words=False), (visible, asked.listed)
-        return by_relevance(connection, text, conditions, others, by, cursor=cursor, limit=limit)
+        if by is not None or cursor is not None or limit > BEST_COUNTED:
+            return by_relevance(connection, text, conditions, others, by, cursor=cursor, limit=limit)
+        # the first page shows a part of those that its facets count
+        key = (asked.kin, *sorted(asked.without("all", "sort").given.items()))
+        if key not in known:
+            page: dict[str, Any] = {"cursor": None, "limit": BEST_COUNTED, "fitted": PAGE_ROWS}
+            known[key] = by_relevance(connection, text, conditions, others, None, **page)
+        return known[key].first(limit)
 
     now = numbers_now(connection)
     return Counting(connection, visible, rank, here.registry.counts, now, is_all=caller.sees_all)

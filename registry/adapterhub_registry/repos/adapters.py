@@ -322,10 +322,16 @@ def facts_json(row: Row[Any]) -> dict[str, Any]:
         "digest": f"sha256:{row.digest}",
         "adapter_sha256": row.weights_sha256,
         "base": row.base_model,
-        "method": json.loads(row.methods),
-        "target_modules": json.loads(row.target_modules),
+        "method": list(_listed(row.methods)),
+        "target_modules": list(_listed(row.target_modules)),
         "description": row.description or "",
     }
+
+
+@lru_cache(maxsize=256)
+def _listed(text: str) -> tuple[str, ...]:
+    """Return the items of a list in JSON; the versions of an adapter mostly have the same ones."""
+    return tuple(json.loads(text))
 
 
 def _put(connection: Connection, repo: Row[Any], commit_id: str, adapter: AdapterFacts, *, is_head: bool) -> None:

@@ -115,6 +115,10 @@ class FoundAdapters:
     next_cursor: str | None
     fits: Mapping[int, Fit] = field(default_factory=dict)
 
+    def first(self, count: int) -> FoundAdapters:
+        """Return the first `count` rows of the first page of a ranking, as a page of so many."""
+        return replace(self, rows=self.rows[:count], next_cursor=str(count)) if count < len(self.rows) else self
+
 
 SHOWN: Final = select(
     adapters,
@@ -199,10 +203,13 @@ def start_of(cursor: str | None) -> int:
     return first
 
 
-def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None, limit: int) -> FoundAdapters:
+def ranked(
+    connection: Connection, text: str, wanted: Met, *, cursor: str | None, limit: int, fitted: int = MAX_PAGE
+) -> FoundAdapters:
     """Return the rows that meet the conditions and hold a word of `text`, the best first, 200 on all pages together.
 
-    Only these rows decide the weight of a word, so what a caller may not read changes no score and no order.
+    Only these rows decide the weight of a word, so what a caller may not read changes no score and no order. The first
+    `fitted` rows have their fits.
 
     Raises:
         HttpRefusal: 400 for a malformed cursor.
@@ -232,7 +239,8 @@ def ranked(connection: Connection, text: str, wanted: Met, *, cursor: str | None
         rows=[rows[number] for _, number, _ in page if number in rows],
         next_cursor=str(first + limit) if first + limit < len(weighed) else None,
         fits={
-            number: Fit(score=round(-score, 2), matched=matched(words, texts[number])) for score, number, words in page
+            number: Fit(score=round(-score, 2), matched=matched(words, texts[number]))
+            for score, number, words in page[:fitted]
         },
     )
 
