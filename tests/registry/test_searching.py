@@ -447,6 +447,11 @@ def test_a_ranking_has_pages(tmp_path: Path) -> None:
         with pytest.raises(HttpRefusal, match="cursor"):
             search_adapters(connection, AdapterQuery(q="films number", by_relevance=True, cursor="1-2"), true())
 
+    with database.read() as connection:
+        wanted = Met([adapters.c.is_listed], {})
+        more, one = (search.ranked(connection, "films", wanted, cursor=None, limit=n, fitted=25) for n in (64, 25))
+
+    assert (more.first(25), more.first(64), len(more.fits)) == (one, more, 25)
     assert [len(page) for page in pages] == [90, 90, 20]
     shown = [number for page in pages for number in page]
     assert len(set(shown)) == 200

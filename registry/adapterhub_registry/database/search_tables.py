@@ -231,10 +231,12 @@ def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -
     Index("adapters_of_base_name", a.base_model, a.created_at, a.repo_id, **is_shown)
     Index("adapters_by_tensors", a.base_tensors, a.base_sha256)
     Index("adapters_by_files", a.base_files)
-    Index("adapters_listed", a.created_at, a.repo_id, **is_listed)
+    # with what conditions ask of each: the row has the texts of the adapter, too
+    conditions = (a.base_sha256, a.task, a.peft_type, a.rank)
+    Index("adapters_listed", a.created_at, a.repo_id, *conditions, **is_listed)
     Index("adapters_shown", a.repo_id, **is_listed)
-    # what a walk through repositories asks of each: the row has the texts of the adapter, too
-    Index(SHORT, a.repo_id, a.base_sha256, a.task, a.peft_type, a.rank, **is_listed)
+    # and with what facets count
+    Index(SHORT, a.repo_id, *conditions, a.base_model, a.is_warned, **is_listed)
     Index("adapters_warned", a.created_at, a.repo_id, **_rows("is_warned = 1", "is_warned"))
     Index("adapters_warned_of", a.repo_id, **_rows("is_warned = 1", "is_warned"))
     Index("adapters_by_repo_base", a.repo_id, a.base_sha256)
@@ -242,7 +244,8 @@ def add_indexes(adapters: Table, releases: Table, places: Table, repos: Table) -
     Index("adapters_by_task", a.task, a.created_at, a.repo_id, **is_shown)
     Index("adapters_by_method", a.peft_type, a.created_at, a.repo_id, **is_shown)
     Index("adapters_by_rank", a.rank, a.created_at, a.repo_id, **is_shown)
-    Index("adapters_by_base_and_task", a.base_sha256, a.task, a.created_at, a.repo_id, **is_shown)
+    others = (a.peft_type, a.rank, a.is_listed)
+    Index("adapters_by_base_and_task", a.base_sha256, a.task, a.created_at, a.repo_id, *others, **is_shown)
     Index("adapters_by_parameters", a.parameters, a.repo_id, **_rows("is_head = 1", "is_head"))
     Index("releases_by_created", releases.c.created_at)
     r, is_yanked = releases.c, _rows("yanked_at IS NOT NULL")

@@ -26,7 +26,7 @@ from adapterhub.pages.values import MOST_COUNTED, Link
 from adapterhub_registry.database.counting import Counts, counted
 from adapterhub_registry.database.db import adapters, parents, places, repo_tags, repos
 from adapterhub_registry.database.prepared import Met, PreparedSql
-from adapterhub_registry.database.search_tables import among
+from adapterhub_registry.database.search_tables import SHORT, among
 from adapterhub_registry.pages.wanted import Wanted, tested
 from adapterhub_registry.repos.bases import BASE_DIGEST
 from adapterhub_registry.repos.search import FoundAdapters, at_path, by_index, holding, met, narrowed
@@ -152,7 +152,7 @@ class Counting:
 
     def _rows(self, wanted: Wanted) -> tuple[Sequence[tuple[Any, ...]], bool]:
         """Return the `_FACTS` of the rows to count, and whether more match than these."""
-        shown, index = (*self.visible.filters, wanted.listed), _BY_LISTED[not wanted.is_yanked]
+        shown, index = (*self.visible.filters, wanted.listed), _BY_LISTED[False] if wanted.is_yanked else SHORT
         if wanted.order == "relevance":
             found = self.rank(wanted, BEST_COUNTED)
             numbers = json.dumps([row.repo_id for row in found.rows])
