@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adapterhub_registry.database.counting import counted, fold, largest_spaces, space_of
+from adapterhub_registry.database.counting import Counts, counted, fold, largest_spaces, space_of
 from adapterhub_registry.database.db import (
     Database,
     adapters,
@@ -26,6 +26,7 @@ from adapterhub_registry.database.search_tables import tagged
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.nearest import Nearest
 from adapterhub_registry.pages import search as search_page
+from adapterhub_registry.pages.facets import Counting
 from adapterhub_registry.pages.wanted import Wanted
 from adapterhub_registry.repos import search
 from adapterhub_registry.repos.adapters import follow_gate, write_words
@@ -586,7 +587,15 @@ def test_a_list_of_what_was_yanked_begins_at_the_yanks(tmp_path: Path, given: di
     with database.read() as connection:
         event.listen(database.engine, "before_cursor_execute", lambda *told: read.append((told[2], told[3])))
         asked = Wanted(given={"yanked": "yes"} | given)
-        page = search_page._page(connection, asked, Met([], {}), None)
+        counting = Counting(
+            connection,
+            Met([], {}),
+            lambda *_: search.FoundAdapters(rows=(), next_cursor=None),
+            Counts(),
+            0,
+            is_all=True,
+        )
+        page = search_page._page(counting, asked, None)
         plans = [connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", told).all() for sql, told in list(read)]
     database.close()
 

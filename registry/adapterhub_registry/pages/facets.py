@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Integer, Row, and_, bindparam, func, select, true
+from sqlalchemy import ColumnElement, Integer, Row, and_, bindparam, case, false, func, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE
@@ -29,7 +29,17 @@ from adapterhub_registry.database.prepared import Met, PreparedSql
 from adapterhub_registry.database.search_tables import SHORT, among
 from adapterhub_registry.pages.wanted import Wanted, tested
 from adapterhub_registry.repos.bases import BASE_DIGEST
-from adapterhub_registry.repos.search import FoundAdapters, at_path, by_index, holding, met, narrowed
+from adapterhub_registry.repos.search import (
+    Condition,
+    Few,
+    FoundAdapters,
+    at_path,
+    by_index,
+    holding,
+    met,
+    narrowed,
+    rarest,
+)
 
 BEST_COUNTED: Final = 64
 """Of a list by relevance; a ranking of more costs more."""
@@ -115,6 +125,15 @@ class Counting:
     now: Hashable
     is_all: bool
     _counted: dict[object, Matching] = field(default_factory=dict)
+    _few: dict[object, tuple[Sequence[Condition], Few | None]] = field(default_factory=dict)
+
+    def few(self, wanted: Wanted) -> tuple[Sequence[Condition], Few | None]:
+        """Return the conditions of what is wanted, and which few may meet them; the same only once, in any order."""
+        asked = (wanted.kin, *sorted(wanted.without("all", "sort").given.items()))
+        if asked not in self._few:
+            conditions = wanted.conditions(self.connection)
+            self._few[asked] = conditions, rarest(self.connection, conditions)
+        return self._few[asked]
 
     def matching(self, wanted: Wanted) -> Matching:
         """Count what is wanted, the same only once."""
@@ -158,8 +177,8 @@ class Counting:
             numbers = json.dumps([row.repo_id for row in found.rows])
             read = _few((*shown, _AMONG), index).tuples(self.connection, **self.visible.given, numbers=numbers)
             return read, found.next_cursor is not None
-        conditions = wanted.conditions(self.connection)
-        narrow = narrowed(self.connection, conditions, is_ordered=False)
+        conditions, few = self.few(wanted)
+        narrow = narrowed(conditions, few, is_ordered=False)
         if narrow.is_few:
             given = {**self.visible.given, **narrow.given}
             return _few((*shown, *narrow.filters), index).tuples(self.connection, **given), False
@@ -200,7 +219,8 @@ def _few(filters: tuple[ColumnElement[bool], ...], index: str) -> PreparedSql:
 def _newest(
     conditions: tuple[ColumnElement[bool], ...], shown: tuple[ColumnElement[bool], ...], *, in_order: bool
 ) -> PreparedSql:
-    fits = and_(true(), *conditions).label("fits")
+    # so that SQLite reads no more of a row once one of them does not hold
+    fits = case((and_(true(), *conditions), true()), else_=false()).label("fits")
     asked = select(adapters.c.repo_id, fits).join(repos, repos.c.id == adapters.c.repo_id)
     asked = asked.where(*shown)
     if in_order:  # an index has those with a yanked version as they come

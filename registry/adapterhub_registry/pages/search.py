@@ -24,7 +24,7 @@ from adapterhub.pages.values import Badge, FormChoice
 from adapterhub_registry.api.context import opened_cursor, sealed_cursor
 from adapterhub_registry.database.counting import numbers_now
 from adapterhub_registry.database.db import adapters, releases, repo_tags, repos
-from adapterhub_registry.database.prepared import Met, PreparedSql
+from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.search_tables import SHORT, Unindexed, among
 from adapterhub_registry.errors import bad_request
 from adapterhub_registry.pages.facets import BEST_COUNTED, Counting, chips_of, facets_of, flags_of
@@ -64,10 +64,9 @@ def list_page(here: Visit, connection: Connection, wanted: Wanted, counting: Cou
     registry, caller = here.registry, here.caller
     registry.repos.check_may_read(caller)
     at = opened_cursor(registry, wanted.get("cursor") or None)
-    visible = registry.repos.sight(caller)
     wanted = replace(wanted, kin=kin_digests(connection, wanted.get("base"), registry.repos.readable(caller)))
     is_ranked = wanted.order == "relevance"
-    page = counting.rank(wanted, PAGE_ROWS, at) if is_ranked else _page(connection, wanted, visible, at)
+    page = counting.rank(wanted, PAGE_ROWS, at) if is_ranked else _page(counting, wanted, at)
     matching = counting.matching(wanted)
     position = page.next_cursor
     base = wanted.get("base")
@@ -126,27 +125,26 @@ def _begin(here: Visit) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _page(connection: Connection, wanted: Wanted, visible: Met, at: str | None) -> FoundAdapters:
-    rows = _rows(connection, wanted, visible, at)
+def _page(counting: Counting, wanted: Wanted, at: str | None) -> FoundAdapters:
+    rows = _rows(counting, wanted, at)
     last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
     return FoundAdapters(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
 
 
-def _rows(connection: Connection, wanted: Wanted, visible: Met, at: str | None) -> list[Row[Any]]:
-    conditions = wanted.conditions(connection)
+def _rows(counting: Counting, wanted: Wanted, at: str | None) -> list[Row[Any]]:
     is_newest = ORDERS[wanted.order][1].table is adapters
-    narrow = narrowed(connection, conditions, is_ordered=is_newest)
-    given: dict[str, object] = {**visible.given, **narrow.given}
+    narrow = narrowed(*counting.few(wanted), is_ordered=is_newest)
+    given: dict[str, object] = {**counting.visible.given, **narrow.given}
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list")
         given["value"], given["last"] = map(int, found.groups())
-    filters = (*visible.filters, wanted.listed, *narrow.filters)
+    filters = (*counting.visible.filters, wanted.listed, *narrow.filters)
     # a walk through repositories asks an index of each adapter
     by = None if wanted.is_yanked else narrow.by if is_newest or narrow.is_few else SHORT
     form = _PageForm(wanted.order, at is not None, is_newest or narrow.is_few, filters, by)
-    return _page_of(form).rows(connection, **given)
+    return _page_of(form).rows(counting.connection, **given)
 
 
 class _PageForm(NamedTuple):

@@ -147,7 +147,8 @@ def search_adapters(
         conditions = conditions_of(connection, replace(query, q=None))
         text, others = query.q or "", (adapters.c.is_listed, visible)
         return by_relevance(connection, text, conditions, others, rank, cursor=query.cursor, limit=query.limit)
-    narrow = narrowed(connection, conditions_of(connection, query), is_ordered=True)
+    conditions = conditions_of(connection, query)
+    narrow = narrowed(conditions, rarest(connection, conditions), is_ordered=True)
     seen = met([], visible)
     given = {**narrow.given, **seen.given, "most": query.limit + 1}
     if query.cursor is not None:
@@ -172,7 +173,7 @@ def by_relevance(
     """As `ranked`; `rank`, in its place, gets `is_few`: whether the conditions name the few that may match."""
     if rank is None:
         return ranked(connection, text, met(conditions, *others), **page)
-    few = narrowed(connection, conditions, is_ordered=False)
+    few = narrowed(conditions, rarest(connection, conditions), is_ordered=False)
     return rank(connection, text, met([], Met(few.filters, few.given), *others), is_few=few.is_few, **page)
 
 
@@ -420,13 +421,12 @@ AMONG: Final = among(adapters.c.repo_id, "numbers")
 """Whether an adapter is in one of the repositories of the parameter `numbers`."""
 
 
-def narrowed(connection: Connection, conditions: Sequence[Condition], *, is_ordered: bool) -> Narrowed:
-    """Return the conditions, in the form that reads the fewest rows; one more when it names the few that may match.
+def narrowed(conditions: Sequence[Condition], few: Few | None, *, is_ordered: bool) -> Narrowed:
+    """Return the conditions, in the form that reads the fewest rows; one more for the `few` that may match.
 
     A search begins with a condition that few repositories meet, or goes through the rows in order, which soon finds a
     page of frequent matches. `is_ordered` says that this order is newest first.
     """
-    few = rarest(connection, conditions)
     given = dict(met(conditions).given)
     filters = [one.filters for one in conditions]
     if few is not None:
