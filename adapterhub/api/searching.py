@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from adapterhub.library.library import Library as LocalLibrary
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.index_reader import IndexReader
-    from adapterhub.library.store.rows import BaseRow, BuildRow, Filters, Hit
+    from adapterhub.library.store.rows import BaseRow, BuildFacts, BuildRow, Filters, Hit
     from adapterhub.projects.session import Session
 
     _Bases = Mapping[str, str]
@@ -159,7 +159,7 @@ class Searching(OfSession):
         """
         ranks, asked = RankRange.of(rank), base_of(base)
         options = {"names": tuple(names), "task": task, "ranks": ranks, "sort": sort, "reverse": reverse}
-        query = _query(self.session, asked, limit=limit, **options)
+        query = filters_of(self.session, asked, limit=limit, **options)
         numbers = ask(self.session, lambda index: index.numbers(query))
         columns, cells, document = self._shown_by(numbers)
         read = partial(_rows_of, self.session)
@@ -536,7 +536,7 @@ def find_installed(
         NotFound, MissingExtra: `by` is `meaning`, and the model or the packages for it are not here.
         Conflict: the registered base that is the model has other files now.
     """
-    query = _query(session, base, **filters)
+    query = filters_of(session, base, **filters)
     check_ways(query.text, by=by, all_words=query.all_words, far=far)
     several = is_ranked(query.text, all_words=query.all_words)
     if query.limit is None and (several or by == "meaning"):
@@ -552,7 +552,7 @@ def find_installed(
     return Hits(hits, "words" if any(hit.score is not None for hit in hits) else None)
 
 
-def _query(session: Session, base: BaseSpec | None, **filters: Any) -> Filters:
+def filters_of(session: Session, base: BaseSpec | None, **filters: Any) -> Filters:
     """Return the filters for the builds of `base`.
 
     Raises:
@@ -606,13 +606,14 @@ def is_ranked(text: str, *, all_words: bool = False) -> bool:
 
 
 def search_installed(session: Session, base: BaseSpec | None, **filters: Any) -> list[BuildRow]:
-    """Return the builds of `find_installed`; those for a text are sorted where the order is another than by name.
+    """Return the builds of `find_installed`; the best ones for a text are sorted where another order is asked for.
 
     Raises:
         UsageProblem: the order is not one of `SORTS`.
     """
     sort, skip, limit = filters.get("sort", "name"), filters.get("skip", 0), filters.get("limit")
-    if not filters.get("text") or sort not in SORTS or (sort, filters.get("reverse", False)) == ("name", False):
+    is_given = is_ranked(filters.get("text", ""), all_words=filters.get("all_words", False))
+    if not is_given or sort not in SORTS or (sort, filters.get("reverse", False)) == ("name", False):
         return [hit.row for hit in find_installed(session, base, **filters).found]
     rows = [hit.row for hit in find_installed(session, base, **{**filters, "skip": 0, "limit": None}).found]
     rows.sort(key=SORTS[sort])
@@ -654,7 +655,7 @@ def _base_filter(session: Session, base: BaseSpec) -> tuple[tuple[str, ...] | No
     return None, wanted.hub_id or ""
 
 
-def base_name(row: BuildRow, aliases: Mapping[str, str], unknown: str = "unknown") -> str:
+def base_name(row: BuildRow | BuildFacts, aliases: Mapping[str, str], unknown: str = "unknown") -> str:
     """Return the base of a build as one types it here, `unknown` without one."""
     return aliases.get(row.base_weights) or row.base_hub_id or row.base_weights[7:19] or unknown
 

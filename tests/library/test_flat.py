@@ -374,6 +374,8 @@ READS: dict[str, Verb] = {
     "complete": lambda library: library.catalog.index.names_from("agent-1", 5),
     "the first page": lambda library: search_page(LibrarySource(library, None), PAGE).next_url,
     "the first page of a word": lambda library: _page(library, q="agent"),
+    "the first page of a word by date": lambda library: _page(library, q="agent", sort="date"),
+    "the first page of a word of a base": lambda library: _page(library, q="agent", base="base-7b"),
     "the first page of facets": lambda library: _page(library, base="base-7b", rank="4", method="lora"),
     "the first page of no build": lambda library: _page(library, base="base-7b", rank="5", method="dora"),
     "the page of the library": lambda library: library_page(LibrarySource(library, None), PAGE).groups,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from adapterhub.api.pages.source import address_of, number_in
-from adapterhub.api.searching import SORTS, ask, base_name, is_ranked, search_installed
+from adapterhub.api.searching import SORTS, ask, base_name, filters_of, is_ranked, search_installed
 from adapterhub.core.errors import AdapterHubError, NotFound, UsageProblem
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import BaseSpec, names_folder
 from adapterhub.formats.manifest import MANIFEST_FILE, Manifest
 from adapterhub.library.store.roots import KnownProjects
+from adapterhub.library.store.rows import BuildFacts
 from adapterhub.pages.facets import LABELS, facet_of, rank_of, value_text
 from adapterhub.pages.lists import Facet, SearchPage
 from adapterhub.pages.local_values import LockLine, ProjectsPage
@@ -36,13 +38,13 @@ def search_page(here: LibrarySource, asked: PageQuery) -> SearchPage:
         query["base"], note = _base_of(asked.files.get("config", b""))
     words, sort = query.get("q", "").strip(), query.get("sort", "name")
     start = max(number_in(query.get("from", "")) or 0, 0)
-    page: dict[str, int] = {} if is_ranked(words) else {"skip": start, "limit": _AT_ONCE + 1}
     rows: list[BuildRow] = []
     facets: tuple[Facet, ...] = ()
     counted = 0
     try:
-        rows = _matching(here, query, sort=sort, **page)
-        facets, counted = _facets(here, query, rows if is_ranked(words) else None)
+        found = _Found(here, query)
+        rows = found.page(start, _AT_ONCE + 1)
+        facets, counted = _facets(here, query, found), found.counted
     except AdapterHubError as error:
         note = error.message
     kept = tuple((name, query[name]) for name in LABELS if query.get(name))
@@ -101,55 +103,78 @@ def _base_of(config: bytes) -> tuple[str, str]:
     return found, f"Adapters for the base {found}." if found else "The file names no base."
 
 
-def _matching(here: LibrarySource, query: Mapping[str, str], **more: Any) -> list[BuildRow]:
-    """Return the builds that meet the conditions of an address.
+def _filters(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the conditions and the order of an address.
 
     Raises:
-        UsageProblem, NotFound: one of them is malformed, or names an unknown base.
+        UsageProblem: one of them is malformed.
     """
-    return search_installed(
-        here.library.session,
-        _wanted(query.get("base", "")),
-        text=query.get("q", "").strip(),
-        ranks=RankRange.of(query.get("rank") or None),
-        task=query.get("task", ""),
-        method=query.get("method", ""),
-        license=query.get("license", ""),
-        **more,
-    )
+    given = {name: query.get(name, "") for name in ("task", "method", "license")}
+    ranks = RankRange.of(query.get("rank") or None)
+    return {"text": query.get("q", "").strip(), "ranks": ranks, "sort": query.get("sort", "name"), **given}
 
 
-def _facets(
-    here: LibrarySource, query: Mapping[str, str], best: list[BuildRow] | None
-) -> tuple[tuple[Facet, ...], int]:
-    """Return the facets of a search, and how many builds it found: at most one more than pages count.
+class _Found:
+    """The builds that meet the conditions of an address. One search gives the page and its facets, if it can.
 
-    `best` are all that it found where the order is by relevance. The other values of a condition in use are counted
-    under the other conditions.
+    Of more builds than pages count, any so many are counted, and a page looks for its own.
+
+    Raises:
+        UsageProblem, NotFound: a condition is malformed, or names an unknown base.
     """
+
+    def __init__(self, here: LibrarySource, query: Mapping[str, str]) -> None:
+        self._session, self._base, self._given = here.library.session, _wanted(query.get("base", "")), _filters(query)
+        self._best: list[BuildRow] | None = None
+        if is_ranked(self._given["text"]):
+            self._best = search_installed(self._session, self._base, **self._given)
+            self.counted = len(self._best)
+            return
+        asked = filters_of(self._session, self._base, **self._given, limit=MOST_COUNTED + 1)
+        self._numbers = ask(self._session, lambda index: index.some(asked))
+        self.counted = len(self._numbers)
+
+    def page(self, start: int, most: int) -> list[BuildRow]:
+        """Return the builds from one on, in their order."""
+        if self._best is not None:
+            return self._best[start:][:most]
+        if self.counted > MOST_COUNTED and (self._given["text"] or start + most > self.counted):
+            return search_installed(self._session, self._base, **self._given, skip=start, limit=most)
+        return list(ask(self._session, lambda index: index.numbered(self._numbers[start:][:most])).values())
+
+    def facts(self) -> Iterator[BuildFacts]:
+        """Yield what the builds that are counted have in common."""
+        if self._best is not None:
+            of_one = attrgetter(*BuildFacts._fields[:-1])
+            yield from (BuildFacts._make((*of_one(row), 1)) for row in self._best)
+        else:
+            yield from ask(self._session, lambda index: index.facts_of(self._numbers[:MOST_COUNTED]))
+
+
+def _facets(here: LibrarySource, query: Mapping[str, str], mine: _Found) -> tuple[Facet, ...]:
+    """Return the facets of a search. The other values of a condition in use are counted under the other conditions."""
     aliases = ask(here.library.session, lambda index: index.aliases())
-
-    def count(asked: Mapping[str, str]) -> list[BuildRow]:
-        return _matching(here, asked, limit=MOST_COUNTED + 1)
-
-    mine = count(query) if best is None else best
+    of_mine = list(mine.facts())
     found = []
     for name in LABELS:
-        rows = count({**query, name: ""}) if query.get(name) else mine
-        counts = Counter(filter(None, (_VALUES[name](row, aliases) for row in rows[:MOST_COUNTED])))
+        among = _Found(here, {**query, name: ""}) if query.get(name) else mine
+        counts: Counter[str] = Counter()
+        for one in of_mine if among is mine else among.facts():
+            counts[_VALUES[name](one, aliases)] += one.builds
+        del counts[""]
         facet = facet_of(
             name,
             counts,
             lambda value, name=name: _url(query, **{name: value, "all": ""}),  # type: ignore[misc]
             chosen=query.get(name, ""),
             all_url=None if query.get("all") == name else _url(query, all=name),
-            more=len(rows) > MOST_COUNTED,
+            more=among.counted > MOST_COUNTED,
         )
         found.append(facet)
-    return tuple(facet for facet in found if facet.values), len(mine)
+    return tuple(facet for facet in found if facet.values)
 
 
-_VALUES: Final[Mapping[str, Callable[[BuildRow, dict[str, str]], str]]] = {
+_VALUES: Final[Mapping[str, Callable[[BuildFacts, dict[str, str]], str]]] = {
     "base": lambda row, aliases: base_name(row, aliases, ""),
     "task": lambda row, _: row.task,
     "method": lambda row, _: row.method.partition(",")[0].lower(),

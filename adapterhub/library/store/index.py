@@ -12,6 +12,7 @@ of the file shows whether a power cut may have torn it (`is_current`). In each c
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from adapterhub.core.arguments import Sort
 from adapterhub.core.disk.files import make_folder
@@ -30,6 +31,7 @@ from adapterhub.library.store.rows import (
     ORDER,
     BaseCount,
     BaseRow,
+    BuildFacts,
     BuildRow,
     Filters,
     Hit,
@@ -40,6 +42,9 @@ from adapterhub.library.store.rows import (
     has_name,
     order_of,
 )
+
+if TYPE_CHECKING:
+    from adapterhub.library.store.words import WhereClause
 
 SCHEMA_VERSION = 10
 _BUSY_MS = 30_000
@@ -146,15 +151,14 @@ class Index:
 
     def find(self, filters: Filters) -> list[Hit]:
         """Return the builds of `search`, and why each matches the text."""
-        where, values = conditions_of(filters)
         sql = f"SELECT {', '.join('builds.' + c for c in _COLUMNS)} FROM builds"
         with self._finding(filters) as connection:
             connection.execute("BEGIN")  # a row that was found is there to be read
             if filters.text:
-                from adapterhub.library.store.words import WhereClause, find_words
+                from adapterhub.library.store.words import find_words
 
-                among = WhereClause(where, values, filters.bases)
                 last = None if filters.limit is None else filters.skip + filters.limit
+                among = _among(filters)
                 hits = find_words(connection, filters.text, among, last, all_words=filters.all_words)[filters.skip :]
             else:
                 names = f"SELECT rowid, {', '.join(_COLUMNS)} FROM builds"
@@ -171,6 +175,31 @@ class Index:
         """
         with self._finding(filters) as connection:
             return [row[0] for row in _selected(connection, "SELECT rowid FROM builds", filters)]
+
+    def some(self, filters: Filters) -> list[int]:
+        """Return the numbers of the builds that match, in their order; if more than the limit do, any so many of them.
+
+        Without a text, they are the first.
+        """
+        if not filters.text:
+            return self.numbers(filters)
+        from adapterhub.library.store.words import find_words
+
+        with self._finding(filters) as connection:
+            all_words = filters.all_words
+            found = find_words(
+                connection, filters.text, _among(filters), filters.limit, all_words=all_words, any_of=True
+            )
+            return [one.number for one in found]
+
+    def facts_of(self, numbers: Sequence[int]) -> list[BuildFacts]:
+        """Return what the builds with these numbers have in common, and how many of them do."""
+        columns = ", ".join(BuildFacts._fields[:-1])
+        sql = (
+            f"SELECT {columns}, count(*) FROM builds WHERE rowid IN (SELECT value FROM json_each(?)) GROUP BY {columns}"
+        )
+        with self._reading() as connection:
+            return [BuildFacts._make(row) for row in connection.execute(sql, (json.dumps([*numbers]),))]
 
     @contextlib.contextmanager
     def _finding(self, filters: Filters) -> Iterator[sqlite3.Connection]:
@@ -613,6 +642,15 @@ def _selected(connection: sqlite3.Connection, select: str, filters: Filters) -> 
             select += f" INDEXED BY by_{_walked(filters)}"
     sql = f"{select}{which} ORDER BY {order_of(filters)} LIMIT ? OFFSET ?"
     return connection.execute(sql, (*values, -1 if filters.limit is None else filters.limit, filters.skip))
+
+
+def _among(filters: Filters) -> WhereClause:
+    """Return the conditions and the order of a search for words."""
+    from adapterhub.library.store.words import WhereClause
+
+    where, values = conditions_of(filters)
+    walked = "" if filters.sort == "name" else f" INDEXED BY by_{filters.sort}"
+    return WhereClause(where, values, filters.bases, order_of(filters), walked)
 
 
 def _walked(filters: Filters) -> str:

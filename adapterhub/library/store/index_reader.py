@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from adapterhub.library.store.index import Index
-    from adapterhub.library.store.rows import BaseCount, BaseRow, BuildRow, Filters, Hit, SketchRow
+    from adapterhub.library.store.rows import BaseCount, BaseRow, BuildFacts, BuildRow, Filters, Hit, SketchRow
 
 
 class EmptyIndex:
@@ -35,6 +35,14 @@ class EmptyIndex:
         return []
 
     def numbers(self, filters: Filters) -> list[int]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
+    def some(self, filters: Filters) -> list[int]:  # noqa: ARG002 - as Index
+        """Nothing."""
+        return []
+
+    def facts_of(self, numbers: Sequence[int]) -> list[BuildFacts]:  # noqa: ARG002 - as Index
         """Nothing."""
         return []
 

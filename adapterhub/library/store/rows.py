@@ -68,6 +68,18 @@ class BuildRow(NamedTuple):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
+class BuildFacts(NamedTuple):
+    """What `builds` builds have in common, as in their rows."""
+
+    base_weights: str
+    base_hub_id: str
+    task: str
+    method: str
+    rank: int | None
+    license: str
+    builds: int
+
+
 class Hit(NamedTuple):
     """A build that a search found, and why; `score` is None if the order is that of the names.
 

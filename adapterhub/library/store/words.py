@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -25,7 +26,7 @@ _MOST_BASES: Final = 50
 _MOST_READ: Final = 500
 """Of more builds that a beginning finds, the words are not read again: their names give the order."""
 _MOST_TRIED: Final = 1_000
-"""So many builds by name are looked at for a word that very many have, before the index gives all that have it."""
+"""So many builds in their order are looked at for a word that very many have, before the index gives all with it."""
 _LONGEST_ENDING: Final = 4
 _FEWEST_LETTERS: Final = 4
 
@@ -34,12 +35,20 @@ class WhereClause(NamedTuple):
     """Conditions on `builds`, all of which have to hold, and their values.
 
     `bases` are the fingerprints that one of the conditions names; the index holds them beside the words, so that a
-    search for one base does not look at the builds of the others.
+    search for one base does not look at the builds of the others. `order` is that of the builds without a score, and
+    `walked` names the index that has it, where it is not that of the names.
     """
 
     conditions: Sequence[str]
     values: Sequence[object]
     bases: Sequence[str] | None = None
+    order: str = ORDER
+    walked: str = ""
+
+    @property
+    def only_bases(self) -> bool:
+        """Whether the query of the index holds all conditions."""
+        return not self.conditions or (len(self.conditions) == len(self.bases or ()) == 1)
 
     def matching(self, query: str) -> str:
         """Return the query of the index for the words of `query` in the builds of the bases."""
@@ -73,15 +82,22 @@ def _either(words: Iterable[str], mark: str = "") -> str:
 
 
 def find_words(
-    connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None, *, all_words: bool
+    connection: sqlite3.Connection,
+    text: str,
+    where: WhereClause,
+    limit: int | None,
+    *,
+    all_words: bool,
+    any_of: bool = False,
 ) -> list[Found]:
     """Return builds whose words `text` asks for: by relevance, or those where each word begins a word, in any order.
 
-    A single word is also looked for as a beginning.
+    A single word is also looked for as a beginning. With `any_of`, builds beyond the limit leave it open which ones of
+    all are found.
     """
     words = question_words(text)
     if all_words or len(text.split()) == 1:
-        return _beginning(connection, text, where, limit)
+        return _beginning(connection, text, where, limit, any_of=any_of)
     if not words:
         return []
     most = min(limit or relevance.MOST_RANKED, relevance.MOST_RANKED)
@@ -115,59 +131,73 @@ def _texts(connection: sqlite3.Connection, numbers: Sequence[int]) -> dict[int, 
     return found
 
 
-def _beginning(connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None) -> list[Found]:
-    """Return the builds where each word of `text` begins a word, those first whose name it begins.
+def _beginning(
+    connection: sqlite3.Connection, text: str, where: WhereClause, limit: int | None, *, any_of: bool
+) -> list[Found]:
+    """Return the builds where each word of `text` begins a word; by name, those first whose name it begins.
 
     The index holds stems, and `translatio` begins none: then shorter beginnings find builds, whose words are looked at.
     """
     words = relevance.words_of(text)
     for cut in range(_LONGEST_ENDING + 1) if words else ():
         query = where.matching(" AND ".join(f'"{word[: max(_FEWEST_LETTERS, len(word) - cut)]}"*' for word in words))
-        found, are_many = _in_order(connection, query, where, limit)
+        found, are_many = _in_order(connection, query, where, limit, any_of=any_of)
         if are_many:
             return [Found(number, None, None) for number in found[:limit]]
         texts = _texts(connection, found)
         places = {number: _place(words, texts[number]) for number in found}
         found = [number for number in found if cut == 0 or places[number] < len(_PLACES) - 1]
         if found:
-            found.sort(key=lambda number: places[number])
+            if where.order == ORDER:
+                found.sort(key=lambda number: places[number])
             return [Found(number, None, relevance.matched(words, texts[number])) for number in found[:limit]]
     return []
 
 
 def _in_order(
-    connection: sqlite3.Connection, query: str, where: WhereClause, limit: int | None
+    connection: sqlite3.Connection, query: str, where: WhereClause, limit: int | None, *, any_of: bool
 ) -> tuple[list[int], bool]:
-    """Return the builds that match, in the order of their names, and whether they are more than are read.
+    """Return the builds that match, in their order, and whether they are more than are read.
 
-    Of few, the rows are read and sorted; of many, the index of names is followed until there are enough.
+    Of few, the rows are read and sorted; of many, the index of the order is followed until there are enough.
     """
     some = "SELECT rowid FROM builds_fts WHERE builds_fts MATCH ? LIMIT ?"
     found = {row[0] for row in connection.execute(some, (query, _MOST_READ + 1))}
     if len(found) <= _MOST_READ:
         conditions = " AND ".join(["builds_fts MATCH ?", *where.conditions])
         sql = f"SELECT builds.rowid FROM builds_fts JOIN builds ON builds.rowid = builds_fts.rowid WHERE {conditions}"
-        return [row[0] for row in connection.execute(f"{sql} ORDER BY {ORDER}", (query, *where.values))], False
+        return [row[0] for row in connection.execute(f"{sql} ORDER BY {where.order}", (query, *where.values))], False
+    if any_of and limit and where.only_bases:
+        first = [row[0] for row in connection.execute(some, (query, limit))]
+        return first if len(first) == limit else _sorted(connection, first, where.order), True
     conditions = f" WHERE {' AND '.join(where.conditions)}" if where.conditions else ""
-    by_name = f"SELECT rowid FROM builds{conditions} ORDER BY {ORDER}"
+    in_order = f"SELECT rowid FROM builds{where.walked}{conditions} ORDER BY {where.order}"
     # what the query does not hold may leave few, whose words have a say in the order
-    is_all = not where.conditions or (len(where.conditions) == len(where.bases or ()) == 1)
-    if is_all and limit and (first := _first(connection, query, by_name, where.values, limit)):
+    if where.only_bases and limit and (first := _first(connection, query, in_order, where.values, limit)):
         return first, True
     found = {row[0] for row in connection.execute(some, (query, -1))}
-    every = (row[0] for row in connection.execute(by_name, where.values))
+    every = (row[0] for row in connection.execute(in_order, where.values))
     most = limit and max(limit, _MOST_READ + 1)
     listed = list(islice((number for number in every if number in found), most))
     return listed, len(listed) > _MOST_READ
 
 
-def _first(connection: sqlite3.Connection, query: str, by_name: str, values: Sequence[object], limit: int) -> list[int]:
-    """Return the first builds by name that match; none if fewer than `limit` are among the first names.
+def _sorted(connection: sqlite3.Connection, numbers: Sequence[int], order: str) -> list[int]:
+    sql = f"SELECT rowid FROM builds WHERE rowid IN (SELECT value FROM json_each(?)) ORDER BY {order}"
+    return [row[0] for row in connection.execute(sql, (json.dumps([*numbers]),))]
 
-    An index in memory of only these names answers, as the whole one gives no order but that of the rows.
+
+def _first(
+    connection: sqlite3.Connection, query: str, in_order: str, values: Sequence[object], limit: int
+) -> list[int]:
+    """Return the first builds that match; none if fewer than `limit` are among the first of all.
+
+    An index in memory of only these builds answers, as the whole one gives no order but that of the rows.
     """
+    if limit > _MOST_TRIED:
+        return []
     one, tried = f"SELECT {_ALL} FROM builds_fts WHERE rowid = ?", list[int]()
-    names = connection.execute(f"{by_name} LIMIT ?", (*values, _MOST_TRIED))
+    names = connection.execute(f"{in_order} LIMIT ?", (*values, _MOST_TRIED))
     with contextlib.closing(sqlite3.connect(":memory:")) as few:
         few.execute(_TABLE)
         while some := [row[0] for row in names.fetchmany(2 * limit)]:
