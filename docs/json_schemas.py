@@ -130,7 +130,8 @@ def page_of(chapters: Mapping[str, Mapping[str, Any]]) -> str:
         documents = rows.setdefault(command, [])
         if text not in documents:
             documents.append(text)
-    return "\n".join(["| command | document |", "| --- | --- |", *(f"| {c} | {'; '.join(d)} |" for c, d in rows.items())])
+    table = [f"| {command} | {'; '.join(documents)} |" for command, documents in rows.items()]
+    return "\n".join(["| command | document |", "| --- | --- |", *table])
 
 
 def _text(schema: Schema) -> str:
