@@ -34,7 +34,6 @@ SKIPPED = {
     r"adapt push (?!.*--dry-run)\S+ --to (?!\.)\S+/\S+.*": "needs a server",
     r"adapt install (?!.*--(from|offline))'?\w+/.*": "needs a server",
     r"adapt (info \w+/|mirror ).*": "needs a server",
-    r"adapt search .*--remote .*": "needs a server",
     r"adapt remote login .*": "needs a token",
     r"(.*\bpip\b|python3? -m venv|uv ).*": "sets up an environment; `.ci/run` does the README's",
     r"eval \"\$\(adapt help completion .*": "is for an interactive shell",
