@@ -35,6 +35,8 @@ _MASKS = (
     (re.compile(r"(?<=/_xet/)[0-9a-f]{32}"), "SPACE"),
     (re.compile(r"(?<=/_lfs/object/)[^\"]+|(?<=/_lfs/file/)[^\"]+"), lambda found: f"LINK-{len(found[0])}"),
     (re.compile(r"(?<=\"number\":)1\d{15}|(?<=\"exp\":)\d{10}|(?<=\"id\":)(?:1\d{15}|[1-9]\d{8}(?!\d))"), "NUMBER"),
+    (re.compile(r'(?<=<td class="num">)\d+(?=</td>\n<td>)|(?<=revoke-)\d+|(?<=Revoke token )\d+'), "COUNTED"),
+    (re.compile(r'(?<=name="number" value=")\d+'), "COUNTED"),  # tokens have the numbers of one count on the server
     (re.compile(r"evt_[0-9a-f]{32}|(?<=\"next\":)1\d{15}"), "EVENT"),
     (re.compile(r"(hf_)?adp_[a-z2-7]{32}_[0-9a-f]{8}|whsec_[A-Za-z0-9+/=]+|eyJ[\w.-]+"), "TOKEN"),
 )
