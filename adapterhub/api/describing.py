@@ -191,11 +191,12 @@ def shown_build(
     base: BaseSpec | None = None,
     *,
     offline: bool = False,
+    is_near: bool = False,
 ) -> Shown:
     """Everything about an installed build, which `spec` named.
 
     Looks up on its server whether the build is yanked; with `offline` or without an answer, uses the server's last
-    answer.
+    answer. With `is_near`, its lineage ends at its parents, and its users are the next ones.
     """
     from adapterhub.distribution.withdrawal import why_withdrawn
     from adapterhub.projects.tree import Uses
@@ -206,7 +207,7 @@ def shown_build(
     publication = library.heads.publication(origin, build.manifest)
     lineage = lineage_of(session)
     try:
-        uses = Uses(session.root, lineage).of(digest)
+        uses = Uses(session.root, lineage, is_near=is_near).of(digest)
     except StoreLocked as error:
         uses = ()
         session.out.warn(error.message)
@@ -215,7 +216,7 @@ def shown_build(
         origin=origin.place if origin else None,
         yanked=why_withdrawn(library, build, None if offline else session.place_source),
         signature=_signature(library, build, library.origins.place_of(digest, build.full_name)),
-        node=lineage.node(digest),
+        node=lineage.near(digest) if is_near else lineage.node(digest),
         used_by=uses,
         aliases=tuple(library.aliases.by_build(build.full_name).get((build.full_name, digest), [])),
         policy_refusal=_policy_refusal(session, library, build),

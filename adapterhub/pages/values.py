@@ -496,7 +496,10 @@ class Relative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineagePage:
-    """The relatives of one build. `inherited` are licences and yanks of its ancestors, however far up."""
+    """The relatives of one build. `inherited` are licences and yanks of its ancestors, however far up.
+
+    `left_out` says in sentences what of them the page does not show.
+    """
 
     repo: str
     version: str
@@ -506,6 +509,7 @@ class LineagePage:
     others: tuple[Relative, ...]
     inherited: tuple[Relative, ...]
     tabs: tuple[Link, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,8 @@ from adapterhub.weights.recipes.toml import Inner, Leaf, MergeStep
 Kind = Literal["project", "alias", "merge", "process"]
 
 _MOST_LEVELS: Final = 16
+MOST_NEAR: Final = 100
+"""So many of the merges that are made from an adapter are looked at where a page tells who needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,11 @@ class Holding:
 class Uses:
     """Everything that needs adapters of the library under `root`; read on first use."""
 
-    def __init__(self, root: Path, lineage: Lineage) -> None:
+    def __init__(self, root: Path, lineage: Lineage, *, is_near: bool = False) -> None:
+        """With `is_near`, a merge is a reason without its own reasons, and at most `MOST_NEAR` of them are."""
         self._root = root
         self._lineage = lineage
+        self._is_near = is_near
 
     @cached_property
     def projects(self) -> Sequence[Holding]:
@@ -101,9 +105,14 @@ class Uses:
     def _of_merges(self, digest: str, level: int) -> Iterator[Use]:
         if level > _MOST_LEVELS:
             return
-        for row, weight in self._lineage.children(digest):
+        if self._is_near:
+            made: Iterable[tuple[BuildRow, float]] = self._lineage.newest_children(digest, MOST_NEAR, MOST_NEAR)[0]
+        else:
+            made = self._lineage.children(digest)
+        for row, weight in made:
             who, why = f"{row.full_name}=={row.version}", f"was merged from it ({weight:g} x)"
-            yield Use(kind="merge", who=who, why=why, digest=row.digest, uses=self.of(row.digest, level=level + 1))
+            uses = () if self._is_near else self.of(row.digest, level=level + 1)
+            yield Use(kind="merge", who=who, why=why, digest=row.digest, uses=uses)
 
     def _of_processes(self, digest: str) -> Iterator[Use]:
         for claim in self.processes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlencode
@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     from adapterhub.api.pages.source import LibrarySource
     from adapterhub.library.store.catalog import Installed
     from adapterhub.pages.page import PageQuery
+    from adapterhub.projects.tree import Use
 
 _ANSWERS: Final = 5
+_USERS: Final = 25
 _VERSIONS: Final = 100
 _TEXT_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 18
@@ -52,7 +54,7 @@ def adapter_page(here: LibrarySource, asked: PageQuery) -> AdapterPage:
     repo = asked.repo
     build = here.build(repo, asked.query.get("build", ""))
     spec = AdapterSpec.parse(build.spec)
-    shown = shown_build(here.library.session, here.library, build, spec, offline=True)
+    shown = shown_build(here.library.session, here.library, build, spec, offline=True, is_near=True)
     manifest = build.manifest
     revision = manifest.digest.removeprefix("sha256:")
     aliases = ask(here.library.session, lambda index: index.aliases())
@@ -66,7 +68,7 @@ def adapter_page(here: LibrarySource, asked: PageQuery) -> AdapterPage:
         "Modules": ", ".join(manifest.target_modules),
         "Licence": manifest.license or "",
         "Merged from": ", ".join(f"{parent.label} times {parent.weight:g}" for parent in shown.node.parents),
-        "Used by": "; ".join(f"{use.who} ({use.why})" for use in shown.used_by),
+        "Used by": _used_by(shown.used_by),
         "From": shown.origin or "",
         "Folder": str(build.folder),
     }
@@ -222,6 +224,12 @@ def _file(here: LibrarySource, asked: PageQuery) -> tuple[Installed, FileLine]:
     if entry is None:
         raise NotFound(f"no file `{shown(path, 200)}`")
     return build, entry
+
+
+def _used_by(uses: Sequence[Use]) -> str:
+    """Return who needs a build, and how many more."""
+    some = "; ".join(f"{use.who} ({use.why})" for use in uses[:_USERS])
+    return f"{some}; and {len(uses) - _USERS} or more others" if len(uses) > _USERS else some
 
 
 def _badges(shown: Shown) -> Iterator[Badge]:

@@ -21,7 +21,7 @@ from adapterhub.library.store.rows import Filters
 from adapterhub.pages.figures import verdict_badge
 from adapterhub.pages.local_values import BaseGroup, LibraryLine, LibraryPage, UpdatesPage
 from adapterhub.pages.values import Badge, Link
-from adapterhub.projects.tree import Uses
+from adapterhub.projects.tree import MOST_NEAR, Uses
 
 if TYPE_CHECKING:
     from adapterhub.api.pages.source import LibrarySource
@@ -104,7 +104,7 @@ class _Groups:
             self._counts[key] += one.builds
             self._declared.setdefault(key, []).append(one.weights)
         self.count = len(self._declared)
-        self._uses = Uses(session.root, lineage_of(session))
+        self._uses = Uses(session.root, lineage_of(session), is_near=True)
         self._results = KeptResults(here.library.store)
         self._noted = here.library.yanks.noted()
         # of several offers for a build, the first
@@ -183,7 +183,8 @@ def _who(kind: str, names: Collection[str]) -> str:
     """`alias prod`, `2 aliases`, `1 project`."""
     if len(names) == 1:
         return f"alias {min(names).rpartition('@')[2]}" if kind == "alias" else f"1 {kind}"
-    return f"{len(names)} {kind}{'es' if kind.endswith('s') else 's'}"
+    more = "+" if len(names) == MOST_NEAR else ""
+    return f"{len(names)}{more} {kind}{'es' if kind.endswith('s') else 's'}"
 
 
 def _has_weights(base: BaseRow | None) -> bool:

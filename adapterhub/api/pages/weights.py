@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
@@ -61,12 +62,16 @@ if TYPE_CHECKING:
     from adapterhub.formats.derived.record import DerivedRecord, EngineRecord
     from adapterhub.library.store.catalog import Installed
     from adapterhub.library.store.rows import BuildRow
-    from adapterhub.library.upkeep.lineage import Node
+    from adapterhub.library.upkeep.lineage import Lineage, Node
     from adapterhub.pages.page import PageQuery
 
 _MOST_POINTS: Final = 60
 _LISTED: Final = 20
 _MOST_ALIKE: Final = 5
+_MOST_LIKE: Final = 120
+"""So many of the newest builds of a base are compared with one."""
+_MOST_RELATIVES: Final = 100
+_OF_A_NAME: Final = 25
 _TIME_S: Final = 20.0
 _RETRY_S: Final = 2
 _BASE: Final = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
@@ -134,18 +139,29 @@ def lineage_page(here: LibrarySource, asked: PageQuery) -> LineagePage:
     repo = asked.repo
     build = here.build(repo, asked.query.get("version", ""))
     digest, lineage = build.manifest.digest, lineage_of(here.library.session)
-    node = lineage.node(digest)
-    mine = lineage.row(digest)
-    others, (alike, parts) = list(_others(here, mine)) if mine else [], _alike(here, build)
+    node, mine = lineage.near(digest), lineage.row(digest)
+    children, more_children = lineage.newest_children(digest, _OF_A_NAME, _MOST_RELATIVES)
+    parents, more_parents = node.parents[:_MOST_RELATIVES], max(len(node.parents) - _MOST_RELATIVES, 0)
+    kin = [*(row for row, _ in children), *filter(None, (lineage.row(one.digest or "") for one in parents))]
+    others, (alike, parts, is_all) = list(_others(here, mine)) if mine else [], _alike(here, build, kin)
+    inherited, is_end = _above(here, lineage, digest)
+    left_out = {
+        f"{more_children:,} more were made from it.": more_children > 0,
+        f"It was made from {more_parents:,} more.": more_parents > 0,
+        f"Only the nearest {_MOST_RELATIVES} of its ancestors were looked at.": not is_end,
+        f"Likeness was looked for among the newest {_MOST_LIKE} for its base; `adapt compare {build.spec}`"
+        " looks at all.": not is_all,
+    }
     return LineagePage(
         repo=repo,
         version=build.manifest.version,
         url=f"/{repo}/{_digits(digest)}",
-        parents=(*(_relative(here, build.manifest.relation, one) for one in node.parents), *parts),
-        children=tuple(_row(row, "made from it", weight) for row, weight in lineage.children(digest)),
+        parents=(*(_relative(here, build.manifest.relation, one) for one in parents), *parts),
+        children=tuple(_row(row, "made from it", weight) for row, weight in children),
         others=(*others, *(one for one in alike if one.digest not in {other.digest for other in others})),
-        inherited=tuple(one for one in _above(here, node) if one.license),
+        inherited=tuple(one for one in inherited if one.license),
         tabs=head_of(build, "lineage").tabs,
+        left_out=tuple(text for text, is_so in left_out.items() if is_so),
     )
 
 
@@ -343,10 +359,20 @@ def _relative(here: LibrarySource, relation: str, node: Node) -> Relative:
     )
 
 
-def _above(here: LibrarySource, node: Node) -> Iterator[Relative]:
-    for parent in node.parents:
-        yield _relative(here, "made from", parent)
-        yield from _above(here, parent)
+def _above(here: LibrarySource, lineage: Lineage, digest: str) -> tuple[list[Relative], bool]:
+    """Return the ancestors, the nearest first and each once, and whether they are all."""
+    found: dict[str, Relative] = {}
+    waiting = [digest]
+    for one in waiting:
+        for parent in lineage.near(one).parents:
+            key = parent.digest or parent.label
+            if key in found:
+                continue
+            if len(found) == _MOST_RELATIVES:
+                return [*found.values()], False
+            found[key] = _relative(here, "made from", parent)
+            waiting += [parent.digest] if parent.digest else []
+    return [*found.values()], True
 
 
 def _others(here: LibrarySource, mine: BuildRow) -> Iterator[Relative]:
@@ -362,19 +388,31 @@ def _others(here: LibrarySource, mine: BuildRow) -> Iterator[Relative]:
                 yield _row(row, relation)
 
 
-def _alike(here: LibrarySource, build: Installed) -> tuple[list[Relative], list[Relative]]:
-    """Return builds whose update is the same, negated or near, and those that it is a sum of and does not declare."""
+def _alike(
+    here: LibrarySource, build: Installed, kin: Sequence[BuildRow]
+) -> tuple[list[Relative], list[Relative], bool]:
+    """Return builds whose update is the same, negated or near, and those that it is a sum of and does not declare.
+
+    They are looked for in `kin` and the newest of its base; the last value is whether these are all.
+    """
     from adapterhub.formats.derived.likeness import NEAR
     from adapterhub.library.find.likeness import similar_to
 
+    newest = Filters(sort="date", limit=_MOST_LIKE + 1)
+    if build.base.fingerprint is not None:
+        newest = replace(newest, bases=(build.base.fingerprint.weights,))
+    rows = ask(here.library.session, lambda index: index.search(newest))
+    among = [*{row.digest: row for row in (*kin, *rows[:_MOST_LIKE])}.values()]
+    is_all = len(rows) <= _MOST_LIKE
     try:
         with _deriving, extra_named("like updates"):
-            found = similar_to(here.library, build, above=NEAR, most_made=_MOST_POINTS)
+            found = similar_to(here.library, build, above=NEAR, most_made=_MOST_POINTS, among=among, most=_LISTED)
     except AdapterHubError:  # it has no update to compare
-        return [], []
+        return [], [], True
     alike = [_row(one.build, f"{one.kind}: cosine {one.cosine:.4f}") for one in found.similar]
     undeclared = [one for one in found.parents if not one.declared]
-    return alike, [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
+    parts = [_row(one.build, "a part of it by its weights, not declared", one.weight) for one in undeclared]
+    return alike, parts, is_all
 
 
 def _points(here: LibrarySource, rows: Sequence[BuildRow]) -> Iterator[MapPoint]:

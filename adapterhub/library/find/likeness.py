@@ -33,7 +33,7 @@ from adapterhub.formats.derived.likeness import (
 )
 from adapterhub.formats.derived.reading import AdapterUpdates
 from adapterhub.formats.documented import Documented
-from adapterhub.library.find.sketching import sketches, updates_of
+from adapterhub.library.find.sketching import sketches, sketches_of, updates_of
 from adapterhub.library.installed import InstalledBuilds
 from adapterhub.library.store.catalog import Installed
 from adapterhub.library.store.rows import BuildRow, SketchRow
@@ -133,11 +133,14 @@ def similar_to(
     with_parents: bool = True,
     most_made: int | None = None,
     progress: Progress | None = None,
+    among: Sequence[BuildRow] | None = None,
+    most: int = MOST_COMPARED,
 ) -> Likeness:
     """Return the installed builds whose update is like that of a build or of the adapter in a folder.
 
-    Lists cosines of at least `above`, from 0 to 1, and negated updates as much; at most `MOST_COMPARED` of them. Of the
-    sketches that are missing it makes at most `most_made`; builds without one are passed over.
+    Lists cosines of at least `above`, from 0 to 1, and negated updates as much; at most `most` of them. Of the sketches
+    that are missing it makes at most `most_made`; builds without one are passed over. With `among`, only these builds
+    are compared.
 
     Raises:
         UsageProblem: `above` is out of bounds.
@@ -146,7 +149,11 @@ def similar_to(
     """
     if not 0 <= above <= 1:
         raise UsageProblem(f"`above` {above}: expected a cosine from 0 to 1")
-    known, rows = sketches(library, progress, most_made=most_made)
+    if among is None:
+        known, rows = sketches(library, progress, most_made=most_made)
+    else:
+        rows = {row.digest: [row] for row in among}
+        known = sketches_of(library, among, progress, most_made=most_made)
     build = adapter if isinstance(adapter, Installed) else None
     digests = build.manifest.digests if build is not None else None
     with updates_of(build.folder if build is not None else Path(str(adapter)), digests) as updates:
@@ -159,7 +166,7 @@ def similar_to(
         own, rank = build.manifest.digest if build is not None else None, max(m.rank for m in updates.modules.values())
         others = [one for one in known.values() if one.sketch and one.digest != own]
         seeker = _Seeker(library, updates, build, rows)
-        found = seeker.near(sketch, others, above)
+        found = seeker.near(sketch, others, above, most)
         explained: tuple[tuple[PartOf, ...], float | None] = ((), None)
         if with_parents:
             same = {one.build.digest for one in found if abs(one.cosine) >= SAME}
@@ -189,12 +196,14 @@ class _Seeker:
         weights = build.base.fingerprint.weights if build is not None and build.base.fingerprint else None
         self._bases = library.catalog.read(lambda index: index.equivalents(weights)) if weights else None
 
-    def near(self, sketch: bytes, others: Sequence[SketchRow], above: float) -> list[Similar]:
+    def near(
+        self, sketch: bytes, others: Sequence[SketchRow], above: float, most: int = MOST_COMPARED
+    ) -> list[Similar]:
         """Those whose exact cosine may be `above`, the greatest first."""
         if not others:
             return []
         estimates = Sketches([one.sketch for one in others]).cosines(sketch).tolist()
-        proposed = sorted(zip(estimates, others, strict=True), key=lambda pair: -abs(pair[0]))[:MOST_COMPARED]
+        proposed = sorted(zip(estimates, others, strict=True), key=lambda pair: -abs(pair[0]))[:most]
         least = above - _error_at(above)
         found = [
             self.beside(self._rows[other.digest][0], estimate) for estimate, other in proposed if abs(estimate) >= least

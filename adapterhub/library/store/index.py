@@ -278,6 +278,18 @@ class Index:
         with self._reading() as connection:
             return [BuildRow._make(row) for row in connection.execute(sql, (digest,))]
 
+    def newest_children(self, digest: str, of_name: int, most: int) -> tuple[list[BuildRow], int]:
+        """Return the newest children of a build, at most so many of each name and in all, and how many there are."""
+        columns = ", ".join(_COLUMNS)
+        of_each = "row_number() OVER (PARTITION BY namespace, name ORDER BY added_at DESC, digest) AS place"
+        made = "FROM made_from JOIN builds ON builds.rowid = child WHERE parent = ?"
+        chosen = f"SELECT number FROM (SELECT child AS number, {of_each} {made}) WHERE place <= ?"
+        sql = f"SELECT {columns} FROM builds WHERE rowid IN ({chosen}) ORDER BY {ORDER} LIMIT ?"
+        with self._reading() as connection:
+            rows = [BuildRow._make(row) for row in connection.execute(sql, (digest, of_name, most))]
+            count = connection.execute("SELECT count(*) FROM made_from WHERE parent = ?", (digest,)).fetchone()[0]
+            return rows, int(count)
+
     def parents(self) -> set[str]:
         """Return the digests of all that an installed build was made from."""
         with self._reading() as connection:

@@ -58,6 +58,10 @@ class EmptyIndex:
         """None."""
         return []
 
+    def newest_children(self, digest: str, of_name: int, most: int) -> tuple[list[BuildRow], int]:  # noqa: ARG002 - as Index
+        """None."""
+        return [], 0
+
     def parents(self) -> set[str]:
         """None."""
         return set()

@@ -133,12 +133,24 @@ class Lineage:
         """Installed merges made directly from the adapter, each with the adapter's weight."""
         if "rows" in vars(self) and digest not in self._parents_of_any:  # every build is asked about, one by one
             return
-        for row in self._ask(lambda index: index.children(digest)):
+        yield from self._weighed(digest, self._ask(lambda index: index.children(digest)))
+
+    def _weighed(self, digest: str, rows: Iterable[BuildRow]) -> Iterator[tuple[BuildRow, float]]:
+        for row in rows:
             self._rows.setdefault(row.digest, row)
             if (manifest := self._manifest(row.digest)) is not None:
                 weights = [parent.weight for parent in manifest.parents if parent.digest == digest]
                 if weights:
                     yield row, sum(weights)
+
+    def newest_children(self, digest: str, of_name: int, most: int) -> tuple[list[tuple[BuildRow, float]], int]:
+        """Return the newest of `children`, at most so many of each name and in all, and how many are left out."""
+        rows, count = self._ask(lambda index: index.newest_children(digest, of_name, most))
+        return [*self._weighed(digest, rows)], count - len(rows)
+
+    def near(self, digest: str) -> Node:
+        """Return the adapter with that manifest, and only its parents of its ancestors."""
+        return self.node(digest, level=MOST_LEVELS - 1)
 
     def roots(self) -> list[BuildRow]:
         """Installed builds that no installed merge was made from, in the order of the index."""
