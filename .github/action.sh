@@ -36,4 +36,7 @@ if [ "$TEST" = true ]; then
   check adapt test --all --junit "$reports/tests.xml" "${words[@]}"
   echo "junit=$reports/tests.xml" >> "$GITHUB_OUTPUT"
 fi
+while read -ra words <&3; do
+  if [ $failed = 0 ] && [ ${#words[@]} -gt 0 ]; then check adapt push "${words[@]}"; fi
+done 3<<< "$PUSH"
 exit $failed

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from adapterhub_registry.operations.far import FarPublishers
 
 from adapterhub import Library
+from adapterhub.inference.serving.process import free_port
+from tests.registry.issuer import REQUEST_TOKEN, issuing
+from tests.registry.running import running
 from tests.support.command_line import Adapt
 from tests.support.tiny import make_adapter, make_base
 
@@ -44,8 +48,10 @@ def environment(project: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "ADAPTERHUB_HOME": home, "PYTHONPATH": f"{ROOT}"}
 
 
-def run_action(project: Path, **inputs: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str], str]:
-    """The second step of the action, with its defaults where `inputs` says nothing; the outputs and the summary."""
+def run_action(
+    project: Path, job: dict[str, str] | None = None, **inputs: str
+) -> tuple[subprocess.CompletedProcess[str], dict[str, str], str]:
+    """Run the second step with its defaults and `inputs`, as a job with these variables; the outputs and the summary."""
     step = ACTION["runs"]["steps"][1]
     values = {name: one["default"] for name, one in ACTION["inputs"].items()} | {"project": str(project)} | inputs
     given = {
@@ -56,7 +62,7 @@ def run_action(project: Path, **inputs: str) -> tuple[subprocess.CompletedProces
     runner = {name: str(path) for name, path in files.items()} | {"RUNNER_TEMP": str(project.parent / "temp")}
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
-        env=environment(project) | given | runner, capture_output=True, text=True, check=False,
+        env=environment(project) | given | runner | (job or {}), capture_output=True, text=True, check=False,
     )  # fmt: skip
     outputs = dict(line.split("=", 1) for line in files["GITHUB_OUTPUT"].read_text().splitlines())
     return done, outputs, files["GITHUB_STEP_SUMMARY"].read_text()
@@ -83,6 +89,36 @@ def test_the_action_goes_on_after_a_failure_and_ends_with_its_code(project: Path
     assert "exit code 2 |" in summary  # `;` and what follows are words to `adapt audit`
     assert not (project / "never").exists()
     assert set(outputs) == {"sarif"}
+
+
+@pytest.mark.slow
+def test_the_action_publishes_what_passed_without_a_secret(project: Path, tmp_path: Path) -> None:
+    port = free_port("127.0.0.1")
+    url = f"http://127.0.0.1:{port}"
+    with issuing() as issuer, running(tmp_path / "registry", port=port, public_url=url) as server:
+        issuer.claims = {"repository": "acme/training", "ref": "refs/tags/v1.0.0"}
+        FarPublishers(url, server.token).add("acme/legal-qa", issuer.url, {"repository": "acme/training"})
+        job = {
+            "HF_HUB_OFFLINE": "0",
+            "ACTIONS_ID_TOKEN_REQUEST_URL": f"{issuer.url}/job/id?api-version=2.0",
+            "ACTIONS_ID_TOKEN_REQUEST_TOKEN": REQUEST_TOKEN,
+        }
+        pushes = (
+            f"legal-qa@base-7b --to acme/legal-qa --remote {url}\n\nlegal-qa@base-7b --to acme/other --remote {url}\n"
+        )
+        asked = {"audit-options": "--offline", "push": pushes}
+
+        failed, _, _ = run_action(project, job, **asked | {"sync-options": "--no-such-option"})
+        before = server.get("/api/adapt/v1/adapters/acme/legal-qa/versions").status_code
+        done, _, summary = run_action(project, job, **asked)
+        (made,) = server.get("/api/adapt/v1/adapters/acme/legal-qa/versions").json()["versions"]
+
+    assert (failed.returncode, before) == (2, 404)
+    assert made["publisher"]["claims"]["repository"] == "acme/training"
+    assert f"| `adapt push legal-qa@base-7b --to acme/legal-qa --remote {url}` | ok |" in summary
+    assert "--to acme/other" in done.stdout  # the job may publish to one repository only
+    assert done.returncode not in {0, 1}
+    assert "Nothing was sent" in done.stderr
 
 
 def test_the_action_installs_the_version_and_extras_that_it_is_given(tmp_path: Path) -> None:
