@@ -258,7 +258,9 @@ def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
     status = 422 if request.url.path.startswith(ADAPT_PREFIX) else 400
-    return HttpRefusal(status, "BadRequest", "; ".join(shown(text, 200) for text in problems[:5])).response()
+    return HttpRefusal(
+        status, "BadRequest", f"expected other parameters: {'; '.join(shown(text, 200) for text in problems[:5])}"
+    ).response()
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

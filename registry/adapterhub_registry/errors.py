@@ -78,6 +78,44 @@ def forbidden(message: str) -> HttpRefusal:
     return HttpRefusal(403, "Forbidden", message)
 
 
+SEE_ROUTES = "see the reference of the registry's API"
+
+
+def no_such_route() -> HttpRefusal:
+    """404: no route has this path."""
+    return HttpRefusal(404, "NotFound", f"no such route; {SEE_ROUTES}")
+
+
+def sign_in_refused(why: str) -> HttpRefusal:
+    """403: a person cannot sign in at the issuer."""
+    message = f"the sign-in was refused: {why}; sign in again, or ask the administrator of the registry"
+    return HttpRefusal(403, "SignInRefused", message)
+
+
+def identity_refused(why: str) -> HttpRefusal:
+    """403: an identity token is not one that may publish."""
+    message = f"the identity token was refused: {why}; `adapt registry publishers` lists who may publish"
+    return HttpRefusal(403, "IdentityRefused", message)
+
+
+def name_reserved(name: str) -> HttpRefusal:
+    """400: the namespace is kept for the server, or for the public Hub."""
+    namespace = name.partition("/")[0]
+    return bad_request(f"repository `{name}`: the namespace `{namespace}` is reserved; choose another namespace")
+
+
+def build_not_found(repo_id: str, version: str) -> HttpRefusal:
+    """404: the repository has no build of that version."""
+    message = f"`{repo_id}` has no build {shown(version)}; `adapt info {repo_id}` shows the newest"
+    return HttpRefusal(404, "VersionNotFound", message)
+
+
+def quota_exceeded(state: str) -> HttpRefusal:
+    """400: a namespace or a user has used up a quota of this server."""
+    message = f"quota reached: {state}; delete what is not needed, or ask the operator for a higher `--limit`"
+    return HttpRefusal(400, "QuotaExceeded", message)
+
+
 def repo_not_found(repo_id: str) -> HttpRefusal:
     """404: no such repository, or one that this caller may not see; the answers are the same."""
     return HttpRefusal(
@@ -189,5 +227,5 @@ def refusal_of(error: AdapterHubError) -> HttpRefusal:
     """Return the refusal that stands for an error of the library."""
     for kind, status, code in _STATUS_OF:
         if isinstance(error, kind):
-            return HttpRefusal(status, code, error.message)
+            return HttpRefusal(status, code, error.message, body={"hint": error.hint} if error.hint else {})
     return HttpRefusal(500, "InternalError", error.message)

@@ -7,7 +7,7 @@ from typing import NewType
 
 from adapterhub.core.errors import SpecError, shown
 from adapterhub.core.specs import version_key
-from adapterhub_registry.errors import HttpRefusal, bad_request, out_of_bounds, repo_not_found
+from adapterhub_registry.errors import HttpRefusal, bad_request, name_reserved, out_of_bounds, repo_not_found
 
 RepoId = NewType("RepoId", str)
 """`namespace/name`; only `parse_repo_id` makes one."""
@@ -60,7 +60,7 @@ def parse_repo_id(namespace: str, name: str) -> RepoId:
     if name.endswith(".git") or namespace.endswith(".git"):
         raise bad_request(f"repository `{shown(text)}`: a name cannot end in `.git`; choose another name")
     if namespace.lower() in RESERVED_NAMESPACES:
-        raise bad_request(f"repository `{shown(text)}`: the namespace `{namespace}` is reserved")
+        raise name_reserved(shown(text))
     return RepoId(text)
 
 

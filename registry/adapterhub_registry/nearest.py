@@ -179,7 +179,7 @@ class Nearest:
             return False
         is_here = has_model(self._root)
         if by == "meaning" and not is_here:
-            raise bad_request("by=meaning: this server lacks the model; by=words searches by words")
+            raise bad_request("by=meaning: this server lacks the model; search with by=words")
         is_ready = is_here and self._read(connection) is not None
         if by == "meaning" and not is_ready:
             raise busy("by=meaning: this server makes its index of vectors; try again, or search by=words")

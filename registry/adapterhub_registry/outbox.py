@@ -273,7 +273,9 @@ def check_url(url: str, allowed: tuple[Network, ...]) -> None:
     try:
         place = urlsplit(url)
     except ValueError:  # brackets around what is no address
-        raise NotAllowed(f"webhook URL `{shown(url)}`: the host is not an address; nothing was changed") from None
+        raise NotAllowed(
+            f"webhook URL `{shown(url)}`: expected an address in the brackets; nothing was changed"
+        ) from None
     host = place.hostname or ""
     try:
         address = ipaddress.ip_address(host)

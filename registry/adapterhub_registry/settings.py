@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import CHECK_FILE, UsageProblem, shown
 from adapterhub.core.limits import parse_amount
 from adapterhub.formats.treelog import LogKey
 
@@ -225,7 +225,7 @@ def _secret(path: Path) -> bytes:
     try:
         secret = read_plain(path, _SECRET_LIMIT_BYTES)
     except OSError as error:
-        raise UsageProblem(f"`{shown(str(path))}`: {error.strerror}") from None
+        raise UsageProblem(f"`{shown(str(path))}`: {error.strerror}", hint=CHECK_FILE) from None
     if len(secret) != SECRET_BYTES:
         raise UsageProblem(
             f"`{shown(str(path))}`: expected {SECRET_BYTES} bytes, found {len(secret)}",
@@ -238,7 +238,7 @@ def _read_secret(path: Path) -> bytes:
     try:
         secret = read_plain(path, _SECRET_LIMIT_BYTES).strip()
     except OSError as error:
-        raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}") from None
+        raise UsageProblem(f"secret file `{shown(str(path))}`: {error.strerror}", hint=CHECK_FILE) from None
     if not SECRET_BYTES <= len(secret) <= _SECRET_LIMIT_BYTES:
         raise UsageProblem(
             f"secret file `{shown(str(path))}`: expected {SECRET_BYTES} to {_SECRET_LIMIT_BYTES} bytes, "

@@ -37,7 +37,15 @@ from adapterhub_registry.database.db import (
 )
 from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.steps import Leftover
-from adapterhub_registry.errors import HttpRefusal, bad_request, conflict, forbidden, out_of_bounds, too_large
+from adapterhub_registry.errors import (
+    HttpRefusal,
+    bad_request,
+    build_not_found,
+    conflict,
+    forbidden,
+    out_of_bounds,
+    too_large,
+)
 from adapterhub_registry.names import KEY_NAME, PART, key_of_version
 from adapterhub_registry.storage.blobs import BlobStore
 
@@ -110,7 +118,10 @@ def change_rule(
             hint = "choose another name, or remove that key first: `--distrust NAME`"
             raise Conflict(f"`{namespace}` has another key `{name}`; nothing was changed", hint=hint)
     if len({key.fingerprint for key in keys.values()}) < len(keys):
-        raise Conflict(f"`{namespace}` has one of these keys under another name; nothing was changed")
+        raise Conflict(
+            f"`{namespace}` has one of these keys under another name; nothing was changed",
+            hint=f"`adapt registry tests {namespace}` lists its keys",
+        )
     if len(keys) > MOST_KEYS:
         raise UsageProblem(f"`{namespace}` would have {len(keys)} keys, expected at most {MOST_KEYS}")
     wanted = NamespaceRule(
@@ -202,7 +213,7 @@ def digest_of_version(connection: Connection, repo: Row[Any], version: str) -> s
         row = connection.execute(select(adapters.c.version, adapters.c.digest).where(head)).one_or_none()
         found = row.digest if row is not None and key and key_of_version(row.version) == key else None
     if found is None:
-        raise HttpRefusal(404, "VersionNotFound", f"`{repo.full_name}` has no build {shown(version)}")
+        raise build_not_found(repo.full_name, version)
     return str(found)
 
 
@@ -225,14 +236,17 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
     bundle, said = _parsed_result(raw)
     if hex_of(said.manifest) != digest:
         raise out_of_bounds(
-            f"the result is about {said.manifest[:19]}…; {version} of `{repo.full_name}` is {digest[:12]}…"
+            f"the result is about {said.manifest[:19]}…, expected {digest[:12]}…, as {version} of `{repo.full_name}`"
         )
     if said.time > time.time() + CLOCKS_DIFFER_S:
         raise out_of_bounds("the result is dated in the future; check the tester's clock")
     rule, hint = rule_of(connection, repo.namespace), hex_of(bundle.hint)
     known = rule.key_of(digest_in(hint))
     if known is not None and not _is_by(bundle, known):
-        raise forbidden(f"the result was not made with the key `{known.name}` that it names: it is forged")
+        raise forbidden(
+            f"the result was not made with the key `{known.name}` that it names: it is forged;"
+            " make one with `adapt test --sign`"
+        )
     if known is None and rule.keys_only:
         raise forbidden(
             f"`{repo.namespace}` stores only results by its own keys, and key {hint[:12]}… is not one of them; "
@@ -240,7 +254,8 @@ def take(connection: Connection, repo: Row[Any], version: str, raw: bytes, *, by
         )
     if known is None and not may_write:
         raise forbidden(
-            f"{hint[:12]}… is not a key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`"
+            f"{hint[:12]}… is not a key of `{repo.namespace}`, and the token cannot change `{repo.full_name}`;"
+            f" wait until an owner of `{repo.namespace}` adds the key"
         )
     lock_name(connection, f"results of {repo.id}")
     mine = (results.c.repo_id == repo.id) & (results.c.manifest == digest)
@@ -349,7 +364,7 @@ def _parsed_result(raw: bytes) -> tuple[Bundle, Attested]:
         bundle = Bundle.parse(raw)
         return bundle, Attested.parse(bundle.payload)
     except ValueError as error:
-        raise bad_request(f"the result {shown(str(error), 200)}") from None
+        raise bad_request(f"the result {shown(str(error), 200)}; make it with `adapt test --sign`") from None
 
 
 def _is_by(bundle: Bundle, key: TesterKey) -> bool:
@@ -379,7 +394,7 @@ def _check_room(there: Sequence[str], hint: str, rule: NamespaceRule) -> None:
     for which, (count, most) in bounds.items():
         if count >= most:
             raise HttpRefusal(
-                413, "TooMany", f"this build has {count} results {which}, which is the most; none was stored"
+                413, "TooMany", f"this build has {count} results {which}, expected at most {most}; none was stored"
             )
 
 

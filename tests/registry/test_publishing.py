@@ -190,7 +190,7 @@ def test_weights_that_change_while_they_are_sent_make_no_version(
         (body(files={CARD_FILE: b"x"}), 400, "the manifest of the version"),
         (body(files={}), 400, "files"),
         (body() + b"!", 400, "no byte after the last file"),
-        (body()[:-1], 400, "2 were announced"),
+        (body()[:-1], 400, "expected 2 as announced"),
         (body()[:-2] + b"[]", 400, "digest"),
         (body(files={MANIFEST_FILE: b"{}", CARD_FILE: b"a" * (9 << 20)}), 413, "limit"),
         (body(), 400, "expected an adapter"),

@@ -29,7 +29,7 @@ from adapterhub_registry.access.members import Held, Members
 from adapterhub_registry.access.tokens import FIRST_USER, USER
 from adapterhub_registry.database.account_tables import accounts
 from adapterhub_registry.database.db import Database, inserted_id, lock_name, now_ms, tokens, users
-from adapterhub_registry.errors import HttpRefusal
+from adapterhub_registry.errors import HttpRefusal, sign_in_refused
 
 MOST_SUBJECT_CHARACTERS: Final = 255
 MOST_GROUPS: Final = 1000
@@ -95,22 +95,20 @@ class Accounts:
                 stated = {"groups": json.dumps(person.groups[:MOST_GROUPS]), "signed_in_at": now_ms()}
                 connection.execute(update(accounts).where(accounts.c.user_id == user.id).values(stated))
         if user is None:
-            raise _refused("none of your groups may use this registry; its administrator can change that")
+            raise _refused("none of your groups may use this registry")
         issuer = _signer(user.name, person, address)
         members = Members(self._db, actor=issuer)
         try:
             members.set_from(user.name, SOURCE, held)
             if not members.of(user.name):
                 self._end(user.id, issuer)
-                raise _refused("none of your groups may use this registry; its administrator can change that")
+                raise _refused("none of your groups may use this registry")
             number = self._opened(person, user.name, issuer, lasts_s)
         except NotAllowed:
-            raise _refused(
-                f"the user `{user.name}` was removed from this registry; its administrator can readmit you"
-            ) from None
+            raise _refused(f"the user `{user.name}` was removed from this registry") from None
         if number is None:
             members.set_from(user.name, SOURCE, ())
-            raise _refused(f"the account of `{user.name}` was removed just now; its administrator can link it")
+            raise _refused(f"the account of `{user.name}` was removed just now")
         return number
 
     def _opened(self, person: Person, user: str, issuer: By, lasts_s: int) -> int | None:
@@ -255,4 +253,4 @@ def _named(issuer: str, subject: str) -> str:
 
 
 def _refused(why: str) -> HttpRefusal:
-    return HttpRefusal(403, "SignInRefused", f"the sign-in was refused: {why}")
+    return sign_in_refused(why)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from adapterhub.core.digests import strict_json
 from adapterhub.core.errors import shown
 from adapterhub.core.hosts import is_loopback
-from adapterhub_registry.errors import HttpRefusal, too_many
+from adapterhub_registry.errors import HttpRefusal, identity_refused, too_many
 
 if TYPE_CHECKING:
     from joserfc.jws import JWSRegistry
@@ -320,7 +320,9 @@ def document_at(
             client.stream(method, url, data=form, headers={"Accept": "application/json"}) as answer,
         ):
             if form is not None and answer.status_code in {400, 401, 403}:
-                raise HttpRefusal(403, "SignInRefused", f"`{shown(issuer)}` refused it: status {answer.status_code}")
+                raise HttpRefusal(
+                    403, "SignInRefused", f"`{shown(issuer)}` refused it: status {answer.status_code}; sign in again"
+                )
             if answer.status_code != httpx.codes.OK:
                 raise _away(issuer)
             for piece in answer.iter_bytes():
@@ -336,9 +338,10 @@ def document_at(
 
 
 def _refused(why: str) -> HttpRefusal:
-    return HttpRefusal(403, "IdentityRefused", f"the identity token was refused: {why}")
+    return identity_refused(why)
 
 
 def _away(issuer: str) -> HttpRefusal:
-    message = f"the issuer `{shown(issuer)}` gives no keys; try again"
-    return HttpRefusal(503, "Busy", message, headers={"Retry-After": "10"})
+    return HttpRefusal(
+        503, "Busy", f"the issuer `{shown(issuer)}` gives no keys; try again", headers={"Retry-After": "10"}
+    )

@@ -55,6 +55,17 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")
 _PATTERN: Final = re.compile(r"[A-Za-z0-9_.*?-]{1,96}")
 
 
+def _removed(user: str) -> NotAllowed:
+    return NotAllowed(
+        f"the user `{user}` was removed from this registry; nothing was changed",
+        hint=f"`adapt registry accounts --readmit {user}` lets the user in again",
+    )
+
+
+def _listed(namespace: str, what: str = "members") -> str:
+    return f"`adapt registry members {namespace} --list {what}` lists them"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A membership that is wanted: in a team, which has a role, or with a role in the namespace itself."""
@@ -162,7 +173,7 @@ class Members:
             _lock(connection, user)
             user_id = user_id_of(connection, user)
             if connection.scalar(select(users.c.removed_at).where(users.c.id == user_id)) is not None:
-                raise NotAllowed(f"`{user}` was removed from this registry")
+                raise _removed(user)
             known = [held for held in checked if not held.team or _team(connection, held) is not None]
             mine = (members.c.user_id == user_id) & (members.c.source == source)
             before = {
@@ -191,7 +202,9 @@ class Members:
             _lock(connection, user)
             rows = connection.execute(_MEMBERS.where(mine)).all()
             if not team or not rows:
-                raise NotFound(f"`{shown(user)}` is not in the team `{shown(team)}` of `{namespace}`")
+                raise NotFound(
+                    f"`{shown(user)}` is not in the team `{shown(team)}` of `{namespace}`", hint=_listed(namespace)
+                )
             record = _member(rows[0])
             whose = members.c.user_id == rows[0].user_id
             connection.execute(delete(members).where(members.c.namespace == namespace, members.c.team == team, whose))
@@ -224,7 +237,10 @@ class Members:
             mine = (teams.c.namespace == namespace) & (teams.c.name == name)
             others = select(func.count()).select_from(teams).where(teams.c.namespace == namespace, teams.c.name != name)
             if (connection.scalar(others) or 0) >= MOST_TEAMS:
-                raise UsageProblem(f"`{namespace}` has {MOST_TEAMS} teams already; nothing was changed")
+                raise UsageProblem(
+                    f"`{namespace}` has {MOST_TEAMS} teams already, expected at most that; nothing was changed",
+                    hint="remove one: `--team TEAM --role none`",
+                )
             row = {"role": role, "repos": ",".join(patterns)}
             if not connection.execute(update(teams).where(mine).values(row)).rowcount:
                 made = {"namespace": namespace, "name": name, "created_at": now_ms(), "created_by": self._actor.text}
@@ -244,7 +260,7 @@ class Members:
             lock_name(connection, f"teams of {namespace}")
             row = connection.execute(_TEAMS.where(mine)).one_or_none()
             if row is None:
-                raise NotFound(f"`{namespace}` has no team `{shown(name)}`")
+                raise NotFound(f"`{namespace}` has no team `{shown(name)}`", hint=_listed(namespace, "teams"))
             connection.execute(delete(members).where(members.c.namespace == namespace, members.c.team == name))
             connection.execute(
                 delete(invitations).where(invitations.c.namespace == namespace, invitations.c.team == name, _OPEN)
@@ -311,7 +327,7 @@ class Members:
         with self._db.begin() as connection:
             row = connection.execute(_INVITED.where(mine, _OPEN)).one_or_none()
             if row is None:
-                raise NotFound(f"`{namespace}` has no open invitation {number}")
+                raise NotFound(f"`{namespace}` has no open invitation {number}", hint=_listed(namespace, "invitations"))
             connection.execute(delete(invitations).where(mine))
             log_change(connection, self._actor, "invite", f"no more invitation {number}", repo=_logged(namespace))
         return _invitation(row)
@@ -349,7 +365,7 @@ class Members:
             if caller.user is None and known is not None:
                 raise Conflict(f"`{user}` is a user already; sign in, and open the link again")
             if known is not None and known.removed_at is not None:  # since the request proved who it is
-                raise NotAllowed(f"the user `{user}` was removed from this registry; nothing was changed")
+                raise _removed(user)
             connection.execute(
                 update(invitations).where(invitations.c.id == row.id).values(used_at=now_ms(), used_by=user)
             )
@@ -404,7 +420,9 @@ class Members:
             open_ones = _OPEN & or_(sent, invitations.c.user_name == user) & _within(invitations.c.namespace, namespace)
             withdrawn = connection.execute(delete(invitations).where(open_ones)).rowcount
             if not (everywhere or count or touched or names or ended or silenced or requests or withdrawn):
-                raise NotFound(f"`{shown(user)}` has nothing in `{namespace}`; nothing was changed")
+                raise NotFound(
+                    f"`{shown(user)}` has nothing in `{namespace}`; nothing was changed", hint=_listed(namespace)
+                )
             if everywhere:
                 connection.execute(update(users).where(users.c.id == known.id).values(removed_at=now_ms()))
             log_change(connection, self._actor, "remove", f"{user} from {namespace}", repo=_logged(namespace))

@@ -21,7 +21,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 from adapterhub.core.disk.files import read_plain
-from adapterhub.core.errors import UsageProblem, shown
+from adapterhub.core.errors import CHECK_FILE, UsageProblem, shown
 from adapterhub.core.specs import parse_namespace
 from adapterhub.formats.documents import DocumentReader, toml_of
 from adapterhub.pages.page import FLOW_S
@@ -32,7 +32,7 @@ from adapterhub_registry.access.issuers import Issuers, document_at, is_here
 from adapterhub_registry.access.members import ALL, Held
 from adapterhub_registry.access.tokens import BadSignature
 from adapterhub_registry.database.db import Database
-from adapterhub_registry.errors import HttpRefusal, busy
+from adapterhub_registry.errors import HttpRefusal, busy, sign_in_refused
 
 AT_ONCE: Final = 8
 """Sign-ins of one server that may wait for the issuer at the same time."""
@@ -41,6 +41,7 @@ BACK: Final = "/sign-in/oidc/done"
 MOST_RULES_BYTES: Final = 256 << 10
 MOST_HOURS: Final = 24 * 30
 MOST_DAYS: Final = 366
+_AN_ISSUER: Final = "correct this place; the documentation of sign-in has an example"
 _PURPOSE: Final = "sign-in"
 _SPENT: Final = "signed in "
 _KEYS: Final = (
@@ -87,11 +88,11 @@ def read_rules(path: Path, *, public_url: str | None) -> SignInRules:
     try:
         rules = reader.rules(toml_of(read_plain(path, MOST_RULES_BYTES)), path.parent, public_url)
     except OSError as error:
-        raise UsageProblem(f"{where}: {error.strerror}") from None
+        raise UsageProblem(f"{where}: {error.strerror}", hint=CHECK_FILE) from None
     except ValueError as error:
-        raise UsageProblem(f"{where}: {error}") from None
+        raise UsageProblem(f"{where}: {error}", hint=_AN_ISSUER) from None
     if rules is None:
-        raise UsageProblem(f"{where}: {'; '.join(reader.lines[:5])}")
+        raise UsageProblem(f"{where}: {'; '.join(reader.lines[:5])}", hint=_AN_ISSUER)
     return rules
 
 
@@ -258,12 +259,12 @@ class SignIn:
         try:
             flow = tokens.check(cookie, self._secret, purpose=_PURPOSE)
         except BadSignature:
-            raise _refused("this browser did not begin it, or began more than ten minutes ago; sign in again") from None
+            raise _refused("this browser did not begin it, or began more than ten minutes ago") from None
         if not secrets.compare_digest(answer.get("state", "").encode(), flow["state"].encode()):
-            raise _refused("the answer belongs to another sign-in; sign in again")
+            raise _refused("the answer belongs to another sign-in")
         name = hashlib.sha256(flow["state"].encode()).hexdigest()[:32]
         if not tokens.spend(self._db, _SPENT, name, int(time.time()) + FLOW_S):
-            raise _refused("this answer was used before; sign in again")
+            raise _refused("this answer was used before")
         with self._waiting():
             self._check_sender(answer)
             token = self._identity_token(answer["code"], flow["verifier"])
@@ -357,4 +358,4 @@ def _claim(claims: Mapping[str, Any], name: str) -> Any:
 
 
 def _refused(why: str) -> HttpRefusal:
-    return HttpRefusal(403, "SignInRefused", f"the sign-in was refused: {why}")
+    return sign_in_refused(why)

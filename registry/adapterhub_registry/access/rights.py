@@ -66,7 +66,7 @@ def ask(connection: Connection, repo: Row[Any], user: str, fields: Mapping[str, 
         raise HttpRefusal(
             403,
             "GatedRepo",
-            f"the owners of `{repo.full_name}` rejected your request for access; only they can grant it",
+            f"the owners of `{repo.full_name}` rejected your request for access; ask them to grant it",
         )
     return now or status
 
@@ -96,7 +96,7 @@ def grant(connection: Connection, repo: Row[Any], user: str) -> None:
     _check_gated(repo)
     _check_known(connection, user)
     if is_accepted(connection, repo.id, user):
-        raise bad_request(f"`{user}` already has access to `{repo.full_name}`")
+        raise bad_request(f"`{user}` already has access to `{repo.full_name}`, expected a user without it")
     _add(connection, repo, user, "accepted", None)
     _set(connection, repo, user, "accepted", None)
 
@@ -114,7 +114,11 @@ def answer(connection: Connection, repo: Row[Any], user: str, status: Status, re
     if before is None:
         raise _no_request(repo, user)
     if before == status:
-        raise HttpRefusal(404, "NotFound", f"the request of `{user}` for `{repo.full_name}` is {status} already")
+        raise HttpRefusal(
+            404,
+            "NotFound",
+            f"the request of `{user}` for `{repo.full_name}` is {status} already; choose another answer",
+        )
     _set(connection, repo, user, status, reason)
 
 
@@ -140,17 +144,21 @@ def _set(connection: Connection, repo: Row[Any], user: str, status: Status, reas
 def _check_gated(repo: Row[Any]) -> None:
     if not repo.gated:
         raise bad_request(
-            f"`{repo.full_name}` is not gated: everyone who sees it may read its files; no request is needed"
+            f"`{repo.full_name}` is not gated: everyone who sees it may read its files; read them without a request"
         )
 
 
 def _check_known(connection: Connection, user: str) -> None:
     if connection.scalar(select(users.c.id).where(users.c.name == user)) is None:
-        raise HttpRefusal(404, "NotFound", f"this registry has no user `{user}`")
+        raise HttpRefusal(
+            404, "NotFound", f"this registry has no user `{user}`, expected one with a token or an account"
+        )
 
 
 def _no_request(repo: Row[Any], user: str) -> HttpRefusal:
-    return HttpRefusal(404, "NotFound", f"`{user}` has no request for access to `{repo.full_name}`")
+    return HttpRefusal(
+        404, "NotFound", f"`{user}` has no request for access to `{repo.full_name}`, expected a user who asked"
+    )
 
 
 _NAME: Final = "derived until"
@@ -240,7 +248,9 @@ def move(connection: Connection, namespace: str, name: str, target: str) -> None
     repo = connection.execute(select(repos).where(mine)).one_or_none()
     if repo is None:
         raise HttpRefusal(
-            404, "RepoNotFound", f"`{shown(namespace)}` has no repository `{shown(target)}`; nothing changed"
+            404,
+            "RepoNotFound",
+            f"`{shown(namespace)}` has no repository `{shown(target)}`, expected one of its own; nothing changed",
         )
     lock_name(connection, f"adapter {namespace}/{name}")
     others = held(name, namespace).where(adapter_names.c.repo_id != repo.id)

@@ -168,7 +168,10 @@ class Tokens:
         wider = [glob for glob in globs if not covers(caller.namespaces, glob)]
         if caller.user is None or not USER.fullmatch(caller.user) or beyond or wider:
             what = f"`{(beyond or wider)[0]}`" if beyond or wider else "tokens"
-            raise NotAllowed(f"the token that you use cannot create one for {what}; nothing was changed")
+            raise NotAllowed(
+                f"the token that you use cannot create one for {what}; nothing was changed",
+                hint="ask for less with `--scope` and `--namespaces`, or use a token that may do as much",
+            )
         until, token = _until(days), new_token()
         with self._db.begin() as connection:
             lock_name(connection, f"user {caller.user}")

@@ -39,7 +39,7 @@ from adapterhub_registry.database.db import (
     users,
 )
 from adapterhub_registry.database.db import tokens as token_rows
-from adapterhub_registry.errors import HttpRefusal, forbidden
+from adapterhub_registry.errors import HttpRefusal, forbidden, identity_refused
 from adapterhub_registry.names import RepoId, parse_repo_id, split
 
 LIFE_MS: Final = 15 * 60 * 1000
@@ -103,7 +103,7 @@ class Publishers:
         """
         repo_id = parse_repo_id(*split(repo))
         if self._namespace not in (None, split(repo_id)[0]):
-            raise forbidden(f"`{repo_id}` is not in `{self._namespace}`")
+            raise forbidden(f"`{repo_id}` is not in `{self._namespace}`; name a repository of that namespace")
         self._issuers.check_url(issuer)
         _check_pins(claims)
         row: dict[str, Any] = {"repo": repo_id, "issuer": issuer, "claims": json.dumps(claims, sort_keys=True)}
@@ -114,10 +114,16 @@ class Publishers:
             if self._namespace is not None and issuer not in _SERVE_EVERYONE:
                 listed = select(publishers.c.id).where(publishers.c.issuer == issuer).limit(1)
                 if connection.scalar(listed) is None:
-                    raise forbidden(f"an administrator of the registry has to trust the issuer `{shown(issuer)}` first")
+                    raise forbidden(
+                        f"no publisher is of the issuer `{shown(issuer)}` yet; wait until an administrator of the"
+                        " registry adds the first"
+                    )
             there = connection.scalar(select(publishers.c.id).where(*same))
             if there is not None:
-                raise Conflict(f"`{repo_id}` has this publisher already: number {there}")
+                raise Conflict(
+                    f"`{repo_id}` has this publisher already: number {there}",
+                    hint=f"`adapt registry publishers --remove {there}` removes it",
+                )
             number = _new_number(connection)
             connection.execute(insert(publishers).values(row | {"id": number}))
             made = connection.execute(select(publishers).where(publishers.c.id == number)).one()
@@ -302,4 +308,4 @@ def _record(row: Row[Any]) -> Publisher:
 
 
 def _refused(why: str) -> HttpRefusal:
-    return HttpRefusal(403, "IdentityRefused", f"the identity token was refused: {why}")
+    return identity_refused(why)

@@ -76,7 +76,7 @@ from adapterhub_registry.api.context import (
 from adapterhub_registry.api.hub.info import iso_time
 from adapterhub_registry.api.versions_api import info_of, releases_of, why_yanked
 from adapterhub_registry.database.counting import counted
-from adapterhub_registry.errors import AWAY_RETRY_S, HttpRefusal, forbidden, unauthorized
+from adapterhub_registry.errors import AWAY_RETRY_S, HttpRefusal, forbidden, no_such_route, unauthorized
 from adapterhub_registry.repos import adapters as index
 from adapterhub_registry.repos import search as found
 from adapterhub_registry.repos.bases import kin_digests
@@ -200,7 +200,9 @@ def blob(registry: RegistryOf, caller: CallerOf, sha256: Annotated[str, Path(pat
         rows = index.places_of(connection, sha256, registry.repos.visible(caller))
     rows = [row for row in rows if not row.gated or caller.reaches(row.full_name)]
     if not rows:
-        raise HttpRefusal(404, "BlobNotFound", f"no file with sha256 {sha256}")
+        raise HttpRefusal(
+            404, "BlobNotFound", f"no file with sha256 {sha256}, expected that of a file which you may read"
+        )
     places = [BlobPlace(repo=row.full_name, commit=row.commit_id, path=row.path, size=row.size) for row in rows]
     return BlobPlaces(sha256=sha256, places=places)
 
@@ -308,10 +310,10 @@ def nothing_else(request: Request) -> Response:
         raise HttpRefusal(
             405,
             "MethodNotAllowed",
-            "the path does not allow this method; the reference of the registry's API lists the methods",
+            f"the path does not allow this method, expected {' or '.join(allowed)}",
             headers=headers,
         )
-    raise HttpRefusal(404, "NotFound", "no such route; the reference of the registry's API lists the routes")
+    raise no_such_route()
 
 
 def _metric(name: str, text: str, value: int | None) -> str:

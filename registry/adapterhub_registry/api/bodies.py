@@ -141,7 +141,7 @@ async def changer(request: Request, registry: Registry) -> None:
     else:
         user_of(caller)
         if caller.only_reads:
-            raise forbidden(f"the token `{caller.label}` (read) cannot change anything")
+            raise forbidden(f"the token `{caller.label}` (read) cannot change anything; use one that may write")
 
 
 def _check_repo(registry: Registry, caller: Caller, namespace: str, name: str) -> None:
@@ -230,7 +230,7 @@ class GuardedRequest(Request):
                 return parse()
             return await to_thread.run_sync(parse, limiter=self.app.state.parsing)
         except ValueError as error:
-            raise bad_request(f"body: {error}") from None
+            raise bad_request(f"body: {error}; send JSON") from None
 
 
 async def _at_most(pieces: AsyncIterator[bytes], most: int | None) -> AsyncIterator[bytes]:
@@ -290,7 +290,9 @@ class FairSlots:
             HttpRefusal: 429 when no slot is free for this token.
         """
         if self._free <= self._held[token_id]:
-            raise too_many(f"too many {self._what} at the same time", after_s=RETRY_AFTER_S)
+            raise too_many(
+                f"too many {self._what} at the same time; try again in {RETRY_AFTER_S} s", after_s=RETRY_AFTER_S
+            )
         self._free -= 1
         self._held[token_id] += 1
         try:

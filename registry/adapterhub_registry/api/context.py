@@ -324,7 +324,7 @@ def opened_cursor(registry: Registry, cursor: str | None) -> str | None:
     try:
         return unseal(cursor, registry.settings.secret)
     except BadSignature as problem:
-        raise HttpRefusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}") from None
+        raise HttpRefusal(404, "NotFound", f"cursor `{shown(cursor)}` {problem}; start without a cursor") from None
 
 
 def dumped(value: object) -> bytes:

@@ -108,9 +108,11 @@ def cosign(registry: RegistryOf, caller: CallerOf, sent: Cosigned) -> Kept:
     try:
         kept = registry.log.keep_cosignatures(log, sent.checkpoint)
     except ValueError as error:
-        raise bad_request(f"the checkpoint {error}") from None
+        raise bad_request(f"the checkpoint {error}; read it again from `/api/adapt/v1/tlog/checkpoint`") from None
     if not kept:
-        raise forbidden("no witness that this registry lists has co-signed the checkpoint, or none so far")
+        raise forbidden(
+            "no witness that this registry lists has co-signed the checkpoint; list it with `serve --witness KEY`"
+        )
     return Kept(kept=kept)
 
 
@@ -137,7 +139,11 @@ def attestation(
     """Return the registry's signed statement which job of a CI published a version; 404 where none did."""
     found = _logged(registry, caller, repo_id, version)
     if found.attestation is None:
-        raise HttpRefusal(404, "AttestationNotFound", f"no job of a CI published `{found.repo}` {shown(version)}")
+        raise HttpRefusal(
+            404,
+            "AttestationNotFound",
+            f"no job of a CI published `{found.repo}` {shown(version)}; choose a version that one published",
+        )
     return Response(found.attestation, media_type=BUNDLE_TYPE)
 
 
@@ -218,14 +224,16 @@ def _tile(registry: Registry, connection: Connection, log: int, path: str) -> Re
     try:
         body = registry.log.tile(connection, log, Tile.parse(path))
     except ValueError as error:
-        raise HttpRefusal(404, "TileNotFound", f"tile `{shown(path)}`: {error}") from None
+        raise HttpRefusal(
+            404, "TileNotFound", f"tile `{shown(path)}`: {error}; expected a path of c2sp.org/tlog-tiles"
+        ) from None
     if body is None:
-        raise HttpRefusal(404, "TileNotFound", f"the log has no tile `{shown(path)}` yet")
+        raise HttpRefusal(404, "TileNotFound", f"the log has no tile `{shown(path)}` yet; read its checkpoint first")
     return Response(body, media_type="application/octet-stream")
 
 
 def _consistency(registry: Registry, connection: Connection, log: int, query: ConsistencyQuery) -> LogConsistency:
     found = registry.log.consistency(connection, log, query.old, query.new)
     if found is None:
-        raise HttpRefusal(404, "TreeNotFound", f"the log has fewer than {query.new} entries")
+        raise HttpRefusal(404, "TreeNotFound", f"the log has fewer than {query.new} entries; read its checkpoint first")
     return LogConsistency(hashes=[one.hex() for one in found])

@@ -148,7 +148,7 @@ class LogQuery(BaseModel):
         try:
             since, until = (None if text is None else Moment.parse(text) for text in (self.since, self.until))
         except ValueError as error:
-            raise bad_request(f"since, until: {error}") from None
+            raise bad_request(f"since, until: {error}; write a time as in 2026-01-31T12:00:00Z") from None
         return LogSearch(
             user=self.user,
             action=self.action,

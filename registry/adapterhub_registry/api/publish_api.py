@@ -41,6 +41,7 @@ from adapterhub_registry.repos.repos import MAIN
 from adapterhub_registry.storage.blobs import StoredBlob, check_room
 
 MOST_LINE_BYTES: Final = 1 << 16
+_FIRST_LINE: Final = "expected the version and its files as JSON"
 FILES: Final = frozenset({*MEDIA_TYPES, SIGNATURE_FILE, CARD_FILE, MANIFEST_FILE})
 """What a version may hold; of these, the head of the branch keeps none that the version lacks."""
 
@@ -180,9 +181,9 @@ def _parsed(line: bytes) -> SentVersion:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise bad_request(f"first line: {shown(where, 80)}: {first['msg']}") from None
+        raise bad_request(f"first line: {shown(where, 80)}: {first['msg']}; {_FIRST_LINE}") from None
     except ValueError as error:
-        raise bad_request(f"first line: {shown(str(error), 160)}") from None
+        raise bad_request(f"first line: {shown(str(error), 160)}; {_FIRST_LINE}") from None
     paths = [file.path for file in sent.files]
     strange = next((path for path in paths if path not in FILES), None)
     if strange is not None:

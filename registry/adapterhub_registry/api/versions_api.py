@@ -628,7 +628,7 @@ def similar(
         repo = registry.repos.find_files(connection, caller, repo_id)
         mine = index.version_in(connection, repo.id, version.removeprefix("v"))
         if mine is None:
-            raise HttpRefusal(404, "RevisionNotFound", f"`{repo.full_name}` has no such version")
+            raise version_not_found(repo.full_name, version)
         is_seen = rights.is_seen(connection, mine.created_at)
         near = registry.sketches.near(connection, mine.digest, query.above) if is_seen else None
         if near is None:

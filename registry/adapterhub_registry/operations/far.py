@@ -147,14 +147,16 @@ class FarRegistry:
             value = None
         said = value.get("error") if isinstance(value, dict) else None
         reason = shown(said, 300) if isinstance(said, str) else f"status {error.code}"
+        told = value.get("hint") if isinstance(value, dict) else None
+        hint = shown(told, 300) if isinstance(told, str) else ""
         if error.code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            return NotAllowed(f"{self.url}: {reason}; nothing was changed", hint=f"use {self.needs}")
+            return NotAllowed(f"{self.url}: {reason}; nothing was changed", hint=hint or f"use {self.needs}")
         if error.code == HTTPStatus.NOT_FOUND:
-            return NotFound(f"{self.url}: {reason}", hint=self.hint_missing)
+            return NotFound(f"{self.url}: {reason}", hint=hint or self.hint_missing)
         if error.code == HTTPStatus.CONFLICT:
-            return Conflict(f"{self.url}: {reason}")
+            return Conflict(f"{self.url}: {reason}", hint=hint)
         if error.code in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-            return UsageProblem(f"{self.url}: {reason}; nothing was changed")
+            return UsageProblem(f"{self.url}: {reason}; nothing was changed", hint=hint)
         return RemoteUnreachable(f"{self.url} answered {error.code}: {reason}")
 
 

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from adapterhub.core.digests import canonical_json
 from adapterhub.core.disk.files import read_plain
 from adapterhub.core.display import table_lines
-from adapterhub.core.errors import LogMismatch, NotFound, RemoteUnreachable, UsageProblem, shown
+from adapterhub.core.errors import CHECK_FILE, LogMismatch, NotFound, RemoteUnreachable, UsageProblem, shown
 from adapterhub.core.specs import parse_name
 from adapterhub.formats.administration import (
     Account,
@@ -713,7 +713,7 @@ def _key_file(text: str) -> tuple[str, str]:
     try:
         raw = read_plain(Path(path), KEY_LIMIT_BYTES)
     except OSError as error:
-        raise NotFound(f"no key `{shown(path, 200)}`: {error.strerror}; nothing was changed") from None
+        raise NotFound(f"no key `{shown(path, 200)}`: {error.strerror}; nothing was changed", hint=CHECK_FILE) from None
     return name, raw.decode("utf-8", "replace")
 
 

@@ -138,7 +138,7 @@ def _rows(counting: Counting, wanted: Wanted, at: str | None) -> list[Row[Any]]:
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
-            raise bad_request("the cursor does not belong to this list")
+            raise bad_request("the cursor does not belong to this list; start at its first page")
         given["value"], given["last"] = map(int, found.groups())
     filters = (*counting.visible.filters, wanted.listed, *narrow.filters)
     # a walk through repositories asks an index of each adapter
@@ -244,7 +244,7 @@ def _base_in(config: bytes) -> tuple[str, str]:
     try:
         value = strict_json(config, limit_bytes=1 << 20)
     except ValueError as error:
-        raise bad_request(f"the file is not JSON: {error}") from None
+        raise bad_request(f"the file is not JSON: {error}; upload a config.json or an adapterhub.json") from None
     if not isinstance(value, dict):
         raise bad_request("the file is not a JSON object: expected a config.json or an adapterhub.json")
     if "schema" in value:

@@ -386,7 +386,8 @@ def _release(
         rights.claim(connection, repo, adapter.name, writes)
     if adapter.version is not None and version_key(adapter.version) != version_key(version):
         raise conflict(
-            f"the tag `{tag}` is on a build whose manifest has version {adapter.version}; nothing was released"
+            f"the tag `{tag}` is on a build whose manifest has version {adapter.version}, expected the same;"
+            " nothing was released"
         )
     _check_release(connection, repo, version, adapter)
     build = (version, adapter.digest, adapter.base_sha256)

@@ -67,7 +67,7 @@ def roll_back(connection: Connection, repo: Row[Any], name: str, *, to: int | No
     try:
         back = earlier(alias, to)
     except NotFound as error:
-        raise HttpRefusal(404, "MoveNotFound", error.message) from None
+        raise HttpRefusal(404, "MoveNotFound", error.message, body={"hint": error.hint}) from None
     if not alias.targets:
         check_new(connection, repo, KIND, name, most=most_refs)
     targets = _targets(connection, repo, name, [(target.version, target.weight) for target in back])

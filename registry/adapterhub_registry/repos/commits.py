@@ -668,7 +668,9 @@ def id_of_changes(changes: Changes) -> str:
 
 
 def _missing(path: str) -> HttpRefusal:
-    return HttpRefusal(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
+    return HttpRefusal(
+        404, "EntryNotFound", f"A file with this name doesn't exist: {path}; list the files of the revision"
+    )
 
 
 def _file_and_folder(path: str) -> HttpRefusal:

@@ -287,7 +287,7 @@ def _sized(text: str) -> Condition:
             raise bad_request(f"num_parameters `{shown(text)}`: expected a form such as `min:1M,max:7B`")
         bound = int(float(found.group(2)) * _FACTOR[found.group(3)])
         if bound >= 1 << 62:
-            raise bad_request(f"num_parameters `{shown(text)}`: too large")
+            raise bad_request(f"num_parameters `{shown(text)}`: expected at most 4 quintillion")
         bounds.append((found.group(1), bound))
     # several bounds of one kind are one
     least = max((bound for kind, bound in bounds if kind == "min"), default=0)

@@ -31,7 +31,7 @@ from adapterhub_registry.database.db import (
     xet_use,
 )
 from adapterhub_registry.database.search_tables import Unindexed
-from adapterhub_registry.errors import HttpRefusal
+from adapterhub_registry.errors import HttpRefusal, quota_exceeded
 from adapterhub_registry.repos.commits import ATTRIBUTES_SHA256
 from adapterhub_registry.settings import ServerLimits
 from adapterhub_registry.storage.blobs import StoredBlob
@@ -105,7 +105,7 @@ def check_chunks(connection: Connection, limits: ServerLimits, user: str, epoch:
     row = connection.execute(select(xet_use).where(xet_use.c.user_name == user, xet_use.c.epoch == epoch)).one_or_none()
     waiting = 0 if row is None else row.sent_bytes - row.unpacked_bytes
     if most and waiting > most:
-        raise HttpRefusal(400, "QuotaExceeded", f"quota reached: {size_text(waiting)} of your chunks are no file yet")
+        raise quota_exceeded(f"{size_text(waiting)} of your chunks belong to no file yet")
 
 
 def check_upload(
@@ -171,7 +171,7 @@ def _announced(connection: Connection, which: ColumnElement[bool]) -> int:
 
 def _exceeded(state: str, more_bytes: int) -> HttpRefusal:
     more = f"{size_text(more_bytes)} more do not fit"
-    return HttpRefusal(400, "QuotaExceeded", f"quota reached: {state}; {more}, so nothing was published")
+    return quota_exceeded(f"{state}; {more}, so nothing was published")
 
 
 def _of(used_bytes: int, limit_bytes: int) -> str:
@@ -231,9 +231,7 @@ def check_new_repo(connection: Connection, limits: ServerLimits, namespace: str)
         return
     count = space_of(connection, namespace).repos
     if count >= limits.namespace_repos:
-        raise HttpRefusal(
-            400, "QuotaExceeded", f"quota reached: `{namespace}` has {count} of {limits.namespace_repos} repositories"
-        )
+        raise quota_exceeded(f"`{namespace}` has {count} of {limits.namespace_repos} repositories")
 
 
 def _used(connection: Connection, namespace: str, room: int, *, writes: bool) -> int:

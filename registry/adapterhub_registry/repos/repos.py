@@ -45,6 +45,7 @@ from adapterhub_registry.errors import (
     conflict,
     forbidden,
     gated,
+    name_reserved,
     repo_not_found,
     unauthorized,
 )
@@ -190,7 +191,7 @@ class Repos:
         if not caller.reaches(repo_id, right):
             what = "change" if right == "write" else f"{right} in" if right == "release" else right
             told = caller.role if caller.scopes is None else ", ".join(caller.scopes)
-            raise forbidden(f"the token `{caller.label}` ({told}) cannot {what} `{repo_id}`")
+            raise forbidden(f"the token `{caller.label}` ({told}) cannot {what} `{repo_id}`; use one that may")
 
     # ------------------------------------------------------------ life
     def create(self, connection: Connection, caller: Caller, repo_id: RepoId, *, private: bool) -> RepoRow:
@@ -232,7 +233,7 @@ class Repos:
         """
         namespace = repo_id.partition("/")[0]
         if namespace.lower() in self.reserved:
-            raise bad_request(f"repository `{repo_id}`: the namespace `{namespace}` is reserved")
+            raise name_reserved(repo_id)
         lock_name(connection, f"namespace {fold(namespace)}")
         others = repos.c.id != (besides or 0)
         if connection.scalar(select(repos.c.id).where(repos.c.full_name == repo_id, others)) is not None:
@@ -242,7 +243,7 @@ class Repos:
         public = select(repos.c.full_name).where(others, repos.c.private.is_(False))
         near = connection.scalar(public.where(or_(twin, near_namespace)).order_by(~twin).limit(1))
         if near is not None and near.lower() == repo_id.lower():
-            raise conflict(f"A model repository called `{near}` already exists")
+            raise conflict(f"A model repository called `{near}` already exists; choose another name")
         if near is not None:
             raise bad_request(f"`{repo_id}` looks too much like `{near}`; choose another name")
 
@@ -411,7 +412,11 @@ class Repos:
             delete(refs).where(refs.c.repo_id == repo.id, refs.c.kind == kind, refs.c.name == name)
         )
         if not gone.rowcount:
-            raise HttpRefusal(404, "RevisionNotFound", f"Invalid rev id: `{repo.full_name}` has no {kind} `{name}`")
+            raise HttpRefusal(
+                404,
+                "RevisionNotFound",
+                f"Invalid rev id: `{repo.full_name}` has no {kind} `{name}`; list its branches and tags",
+            )
 
     # ------------------------------------------------------------ blobs
     def record_upload(

@@ -61,8 +61,13 @@ class UploadId(NamedTuple):
     def checked(self) -> UploadId:
         """Return the same id; raises `Malformed` for one that could become a path."""
         if not all(_UPLOAD_PART.fullmatch(part) for part in self):
-            raise Malformed("not an upload id")
+            raise Malformed("not an upload id, expected one that this server made")
         return self
+
+
+def wrong_size(size: int, announced: int) -> Malformed:
+    """Return the error for an upload of another number of bytes than was announced."""
+    return Malformed(f"got {size} bytes, expected {announced} as announced; send the file again")
 
 
 class StoredBlob(NamedTuple):
@@ -253,7 +258,7 @@ class BlobHashes:
         Raises `Malformed` for a wrong size, `DigestMismatch` for wrong bytes.
         """
         if self.announced is not None and self.size != self.announced:
-            raise Malformed(f"got {self.size} bytes, {self.announced} were announced")
+            raise wrong_size(self.size, self.announced)
         sha256 = self._sha256.hexdigest()
         if expected_sha256 is not None and sha256 != expected_sha256:
             raise DigestMismatch("upload", expected=expected_sha256, actual=sha256)
@@ -264,7 +269,7 @@ ETAG_DIGITS = 32
 MOST_RUNS = 1000
 MOST_UPLOADS = 8
 """How many uploads of one object to one repository by one user may have parts here at the same time."""
-_NO_SUCH_PART = "the list of parts names a part that the server has not received"
+_NO_SUCH_PART = "the list of parts names a part that the server has not received; send that part again"
 
 
 class DiskBlobs:

@@ -53,6 +53,7 @@ from adapterhub_registry.storage.blobs import (
     digest_of,
     path_of,
     raising_disk_full,
+    wrong_size,
 )
 from adapterhub_registry.storage.xet import (
     ChunkSpan,
@@ -430,7 +431,7 @@ class S3Blobs:
         checking = _checking()
         if came != size:
             self._bucket.drop(staged)
-            raise Malformed(f"got {came} bytes, {size} were announced")
+            raise wrong_size(came, size)
         try:
             if not self._bucket.copy(staged, checking):
                 return None

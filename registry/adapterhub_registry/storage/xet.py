@@ -102,7 +102,7 @@ class XorbCheck:
         self._scanner.finish()
         found = xorb_hash(self._nodes)
         if found != expected:
-            raise MalformedXet("xorb", f"its chunks have the hash {found}, its address names {expected}")
+            raise MalformedXet("xorb", f"its chunks have the hash {found}, expected {expected} as in its address")
 
     def _take(self, packed: bytes, span: ChunkSpan) -> None:
         self._nodes.append(chunk_node(decode_chunk(packed, span)))
@@ -151,8 +151,8 @@ _FILE_HEADER = struct.Struct("<32s2I8x")
 class MalformedXet(Malformed):
     """A xorb or shard breaks its format or exceeds a bound; `what` is `xorb`, `shard` or `hash`."""
 
-    def __init__(self, what: str, reason: str) -> None:
-        super().__init__(f"{what}: {reason}")
+    def __init__(self, what: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(f"{what}: {reason}", hint=hint)
         self.what = what
         self.reason = reason
 
@@ -414,12 +414,15 @@ def _read_file(header: memoryview, entries: _Entries, number: int) -> ShardFile:
     return ShardFile(sha256=sha256, size_bytes=size, _packed=packed)
 
 
+_MAKE_AGAIN: Final = "upload the file again with a current `hf_xet`"
+
+
 def _reject_xorb(reason: str) -> NoReturn:
-    raise MalformedXet("xorb", reason)
+    raise MalformedXet("xorb", reason, hint=_MAKE_AGAIN)
 
 
 def _reject_shard(reason: str) -> NoReturn:
-    raise MalformedXet("shard", reason)
+    raise MalformedXet("shard", reason, hint=_MAKE_AGAIN)
 
 
 EPOCH_S: Final = 24 * 3600

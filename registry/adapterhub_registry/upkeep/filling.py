@@ -246,10 +246,10 @@ class _Filling:
         try:
             repo_id = parse_repo_id(namespace, name)
             if namespace.lower() in self._registry.repos.reserved:
-                raise NotFound(f"the namespace `{namespace}` is reserved")
+                raise NotFound(f"the namespace `{namespace}` is reserved; rename the folder")
             files = {parse_path(path): facts for path, facts in _files_in(folder)}
             if CONFIG_FILE not in files:
-                raise NotFound(f"holds no {CONFIG_FILE}")
+                raise NotFound(f"holds no {CONFIG_FILE}, expected a PEFT folder")
             if len(files) > self._registry.settings.limits.files:
                 raise NotFound(
                     f"holds {len(files)} files; a repository holds at most {self._registry.settings.limits.files}"

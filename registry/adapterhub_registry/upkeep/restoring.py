@@ -21,7 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.disk.files import read_json, read_plain, sync_folder
-from adapterhub.core.errors import Conflict, LogMismatch, Malformed, NotFound, UsageProblem, shown
+from adapterhub.core.errors import CHECK_FILE, Conflict, LogMismatch, Malformed, NotFound, UsageProblem, shown
 from adapterhub.formats.administration import Restored
 from adapterhub.formats.treelog import Head, LogKey, opened_note
 from adapterhub_registry.database.db import Database, facts, lock_name
@@ -67,7 +67,9 @@ def known_heads(library: Path, file: Path | None) -> list[KnownHead]:
         try:
             note = read_plain(file, _NOTE_BYTES).decode("utf-8", "replace")
         except OSError as error:
-            raise NotFound(f"no head `{shown(str(file), 200)}`: {error.strerror}; nothing was written") from None
+            raise NotFound(
+                f"no head `{shown(str(file), 200)}`: {error.strerror}; nothing was written", hint=CHECK_FILE
+            ) from None
         found.append(KnownHead(where=str(file), note=note))
     return found
 

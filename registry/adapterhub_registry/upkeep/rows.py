@@ -111,7 +111,10 @@ def copy_rows(old: Connection, new: Connection, progress: Progress) -> dict[str,
                 insert_many(new, insert(table), names, [dict(zip(names, row, strict=True)) for row in rows])
             except SQLAlchemyError as error:
                 why = str(getattr(error, "orig", error)).partition("\n")[0]
-                raise Malformed(f"table {table.name}: {shown(why, 200)}; no row was written") from error
+                raise Malformed(
+                    f"table {table.name}: {shown(why, 200)}; no row was written",
+                    hint="`adapt registry check` finds rows that the old database should not have",
+                ) from error
         found[table.name] = digest.found
     progress("tables", len(metadata.sorted_tables), len(metadata.sorted_tables))
     _go_on_counting(old, new)

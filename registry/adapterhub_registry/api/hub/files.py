@@ -337,11 +337,13 @@ def lfs_file(request: Request, registry: RegistryOf, token: str) -> Response:
     try:
         claims = check(token, registry.settings.secret, purpose=_LFS_READ)
     except BadSignature as problem:
-        raise forbidden(f"download link: {problem}") from None
+        raise forbidden(f"download link: {problem}; get the file again by its own address") from None
     number = claims["token"]
     caller = ANONYMOUS if number is None else registry.tokens.caller_numbered(number)
     if caller is None:
-        raise unauthorized("the token for which this was signed is revoked or has expired; fetch again")
+        raise unauthorized(
+            "the token for which this was signed is revoked or has expired; get the file again with another token"
+        )
     admitted(request, registry, caller)
     with registry.db.read() as connection:
         row = registry.repos.find_files(connection, caller, known_repo_id(*split(claims["repo"])))

@@ -238,7 +238,7 @@ def _asked(body: bytes) -> _Asked:
     try:
         return _parsed(Protocol(BytesIO(body).read, len))
     except (GitProtocolError, ValueError) as error:
-        raise bad_request(f"not a request of git: {shown(str(error), 200)}") from None
+        raise bad_request(f"not a request of git: {shown(str(error), 200)}; use `git clone` or `git fetch`") from None
 
 
 def _parsed(lines: Protocol) -> _Asked:
@@ -295,7 +295,9 @@ def _answer(registry: Registry, caller: Caller, repo_id: RepoId, body: bytes) ->
         history, full_name = _history(registry, caller, repo_id)
         for git in asked.wants:
             if history.commit_of(git) is None:
-                raise bad_request(f"`{full_name}` has no commit {git.decode()} that a branch or a tag reaches")
+                raise bad_request(
+                    f"`{full_name}` has no commit {git.decode()} that a branch or a tag reaches; fetch one of these"
+                )
         wanted = Wanted(asked.wants, asked.haves, asked.shallow, asked.depth)
         found = lacking(history, wanted)
         lines, sends = _negotiated(history, asked, found)

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from adapterhub.core.errors import shown
 from adapterhub_registry.api.bodies import hub_router
-from adapterhub_registry.errors import HttpRefusal, not_offered, repo_not_found
+from adapterhub_registry.errors import SEE_ROUTES, HttpRefusal, no_such_route, not_offered, repo_not_found
 
 router = hub_router()
 METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -44,6 +44,11 @@ CALLS_ON_MODELS: Final = {
 }
 
 
+def _lacking(what: str) -> HttpRefusal:
+    """501 for a feature of the Hub that this registry lacks; some name what to do in its place."""
+    return not_offered(f"this registry has no {what if ';' in what else f'{what}; {SEE_ROUTES}'}")
+
+
 @router.api_route("/api/models/{namespace}/{name}/{part}", methods=METHODS)
 @router.api_route("/api/models/{namespace}/{name}/{part}/{rest:path}", methods=METHODS)
 async def of_models(request: Request, name: str, part: str) -> Response:
@@ -51,7 +56,7 @@ async def of_models(request: Request, name: str, part: str) -> Response:
     if name in CALLS_ON_MODELS:
         raise repo_not_found(shown(request.path_params["namespace"]))
     what = MISSING_OF_MODELS.get(part, f"call `{request.method} …/{shown(part)}`")
-    raise not_offered(f"this registry has no {what}")
+    raise _lacking(what)
 
 
 @router.api_route("/api/{kind}", methods=METHODS)
@@ -64,10 +69,12 @@ async def other_calls(request: Request, kind: str, rest: str = "") -> Response:
         raise repo_not_found(shown(namespace))
     is_look = request.method == "GET" and bool(namespace) and (not below or below.startswith("revision/"))
     if is_look and kind in OTHER_KINDS:
-        raise HttpRefusal(404, "RepoNotFound", f"this registry has no {kind.rstrip('s')} `{shown(rest)}`")
+        raise HttpRefusal(
+            404, "RepoNotFound", f"this registry has no {kind.rstrip('s')} `{shown(rest)}`, expected a model"
+        )
     if kind not in MISSING:
-        raise HttpRefusal(404, "NotFound", "no such route")
-    raise not_offered(f"this registry has no {MISSING[kind]}")
+        raise no_such_route()
+    raise _lacking(MISSING[kind])
 
 
 @router.api_route("/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])

@@ -102,7 +102,7 @@ def create_repo(registry: RegistryOf, caller: CallerOf, body: JsonBody, base: Ba
     except (HttpRefusal, IntegrityError) as error:  # IntegrityError: another request created it at the same moment
         if isinstance(error, HttpRefusal) and error.status != HTTPStatus.CONFLICT:
             raise
-        raise conflict(f"repository `{repo_id}` already exists", url=url) from None
+        raise conflict(f"repository `{repo_id}` already exists; use it, or choose another name", url=url) from None
     return JSONResponse({"url": url, "name": repo_id, "id": public_number(row)})
 
 
@@ -466,6 +466,8 @@ def delete_files(registry: RegistryOf, caller: CallerOf, repo_id: RepoOf, body: 
         row = registry.repos.find_writable(connection, caller, repo_id, "manage")
         unknown = doomed - lfs_files.lfs_among(connection, row, doomed)
         if unknown:
-            raise bad_request(f"`{row.full_name}` has no LFS file {min(unknown)}; nothing was removed")
+            raise bad_request(
+                f"`{row.full_name}` has no LFS file {min(unknown)}, expected the sha256 of one; nothing was removed"
+            )
         commits.forget_files(connection, registry.blobs, row, doomed)
     return JSONResponse({"success": True})

@@ -79,10 +79,10 @@ def space_of(request: Request, registry: RegistryOf, scope: str, epoch: str) -> 
     try:
         claims = tokens.check(token, registry.settings.secret, purpose=PURPOSE)
     except tokens.BadSignature as error:
-        raise unauthorized(f"{error}: request a new xet-write-token") from None
+        raise unauthorized(f"{error}; get a new xet-write-token") from None
     found = _SCOPE.fullmatch(scope)
     if found is None or _named(registry, claims["scope"]) != found[1]:
-        raise forbidden("this token is for another repository; request one for this repository")
+        raise forbidden("this token is for another repository; get an xet-write-token for this repository")
     if not _EPOCH.fullmatch(epoch) or not is_open(int(epoch), time.time()):
         raise _not_here("upload space")
     return UploadSpace(
@@ -128,7 +128,7 @@ def _lost(repo_id: int) -> str:
 
 
 def _not_here(what: str) -> HttpRefusal:
-    return HttpRefusal(404, "NotFound", f"no such {what}")
+    return HttpRefusal(404, "NotFound", f"no such {what}; start the upload again")
 
 
 @router.get("/api/models/{namespace}/{name}/xet-write-token/{revision:path}")
