@@ -274,7 +274,10 @@ class WithPublishing(OpenedLibrary):
         place = hub.to(to)
         count = place.send_results(build.manifest, results)
         if not count:
-            raise NotAllowed(problem_list(f"{place.label} takes none of the results", place.refused_results))
+            raise NotAllowed(
+                problem_list(f"{place.label} takes none of the results", place.refused_results),
+                hint="`adapt registry tests NAMESPACE` shows whose results the registry stores",
+            )
         tell_refused(self.session, place)
         return SentResults(build=build, to=to, place=place.label, sent_results=count)
 

@@ -280,7 +280,7 @@ def _text(_kind: object, value: object, where: str) -> str:
     except UnicodeEncodeError:
         is_writable = False
     if not is_writable:
-        raise UsageProblem(f"{where} is {_told(value)}, which holds NUL or half a character")
+        raise UsageProblem(f"{where} is {_told(value)}, expected a text without NUL and without half a character")
     return value
 
 

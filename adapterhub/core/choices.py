@@ -25,7 +25,7 @@ def choice_from(text: str, option: str = "") -> Choice:
     parts = _parts(text)
     if len(parts) == 1 and _weighted(parts[0]) is None:
         if not parts[0]:
-            raise UsageProblem(f"{option} names no adapter".lstrip())
+            raise UsageProblem(f"{option} names no adapter".lstrip(), hint="write a spec, or `none` for the base")
         return {parts[0]: 1.0}
     weights: dict[str, float] = {}
     for part in parts:

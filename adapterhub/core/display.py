@@ -233,7 +233,7 @@ class InPages(Sequence[tuple[Any, Sequence[object]]]):
             return InPages(self._numbers[at], self._read, self._cells, self._page)
         for row in self._read([self._numbers[at]]):
             return row, self._cells(row)
-        raise AdapterNotFound("it was removed since it was listed")
+        raise AdapterNotFound("it was removed since it was listed", hint="list again")
 
     def __iter__(self) -> Iterator[tuple[Any, Sequence[object]]]:
         for start in range(0, len(self._numbers), self._page):

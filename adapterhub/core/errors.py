@@ -136,6 +136,16 @@ def _remade(kind: type[_E], args: tuple[object, ...], facts: Mapping[str, object
     return made
 
 
+CHECK_FILE = "check the path and its permissions with `ls -l`"
+SAVE_UTF8 = "save the file as UTF-8"
+SEARCH_THERE = "`adapt search --remote NAME` lists the adapters of a server"
+
+
+def no_adapter(name: object, places: str, *, hint: str) -> AdapterNotFound:
+    """Return the error for a name or spec that nothing in `places` has, in the one wording for this."""
+    return AdapterNotFound(f"no adapter `{shown(name if isinstance(name, str) else str(name))}` in {places}", hint=hint)
+
+
 def reworded(error: _E, message: str | None = None, *, hint: str | None = None) -> _E:
     """Return a copy of `error` with another message or hint; its class and facts stay."""
     text = error.message if message is None else message

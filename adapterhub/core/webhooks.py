@@ -20,6 +20,7 @@ ID: Final = "webhook-id"
 TIMESTAMP: Final = "webhook-timestamp"
 SIGNATURE: Final = "webhook-signature"
 WINDOW_S: Final = 300.0
+_AS_THEY_CAME: Final = "read the headers of the request as they came"
 """How far the time of a message may be from the receiver's clock; the receiver refuses older ones as repeats."""
 
 _SECRET_BYTES: Final = 32
@@ -49,12 +50,10 @@ def verify_webhook(headers: Mapping[str, str], body: bytes, secret: str, *, now:
     given = {name.lower(): value for name, value in headers.items()}
     missing = [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]
     if missing:
-        raise NotAllowed(
-            f"the message has no header `{missing[0]}`", hint="read the headers of the request as they came"
-        )
+        raise NotAllowed(f"the message has no header `{missing[0]}`", hint=_AS_THEY_CAME)
     message_id, timestamp = given[ID], given[TIMESTAMP]
     if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
-        raise NotAllowed(f"`{TIMESTAMP}` is not a Unix time in seconds")
+        raise NotAllowed(f"`{TIMESTAMP}` is not a Unix time in seconds", hint=_AS_THEY_CAME)
     expected = _signature(secret, message_id, timestamp, body).encode()
     offered = [part.partition(",")[2] for part in given[SIGNATURE].split(" ") if part.startswith("v1,")]
     if not any(hmac.compare_digest(one.encode(), expected) for one in offered[:_MOST_SIGNATURES]):
@@ -76,6 +75,9 @@ def _signature(secret: str, message_id: str, timestamp: str, body: bytes) -> str
     except ValueError:
         key = b""
     if not key:
-        raise UsageProblem(f"the secret of a webhook is `{PREFIX}` and base64")
+        raise UsageProblem(
+            f"the secret of a webhook is `{PREFIX}` and base64",
+            hint="use the one that `adapt registry webhook add` printed",
+        )
     content = b".".join([message_id.encode("utf-8", "surrogateescape"), timestamp.encode(), body])
     return base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode("ascii")

@@ -17,7 +17,7 @@ from typing import IO, Annotated
 
 from adapterhub.core.digests import Digest, Progress
 from adapterhub.core.disk.files import write_file
-from adapterhub.core.errors import AdapterNotFound
+from adapterhub.core.errors import no_adapter
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import first_fitting, follow
@@ -220,7 +220,7 @@ def plan_install(
         if found is None:
             asked = ", ".join(source.label for source in places)
             hint = library.nearest(spec.full_name) or "`--from DIR` also searches a folder; `org/name` searches the Hub"
-            raise AdapterNotFound(f"no adapter `{spec.full_name}` in {asked}", hint=hint)
+            raise no_adapter(spec.full_name, asked, hint=hint)
         release, source, resolution = found
         spec = replace(spec, name=release.manifest.name)  # the spec may name a repository
         if source is library and isinstance(release, InstalledRelease):

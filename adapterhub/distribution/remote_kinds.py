@@ -50,7 +50,7 @@ def kind_of(place: str) -> Kind:
     for name in kind_names():
         if (kind := kind_named(name)).claims(place):
             return kind
-    raise UsageProblem(f"`{shown(place, 200)}` is a place of no known kind; the kinds are {', '.join(kind_names())}")
+    raise UsageProblem(f"`{shown(place, 200)}` is a place of no known kind, expected one of {', '.join(kind_names())}")
 
 
 def kind_by_keys(keys: Iterable[str], named: str | None = None) -> Kind | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adapterhub.core.disk.files import ensure_there, read_plain
-from adapterhub.core.errors import Malformed, NotFound, SpecError, shown
+from adapterhub.core.errors import SAVE_UTF8, Malformed, NotFound, SpecError, shown
 from adapterhub.core.specs import AdapterSpec
 
 MOST_BYTES: Final = 4 << 20
@@ -37,11 +37,11 @@ def read_requirements(path: str | os.PathLike[str]) -> list[AdapterSpec]:
             hint="check its permissions and the disk with `ls -l`",
         ) from None
     if len(raw) > MOST_BYTES:
-        raise Malformed(f"`{shown(where, 200)}`: larger than {MOST_BYTES:,} bytes")
+        raise Malformed(f"`{shown(where, 200)}`: expected at most {MOST_BYTES:,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Malformed(f"`{shown(where, 200)}`: not UTF-8 at byte {error.start}") from None
+        raise Malformed(f"`{shown(where, 200)}`: not UTF-8 at byte {error.start}", hint=SAVE_UTF8) from None
     return parse_requirements(text, where)
 
 

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, AmbiguousSpec, UsageProblem, shown
+from adapterhub.core.errors import (
+    SEARCH_THERE,
+    AdapterHubError,
+    AdapterNotFound,
+    AmbiguousSpec,
+    UsageProblem,
+    no_adapter,
+    shown,
+)
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.kinds.hub import hub_behind
@@ -167,10 +175,7 @@ def find_version(hub: Hub, library: Library, spec: AdapterSpec, wanted: Requeste
             if one.commit == commit:
                 return one
     others = ", ".join(str(one.version) for one in here[:_LISTED])
-    raise AdapterNotFound(
-        f"{hub.label} has no `{spec}`",
-        hint=f"`{spec.full_name}` has {others}" if others else "`adapt search` finds names",
-    )
+    raise no_adapter(spec, hub.label, hint=f"`{spec.full_name}` has {others}" if others else SEARCH_THERE)
 
 
 def _versions(hub: Hub, repo: str) -> list[PublishedVersion]:

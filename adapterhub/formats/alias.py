@@ -254,7 +254,7 @@ def check_targets(alias: str, targets: Sequence[AliasTarget]) -> tuple[AliasTarg
             raise UsageProblem(f"`{alias}` has {target.version} twice. Nothing was changed", hint="name it once")
         if not is_weight(target.weight):
             raise UsageProblem(
-                f"`{alias}` has {target.version} with weight {target.weight:g}; a weight is a number above 0. "
+                f"`{alias}` has {target.version} with weight {target.weight:g}, expected a number above 0. "
                 "Nothing was changed"
             )
     return tuple(targets)

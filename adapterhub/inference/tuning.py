@@ -271,7 +271,9 @@ def ensure_causal(model: PreTrainedModel, what: str) -> None:
         UsageProblem: it has an encoder; `what` names the purpose.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageProblem(f"the base has an encoder, but {what} on causal language models only")
+        raise UsageProblem(
+            f"the base has an encoder, but {what} on causal language models only", hint="name another base"
+        )
 
 
 MAX_FILE_BYTES: Final = 16 << 20
@@ -339,8 +341,7 @@ def read_examples(
     if not examples:
         raise Malformed(f"{where}: contains no examples", hint=f"one JSON object per line: {_FORMS}")
     if len(examples) > most:
-        problem = f"{len(examples)} examples, expected at most {most}; a few dozen are enough"
-        raise Malformed(f"{where}: {problem}")
+        raise Malformed(f"{where}: {len(examples)} examples, expected at most {most}; a few dozen are enough")
     return tuple(examples)
 
 
@@ -452,10 +453,16 @@ def encode(
         elif one.targets < 1:
             problems.append(f"{_place(example, number)}: has no target token")
         elif max(one.tokens) >= known:
-            raise CouldNotTell(f"the tokenizer produces token {max(one.tokens)}, but the model has only {known}")
+            raise CouldNotTell(
+                f"the tokenizer produces token {max(one.tokens)}, but the model has only {known}",
+                hint="use the tokenizer that was saved with the model",
+            )
         encoded.append(one)
     if problems:
-        raise Malformed(problem_list("this base cannot use some of the examples", problems, PROBLEMS_SHOWN))
+        raise Malformed(
+            problem_list("this base cannot use some of the examples", problems, PROBLEMS_SHOWN),
+            hint="correct or remove these examples",
+        )
     return encoded
 
 

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, TypeVar
 
 from adapterhub.core.digests import hex_of
 from adapterhub.core.disk.root import absolute
-from adapterhub.core.errors import AdapterNotFound, MalformedManifest, SpecError, shown
+from adapterhub.core.errors import AdapterNotFound, MalformedManifest, SpecError, no_adapter
 from adapterhub.core.specs import ADD_FIRST, AdapterSpec, parse_namespace
 from adapterhub.formats.base.fingerprint import BaseFingerprint
 from adapterhub.formats.documented import Documented
@@ -228,7 +228,7 @@ class InstalledBuilds:
         """Return the error for a name that is not installed; its hint offers the nearest name that is."""
         usual = ADD_FIRST if name.endswith(".safetensors") else "`adapt list` shows what is installed"
         hint = self.nearest(name) or usual
-        return AdapterNotFound(f"no adapter `{shown(name)}` is installed here", hint=hint)
+        return no_adapter(name, self.label, hint=hint)
 
     def nearest(self, name: str) -> str:
         """`did you mean …?` with the nearest installed name; "" when none is near."""

@@ -78,12 +78,12 @@ def parse_url(text: str, scheme: str = "") -> str:
     Raises:
         UsageProblem: unless it has a host and at most a path, and is of `scheme`; without one, http or https.
     """
-    problem = ""
+    problem, such_as = "", f"write it as in `{scheme or 'https'}://registry.example.org`"
     try:
         place = urlsplit(text)
         port, host = place.port, (place.hostname or "").lower()
     except ValueError as error:
-        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {error}") from None
+        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {error}", hint=such_as) from None
     if len(text) > MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:
         problem = "expected printable ASCII without spaces"
     elif place.scheme not in ([scheme] if scheme else _PORTS) or not host:
@@ -100,7 +100,7 @@ def parse_url(text: str, scheme: str = "") -> str:
     elif "\\" in place.path or not {".", ".."}.isdisjoint(place.path.split("/")):
         problem = "expected a path without `.`, `..` and backslashes"
     if problem:
-        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {problem}")
+        raise UsageProblem(f"`{shown(text)}` is not the URL of a server: {problem}", hint=such_as)
     name = f"[{host}]" if ":" in host else host
     shown_port = f":{port}" if port is not None and port != _PORTS.get(place.scheme, 443) else ""
     return f"{place.scheme}://{name}{shown_port}{place.path.rstrip('/')}"
@@ -124,7 +124,7 @@ def parse_address(text: str, kind: str) -> str:
         UsageProblem: `kind` is not a word, or `text` is not an address.
     """
     if not _NAME.fullmatch(kind):
-        raise UsageProblem(f"`{shown(kind)}` is not a kind of remote")
+        raise UsageProblem(f"`{shown(kind)}` is not a kind of remote, expected a word such as `oci`")
     if kind == HUB_NAME or text.startswith(f"{kind}://"):
         return parse_url(text, "" if kind == HUB_NAME else kind)
     if not 0 < len(text) <= MAX_URL_CHARACTERS or not text.isascii() or not text.isprintable() or " " in text:

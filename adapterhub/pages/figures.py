@@ -321,8 +321,7 @@ def weight_of(text: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MOST_WEIGHT:
-        expected = f"expected a number from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}"
-        raise UsageProblem(f"weight `{shown(text)}`: {expected}")
+        raise UsageProblem(f"weight `{shown(text)}`: expected a number from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
     return round(number * STEPS) / STEPS
 
 

@@ -6,7 +6,7 @@ import codecs
 import datetime as dt
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -163,7 +163,10 @@ def _tables_in(table: object) -> list[object]:
 
 
 def _malformed(where: str, problems: Sequence[str]) -> Malformed:
-    return Malformed(problem_list(f"`{shown(where, 200)}`: not a usable project file", problems))
+    return Malformed(
+        problem_list(f"`{shown(where, 200)}`: not a usable project file", problems),
+        hint="correct these lines, and run the command again",
+    )
 
 
 def _unreadable(raw: bytes) -> str | None:
@@ -273,7 +276,7 @@ class _Reader(DocumentReader):
             wanted = known.get(AdapterName(key))
             if wanted is None:
                 near = self.near(key, known) or "; add it under `[adapters]`"
-                self.say(f"aliases.{key}", f"this project has no adapter `{shown(key)}`{near}")
+                self.say(f"aliases.{key}", f"no adapter `{shown(key)}` in this project{near}")
                 continue
             for name, value in table.items():
                 path = f"aliases.{key}.{name}"
@@ -361,7 +364,7 @@ class _Reader(DocumentReader):
             for name in dict.fromkeys(named):
                 if name not in places:
                     near = self.near(name, places.keys() - {key}) or "; add it under `[adapters]`"
-                    self.say(f"merges.{key}.inputs", f"this project has nothing named `{shown(name)}`{near}")
+                    self.say(f"merges.{key}.inputs", f"no adapter `{shown(name)}` in this project{near}")
         if loop := _loop(inputs):
             self.say(f"merges.{loop[0]}", f"made of itself: {' -> '.join(loop)}")
 
@@ -416,7 +419,9 @@ def parse_exclude_newer(text: str) -> NewestAllowed:
     try:
         return parse_newest_allowed(text)
     except ValueError as error:
-        raise UsageProblem(f"exclude-newer: {error}") from None
+        raise UsageProblem(
+            f"exclude-newer: {error}", hint="write a day, a time or an age, as in `2026-01-31` or `7d`"
+        ) from None
 
 
 def refusal(policy: Policy, candidate: Candidate, now: float) -> str | None:
@@ -611,6 +616,12 @@ def with_alias(text: str, key: AdapterName, name: str, weights: Mapping[str, flo
     return document.as_string().replace("\n", line_end)
 
 
+def not_in_project(name: str, keys: Collection[str]) -> NotFound:
+    """Return the error for a name that the project's `keys` lack, with the nearest of them."""
+    near = near_name(name.rpartition("/")[2], keys)
+    return NotFound(f"no adapter `{shown(name)}` in this project{near}", hint=f"`{PROJECT_FILE}` lists all names")
+
+
 def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     """Return the text without these adapters or merges.
 
@@ -622,8 +633,7 @@ def without_adapters(text: str, keys: Sequence[AdapterName]) -> str:
     known = [wanted.key for wanted in project.requirements]
     for key in keys:
         if key not in known:
-            near = near_name(key, known)
-            raise NotFound(f"the project has no `{shown(key)}`{near}", hint=f"`{PROJECT_FILE}` lists all names")
+            raise not_in_project(key, known)
         users = [
             merge.key
             for merge in project.merges

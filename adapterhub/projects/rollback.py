@@ -16,12 +16,11 @@ from adapterhub.core.errors import Conflict, Malformed, NoCompatibleRelease, Not
 from adapterhub.core.ranks import RankRange
 from adapterhub.core.specs import AdapterName, AdapterSpec
 from adapterhub.distribution.choosing import candidates_of
-from adapterhub.formats.documents import near_name
 from adapterhub.formats.release import Release
 from adapterhub.library.store.roots import history_path
 from adapterhub.projects.aliases import is_alias_key
 from adapterhub.projects.builds import label_of, namespace_of
-from adapterhub.projects.file import project_of, refusal, text_of_project, with_adapter
+from adapterhub.projects.file import not_in_project, project_of, refusal, text_of_project, with_adapter
 from adapterhub.projects.lock.lockfile import (
     lock_problems,
     lock_text,
@@ -102,10 +101,7 @@ def _known(project: Project, name: str) -> AdapterName:
             hint=f"`adapt alias set --save` moves it; `git log -p {PROJECT_FILE}` shows what it was",
         )
     if name not in keys:
-        near = near_name(name, keys)
-        raise NotFound(
-            f"the project has no `{shown(name)}`{near}", hint=f"`{project.folder / PROJECT_FILE}` lists all names"
-        )
+        raise not_in_project(name, keys)
     return AdapterName(name)
 
 
@@ -151,7 +147,9 @@ def _ensure_fits(library: Library, project: Project, lock: Lock, now: Locked, ol
     reason = refusal(replace(project.policy, exclude_newer=None), candidate, 0.0)
     if reason is not None:
         raise NoCompatibleRelease(
-            f"`{old.key}` cannot go back to {label_of(old)}. Nothing was changed", [(old.version, reason)]
+            f"`{old.key}` cannot go back to {label_of(old)}. Nothing was changed",
+            [(old.version, reason)],
+            hint=f"allow it under `[policy]` of `{PROJECT_FILE}`, then roll back",
         )
 
 

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from adapterhub.core.disk.home import PROJECT_FILE
 from adapterhub.core.errors import Conflict, NotFound
-from adapterhub.formats.documents import near_name
 from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import locked_build
-from adapterhub.projects.file import project_of, text_of_project, with_adapter, without_adapters, write_project
+from adapterhub.projects.file import (
+    not_in_project,
+    project_of,
+    text_of_project,
+    with_adapter,
+    without_adapters,
+    write_project,
+)
 from adapterhub.projects.lock.lockfile import previous_lock
 from adapterhub.projects.locking.choosing import locked_adapter
 from adapterhub.projects.places import base_to_write, editing, lock_now, save_lock
@@ -124,8 +129,7 @@ def key_of(project: Project, spec: AdapterSpec) -> AdapterName:
     if found:
         told = ", ".join(f"`{key}`" for key in found)
         raise NotFound(f"the project has `{spec.full_name}` under several names: {told}", hint="name one of these")
-    near = near_name(spec.name, keys)
-    raise NotFound(f"the project has no `{spec.full_name}`{near}", hint=f"`{project.folder / PROJECT_FILE}` lists them")
+    raise not_in_project(spec.full_name, keys)
 
 
 def builds_of_key(session: Session, project: Project, key: AdapterName, spec: AdapterSpec) -> list[Installed]:

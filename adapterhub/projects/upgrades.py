@@ -16,7 +16,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from adapterhub.core.digests import Digest
-from adapterhub.core.errors import AdapterHubError, NotFound, shown
+from adapterhub.core.errors import AdapterHubError
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.distribution.outdated import UpgradeRequest
 from adapterhub.formats.base.fingerprint import BaseFingerprint
@@ -25,7 +25,7 @@ from adapterhub.library.bases.requested import RequestedBase, requested_base
 from adapterhub.library.directory import open_source
 from adapterhub.library.library import Library
 from adapterhub.library.transfer import Source
-from adapterhub.projects.file import objection_of
+from adapterhub.projects.file import not_in_project, objection_of
 from adapterhub.projects.lock.lockfile import read_lock
 from adapterhub.projects.locking.choosing import base_choice, in_project
 from adapterhub.projects.places import ANYWHERE, ProjectSources, Where
@@ -48,7 +48,7 @@ def project_requests(
     names = [str(spec) for spec in specs]
     known = {wanted.key for wanted in project.adapters}
     if unknown := [name for name in names if name not in known]:
-        raise NotFound(f"the project has no adapter `{shown(unknown[0])}`", hint="`adapt tree` shows what is locked")
+        raise not_in_project(unknown[0], known)
     base = base_choice(library, project, lock, takes_new=False)
     objection = objection_of(project.policy, time.time())
     sources = ProjectSources(session, project, where)

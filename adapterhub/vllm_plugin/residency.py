@@ -83,7 +83,7 @@ class VllmResidency:
         found = await models.resolve_lora(leased.model)
         if leased.model not in models.lora_requests:
             reason = getattr(getattr(found, "error", None), "message", "it gives no reason")
-            raise EngineFailed(f"vLLM did not load `{leased.label}`: {reason}")
+            raise EngineFailed(f"vLLM did not load `{leased.label}`: {reason}", hint="read vLLM's log above this line")
 
     # ------------------------------------------------------------ requests
     async def enter(self, leased: LeasedAdapter, tenant: Tenant | None, models: Models) -> None:

@@ -45,5 +45,8 @@ def model_files(record: BaseRecord) -> tuple[Path, tuple[TensorFile, ...], Mappi
             known = facts.get(spec.name)
             if known is None or (known.dtype, known.shape) != (spec.dtype, spec.shape):
                 path = shown(str(file.path), 200)
-                raise CouldNotTell(f"`{path}` changed after its fingerprint was made: `{shown(spec.name)}`")
+                raise CouldNotTell(
+                    f"`{path}` changed after its fingerprint was made: `{shown(spec.name)}`",
+                    hint="`adapt base remove NAME`, then `adapt base add FOLDER --as NAME`, registers it again",
+                )
     return record.path, files, MappingProxyType(facts)

@@ -98,7 +98,7 @@ def test_a_rollback_that_cannot_bring_the_build_changes_nothing(upgraded, tmp_pa
 
 
 def test_what_cannot_be_rolled_back_is_refused_with_the_way(upgraded, tmp_path):
-    assert "the project has no `nothing`" in upgraded.user.fails(10, "upgrade", "--undo", "nothing")
+    assert "no adapter `nothing` in this project" in upgraded.user.fails(10, "upgrade", "--undo", "nothing")
     assert "nothing earlier" in upgraded.user.fails(10, "upgrade", "--undo", "summary")
     assert "`adapt upgrade --undo legal-qa`" in upgraded.user.fails(15, "upgrade", "--undo", "both")
     toml = tmp_path / "adapters.toml"

@@ -243,9 +243,8 @@ def test_upgrade_chooses_anew_what_is_named(library, locked):
 
     assert versions(one.lock) == {"legal-qa": "1.0.0", "tables": "2.0.0"}
     assert versions(everything.lock) == {"legal-qa": "2.0.0", "tables": "2.0.0"}
-    with pytest.raises(NotFound, match="nothing named `tabels`") as refused:
+    with pytest.raises(NotFound, match="no adapter `tabels` in this project; did you mean `tables`"):
         lock_project(library, wanted, places, previous=before.lock, upgrade=["tabels"])
-    assert refused.value.hint == "did you mean `tables`?"
 
 
 def test_a_new_policy_keeps_what_it_lets_in_and_replaces_the_rest(tmp_path, library, locked, publish):

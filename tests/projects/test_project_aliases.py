@@ -76,7 +76,7 @@ def test_a_version_that_cannot_be_locked_leaves_the_project_as_it_was(adapt, tmp
 
     adapt.fails(11, "alias", "set", "prod", "legal-qa==9", "--save")
     assert "exact versions" in adapt.fails(2, "alias", "set", "prod", "legal-qa", "--save")
-    assert "no `summarize`" in adapt.fails(10, "alias", "set", "prod", "summarize==1", "--save")
+    assert "no adapter `summarize`" in adapt.fails(10, "alias", "set", "prod", "summarize==1", "--save")
     assert "adapters.toml" in adapt.fails(15, "upgrade", "--undo", "legal-qa@prod")
 
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
@@ -94,7 +94,7 @@ def test_an_adapter_that_leaves_the_project_takes_its_aliases_with_it(adapt, tmp
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[aliases.nothing]\nprod = '1'", "aliases.nothing: this project has no adapter"),
+        ("[aliases.nothing]\nprod = '1'", "aliases.nothing: no adapter `nothing` in this project"),
         ("[aliases.legal-qa]\nmain = '1'", "cannot be called like a version"),
         ("[aliases.legal-qa]\nprod = '>=1'", "not a version"),
         ("[aliases.legal-qa]\nprod = 1.2", 'expected a version such as "1.2"'),

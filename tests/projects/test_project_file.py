@@ -144,7 +144,7 @@ def test_an_empty_file_is_a_project_that_wants_nothing():
         ("[policy]\nexclude-newer = 'soon'", "line 2, policy.exclude-newer: expected an age such as `7d`"),
         ("[policy]\nallow-licenses = 'MIT'", "line 2, policy.allow-licenses: expected a list, got text"),
         ("[policy]\nallow-licenses = ['']", "policy.allow-licenses[0]: expected a word"),
-        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: this project has nothing named `x`"),
+        ("[merges.m]\ninputs = [{ adapter = 'x', weight = 1 }]", "line 2, merges.m.inputs: no adapter `x` in this project"),
         ("[merges.m]\ninputs = [{ spec = 'x', weight = 1 }]", "merges.m.inputs[0].spec: no such key"),
         ("[merges.m]\nmethod = 'tise'\ninputs = []", "line 2, merges.m.method: no merge method `tise`; did you mean `ties`?"),
         ("[merges.m]\ninputs = [{ adapter = 'm', weight = 1 }]", "line 1, merges.m: made of itself: m -> m"),
@@ -278,7 +278,7 @@ def test_what_a_merge_is_made_of_is_not_taken_out_without_it(tmp_path):
 
     with pytest.raises(Conflict, match="`brief` is part of `legal-summary`"):
         remove_adapter(tmp_path, parse_name("brief"))
-    with pytest.raises(NotFound, match="no `breif`; did you mean `brief`"):
+    with pytest.raises(NotFound, match="no adapter `breif` in this project; did you mean `brief`"):
         remove_adapter(tmp_path, parse_name("breif"))
     assert (tmp_path / "adapters.toml").read_text() == WHOLE
 

@@ -47,6 +47,7 @@ _USERS: Final = 25
 _VERSIONS: Final = 100
 _TEXT_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 1 << 18
+_ITS_FILES: Final = "open the list of its files"
 
 
 def adapter_page(here: LibrarySource, asked: PageQuery) -> AdapterPage:
@@ -170,7 +171,7 @@ def tree_page(here: LibrarySource, asked: PageQuery) -> TreePage:
     repo, revision, folder = asked.repo, asked.path["revision"], asked.path.get("path", "").strip("/")
     build = here.build(repo, revision)
     if folder:
-        raise NotFound(f"no folder `{shown(folder, 200)}`")
+        raise NotFound(f"no folder `{shown(folder, 200)}`", hint=_ITS_FILES)
     return TreePage(
         repo=repo,
         revision=revision,
@@ -222,7 +223,7 @@ def _file(here: LibrarySource, asked: PageQuery) -> tuple[Installed, FileLine]:
     build = here.build(asked.repo, revision)
     entry = next((one for one in _files(build, asked.repo, revision) if one.path == path), None)
     if entry is None:
-        raise NotFound(f"no file `{shown(path, 200)}`")
+        raise NotFound(f"no file `{shown(path, 200)}`", hint=_ITS_FILES)
     return build, entry
 
 

@@ -238,12 +238,18 @@ class Playing:
             choice = _choice_of(form, column)
             others = [pick for pick in choice if pick not in picks]
             if others:
-                raise UsageProblem(f"`{shown(others[0], 200)}` is not a build for the base `{shown(base, 200)}`")
+                raise UsageProblem(
+                    f"`{shown(others[0], 200)}` is not a build for the base `{shown(base, 200)}`",
+                    hint="choose one of the list",
+                )
             if not choice and form.get(f"pick-{column}") == SUM:
                 raise UsageProblem(f"column {column} is a sum of no adapter", hint="choose its adapters")
             choices[column] = choice
         if base not in self._bases():
-            raise UsageProblem(f"`{shown(base, 200)}` is not a base with weights on this machine")
+            raise UsageProblem(
+                f"`{shown(base, 200)}` is not a base with weights on this machine",
+                hint="choose one of the list; `adapt base add PATH` registers another",
+            )
         asked = form.get("tokens", str(NEW_TOKENS))
         if (tokens := number_in(asked)) is None:
             raise UsageProblem(f"`{shown(asked, 40)}` new tokens, expected a whole number")

@@ -97,7 +97,7 @@ class LibrarySource(PageSource):
         session = self.library.session
         rows = search_installed(session, None, name=name, namespace=wanted, sort="date", limit=most)
         if not rows:
-            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+            raise self.library.not_installed(repo)
         noted = self.library.yanks.noted()
         return sorted(rows, key=lambda row: row.digest in noted and self.is_yanked(row))
 
@@ -111,21 +111,21 @@ class LibrarySource(PageSource):
         if not digits:
             for build in self.library.still_in(self.library.root / row.folder for row in self.rows(repo, _NEWEST)):
                 return build
-            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+            raise self.library.not_installed(repo)
         namespace, _, name = repo.partition("/")
         look = partial(self.library.catalog.folders, name, "" if namespace == NO_NAMESPACE else namespace)
         folders = set(look(digest=f"sha256:{digits}"))
         with suppress(SpecError):  # it is no version
             folders |= {*look(version=parse_version(digits))}
         if not folders:
-            raise NotFound(f"no adapter `{shown(repo, 200)}` is installed")
+            raise self.library.not_installed(repo)
         builds = [
             build
             for build in self.library.still_in(sorted(folders))
             if build.manifest.digest.startswith(f"sha256:{digits}") or build.manifest.version == digits
         ]
         if not builds:
-            raise NotFound(f"no build `{shown(digits, 80)}`")
+            raise NotFound(f"`{shown(repo, 200)}` has no build `{shown(digits, 80)}`", hint="open its newest build")
         return min(builds, key=lambda build: (self.library.yanked(build) is not None, -build.added_at))
 
     def other_forms(self, base: BaseFingerprint | None) -> Iterator[RelatedBase]:

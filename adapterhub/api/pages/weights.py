@@ -175,7 +175,7 @@ def base_page(here: LibrarySource, asked: PageQuery) -> BasePage:
     known = sorted({*bases, *per_base})
     sha256 = next((one for one in known if begin and one.startswith(f"sha256:{begin[1]}")), None)
     if sha256 is None:
-        raise NotFound(f"no base `{shown(fingerprint, 80)}`")
+        raise NotFound(f"no base `{shown(fingerprint, 80)}`", hint="`adapt base list` shows the bases")
     newest = Filters(bases=(sha256,), sort="date", limit=_MOST_POINTS)
     mine, record = ask(session, lambda index: index.search(newest)), bases.get(sha256)
     names = {record.alias: None, record.hub_id: None} if record else {}

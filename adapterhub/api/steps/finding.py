@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 from adapterhub.api.searching import ask, find_build
 from adapterhub.core.arguments import path_of
-from adapterhub.core.errors import AdapterNotFound, BaseNotFound, NotFound, UsageProblem, shown
+from adapterhub.core.errors import (
+    SEARCH_THERE,
+    AdapterNotFound,
+    BaseNotFound,
+    NotFound,
+    UsageProblem,
+    no_adapter,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,9 +93,7 @@ def choose_release(
             f"`{spec.full_name}` has no namespace, and no remote lists one for it",
             hint=f"write `NAMESPACE/{spec.name}`, or `adapt remote add NAME URL --namespaces NAMESPACE`",
         )
-    raise AdapterNotFound(
-        f"no adapter `{spec.full_name}` in {labels}", hint="`adapt search --remote NAME` lists the adapters of a server"
-    )
+    raise no_adapter(spec.full_name, labels, hint=SEARCH_THERE)
 
 
 def meant_by(session: Session, lineage: Lineage, spec: AdapterSpec) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from adapterhub.core.arguments import Namespace, StrPath, parsed, path_of
 from adapterhub.core.digests import Digest
 from adapterhub.core.errors import (
+    CHECK_FILE,
     AdapterNotFound,
     Conflict,
     NotAllowed,
@@ -178,7 +179,7 @@ class Keys:
         try:
             end = parse_day(not_after) if not_after else None
         except ValueError as error:
-            raise UsageProblem(f"--not-after: {error}") from None
+            raise UsageProblem(f"--not-after: {error}", hint="write a day, as in `--not-after 2027-01-31`") from None
         found = self._key_in(name, file)
         terms = Terms(
             adapters=tuple(scope) or None, remotes=tuple(remotes) or None, not_after=end, accepts=tuple(accept)
@@ -416,7 +417,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_plain(path, KEY_LIMIT_BYTES)
     except OSError as error:
-        raise UsageProblem(f"cannot read `{path}`: {error.strerror}") from None
+        raise UsageProblem(f"cannot read `{path}`: {error.strerror}", hint=CHECK_FILE) from None
 
 
 # ---------------------------------------------------------------- signing

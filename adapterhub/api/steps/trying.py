@@ -260,7 +260,10 @@ class Rounds:
                 finalists = self._round(best, self._rest, lost, lambda done: progress(before + done, total))
         if lost and not finalists:
             lines = [f"`{one.name}`: {one.reason}" for one in lost]
-            raise CouldNotTell(problem_list("not one candidate can be tried on this base", lines))
+            raise CouldNotTell(
+                problem_list("not one candidate can be tried on this base", lines),
+                hint="`adapt search --base BASE` without `--try` lists them",
+            )
         return self._tried(query, finalists, [one for one in alive if len(one.parts) < len(finalists[0].parts)], lost)
 
     # ------------------------------------------------------------ measure

@@ -477,7 +477,9 @@ def _split(text: str) -> Sequence[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageProblem(f"--engine-args: {error}") from None
+        raise UsageProblem(
+            f"--engine-args: {error}", hint="close every quote, as in `--engine-args '--max-num-seqs 8'`"
+        ) from None
 
 
 # ---------------------------------------------------------------- vLLM

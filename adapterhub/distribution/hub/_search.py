@@ -9,7 +9,15 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
 
 from adapterhub.core.digests import Digest, parse_digest
-from adapterhub.core.errors import AdapterNotFound, NotAllowed, RemoteUnreachable, UsageProblem, shown
+from adapterhub.core.errors import (
+    SEARCH_THERE,
+    AdapterNotFound,
+    NotAllowed,
+    RemoteUnreachable,
+    UsageProblem,
+    no_adapter,
+    shown,
+)
 from adapterhub.core.ranks import ANY_RANK, RankRange
 from adapterhub.core.specs import AdapterSpec, is_hub_id
 from adapterhub.distribution.http.wire import Wire
@@ -31,7 +39,6 @@ SCANNED = 1000
 
 SHOWN_CHARACTERS: Final = 200
 """Of a text that a server sends, so many are shown."""
-_NO_FILTERS: Final = "does not know which adapters have a signature or tests; leave out `--signed` and `--tested`"
 LEAST_COSINE: Final = 0.9
 """Servers list none below."""
 
@@ -115,15 +122,12 @@ def alike_on(
         AdapterNotFound: it has no such release.
     """
     if not LEAST_COSINE <= above <= 1:
-        raise UsageProblem(f"`above` {above}: a server lists cosines from {LEAST_COSINE} to 1")
+        raise UsageProblem(f"`above` is {above}, expected {LEAST_COSINE} to 1, as a server lists no others")
     if "similar" not in features:
         raise UsageProblem(f"{wire.endpoint} does not compare updates", hint="install the adapter and compare here")
     places = [one for one in versions(spec.full_name) if one.yanked is None and spec.matches(str(one.version))]
     if not places:
-        raise AdapterNotFound(
-            f"`{spec}`: no such release on {wire.endpoint}",
-            hint="`adapt search --remote NAME` lists the adapters of a server",
-        )
+        raise no_adapter(spec, wire.endpoint, hint=SEARCH_THERE)
     repo, version = places[0].repo, str(places[0].version)
     with wire.plainly(f"builds like `{spec}`"):
         told = wire.json(f"api/adapt/v1/adapters/{repo}/{version}/similar", {"above": above})
@@ -145,6 +149,12 @@ def alike_on(
         raise RemoteUnreachable(f"like updates: {wire.endpoint} sent no list of builds: {error!r}") from None
 
 
+def _without_filters(who: str) -> UsageProblem:
+    return UsageProblem(
+        f"{who} does not know which adapters have a signature or tests", hint="leave out `--signed` and `--tested`"
+    )
+
+
 def search_registry(wire: Wire, search: Search, *, filters: bool) -> list[SearchHit]:
     """Search by `/api/adapt/v1/adapters`, page by page; `filters` says that it knows licence, signature and tests.
 
@@ -152,7 +162,7 @@ def search_registry(wire: Wire, search: Search, *, filters: bool) -> list[Search
         UsageProblem: the search names one of these, and the server passes over it.
     """
     if not filters and (search.license or search.signed or search.tested):
-        raise UsageProblem(f"{wire.endpoint} is older and {_NO_FILTERS}")
+        raise _without_filters(f"{wire.endpoint} is older and")
     is_ranked = search.by == "meaning" or (len(search.text.split()) > 1 and not search.all_words)
     asked: dict[str, Any] = {
         "q": search.text,
@@ -193,7 +203,7 @@ def search_tags(wire: Wire, search: Search) -> list[SearchHit]:
     """
     tags = ["peft" if not search.base_weights and not search.task else "adapterhub"]
     if search.signed or search.tested:
-        raise UsageProblem(f"{wire.endpoint} {_NO_FILTERS}")
+        raise _without_filters(wire.endpoint)
     if search.license:
         tags.append(f"license:{search.license.lower()}")
     if search.base_weights:

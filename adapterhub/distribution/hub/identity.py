@@ -69,7 +69,7 @@ def _of_github(endpoint: str, variables: Mapping[str, str]) -> str:
     try:
         place = urlsplit(address)
     except ValueError:
-        raise UsageProblem(f"{ADDRESS} is not an address") from None
+        raise UsageProblem(f"{ADDRESS} is not an address, expected the one that GitHub gives a job") from None
     if place.scheme not in {"http", "https"} or not place.hostname or place.username or not token:
         raise UsageProblem(f"{ADDRESS} and {ADDRESS_TOKEN}: expected the address and the token of a job")
     _check_encrypted(address)

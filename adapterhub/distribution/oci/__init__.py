@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 from adapterhub.core.digests import Digest, strict_json
 from adapterhub.core.errors import (
     AdapterHubError,
-    AdapterNotFound,
     DigestMismatch,
     Malformed,
     NotAllowed,
     RemoteUnreachable,
     SpecError,
     UsageProblem,
+    no_adapter,
     shown,
 )
 from adapterhub.core.hosts import is_loopback
@@ -218,7 +218,10 @@ class OciRegistry:
         for entry in entries:
             held = place.image.files.get(entry.path)
             if held is None:
-                raise Malformed(f"`{origin}` lacks the file `{shown(entry.path)}` of its build. Nothing was stored")
+                raise Malformed(
+                    f"`{origin}` lacks the file `{shown(entry.path)}` of its build. Nothing was stored",
+                    hint="push the build again, or take another version",
+                )
             if (held.digest, held.size_bytes) != (entry.sha256, entry.size_bytes):
                 raise DigestMismatch(
                     f"{origin}: {entry.path}", expected=entry.sha256, actual=held.digest, hint="nothing was stored"
@@ -232,7 +235,7 @@ class OciRegistry:
         """
         place = self._image(repository, image)
         if place is None:
-            raise AdapterNotFound(f"`{repository}@{shown(image)}` is not on {self.place}, or is not an adapter")
+            raise no_adapter(f"{repository}@{image}", self.place, hint="it may be another image; compare the digest")
         if spec.pinned_version is not None:
             place = replace(place, tag=spec.pinned_version)
         return self._release(place, spec)

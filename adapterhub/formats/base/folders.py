@@ -74,7 +74,7 @@ def fingerprint_folder(
         copied = _copied(folder, facts)
         fingerprint = fingerprint_tensors(facts, files=_digest_of_links(files), **copied)
     except ValueError as error:
-        raise Malformed(f"`{folder}`: {error}") from None
+        raise Malformed(f"`{folder}`: {error}", hint=_ONE_MODEL) from None
     hints = gguf_hints(files[0]) if files[0].suffix == ".gguf" else read_hints(folder)
     parameters = sum(
         prod(fact.shape) for fact in weights_of(fingerprint, facts) if not is_buffer(fact.name, fact.shape)
@@ -144,7 +144,7 @@ def fingerprint_checkpoint(
         try:
             fingerprint = fingerprint_tensors(facts)
         except ValueError as error:
-            raise Malformed(f"`{path}`: its `{component}` {error}") from None
+            raise Malformed(f"`{path}`: its `{component}` {error}", hint=_ONE_MODEL) from None
         parameters = sum(prod(fact.shape) for fact in facts if not is_buffer(fact.name, fact.shape))
         hints = replace(read_hints(path), parameters=parameters, model_type=KINDS.get(component))
         found[component] = (fingerprint, hints, tuple(sorted(facts, key=lambda fact: fact.name)))
@@ -300,6 +300,7 @@ def _joined(place: Path, parts: Mapping[str, Part], hub_id: str | None, commit: 
     )
 
 
+_ONE_MODEL: Final = "check that its files are one complete model, and download what is missing"
 _TEMPLATES: Final = "additional_chat_templates"
 """The only folder below a model in which transformers looks."""
 

@@ -180,13 +180,16 @@ def indexed_tensors(path: Path) -> dict[str, str]:
     try:
         value = read_json(path, INDEX_LIMIT_BYTES)
     except (ValueError, OSError) as error:
-        raise Malformed(f"{path}: {error}") from None
+        raise Malformed(f"{path}: {error}", hint="download the file again") from None
     places = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise Malformed(f"{path}: expected an object `weight_map` that gives the file of each tensor")
     for name in dict.fromkeys(places.values()):
         if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name or not name.endswith(".safetensors"):
-            raise Malformed(f"{path}: `{shown(name)}` is not the name of a safetensors file beside it")
+            raise Malformed(
+                f"{path}: `{shown(name)}` is not the name of a safetensors file beside it",
+                hint="download the file again, with every file of the model in one folder",
+            )
     return places
 
 
@@ -539,7 +542,10 @@ def _fill(file: _WeightFile, handle: int, view: TensorView, done: int, target: m
 def _transposed(file: _WeightFile, handle: int, view: TensorView) -> memoryview:
     """Return all bytes of the transposed tensor."""
     if view.size_bytes > MOST_TRANSPOSED_BYTES:
-        raise CouldNotTell(f"`{file.path}`: `{shown(view.name)}` has {view.size_bytes:,} bytes, too many to transpose")
+        raise CouldNotTell(
+            f"`{file.path}`: `{shown(view.name)}` has {view.size_bytes:,} bytes, expected at most"
+            f" {MOST_TRANSPOSED_BYTES:,} to transpose"
+        )
     whole = memoryview(bytearray(view.size_bytes))
     _fill(file, handle, view, 0, whole)
     numbers = whole.cast(_UNSIGNED[stored_bytes(view.dtype)])

@@ -599,11 +599,11 @@ def read_plan(path: Path) -> Plan:
     where = shown(str(path), 200)
     raw = read_typed(path, MAX_PLAN_BYTES)
     if len(raw) > MAX_PLAN_BYTES:
-        raise Malformed(f"{where}: more than {MAX_PLAN_BYTES >> 20} MB of tests")
+        raise Malformed(f"{where}: expected at most {MAX_PLAN_BYTES >> 20} MB of tests")
     try:
         value = toml_of(raw)
     except ValueError as error:
-        raise Malformed(f"{where}: {error}") from None
+        raise Malformed(f"{where}: {error}", hint="correct this place; the file is TOML") from None
     reader = _PlanReader()
     plan = reader.plan(value)
     if reader.problems:

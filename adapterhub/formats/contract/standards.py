@@ -66,12 +66,11 @@ class Bounds:
         for name, value in chosen.items():
             if name not in NAMES:
                 raise UsageProblem(f"no bound `{shown(name)}`; there are {', '.join(NAMES)}")
-            if not (problem := range_problem(name, value)):
-                own = getattr(self, name)
-                if _is_looser(name, value, own):
-                    problem = f"is looser than the contract's {own:g}; a bound can only be tightened"
+            own = getattr(self, name)
+            if not (problem := range_problem(name, value)) and _is_looser(name, value, own):
+                problem = f"is looser than the contract's {own:g}; a bound can only be tightened"
             if problem:
-                raise UsageProblem(f"bound `{name}` {value:g}: {problem}")
+                raise UsageProblem(f"bound `{name}` {value:g}: {problem}", hint=f"leave `{name}` out to keep {own:g}")
         return replace(self, **chosen)
 
     def no_looser_than(self, least: Mapping[str, float]) -> Bounds:
@@ -118,7 +117,7 @@ def bound_text(text: str) -> str:
     if name not in NAMES:
         raise UsageProblem(f"no bound `{shown(name)}`; there are {', '.join(NAMES)}")
     if problem := range_problem(name, value):
-        raise UsageProblem(f"bound `{name}` {value:g}: {problem}")
+        raise UsageProblem(f"bound `{name}` {value:g}: {problem}", hint="write a bound as in `same=0.95`")
     return f"{name}={value:g}"
 
 

@@ -84,7 +84,7 @@ def component_folders(pipeline: Path) -> dict[str, Path]:
             raise Malformed(f"`{pipeline / name}` {error.strerror}", hint="replace the link with the folder") from None
         found[name] = pipeline / name
     if not found:
-        raise Malformed(f"{path}: names none of {', '.join(f'`{name}`' for name in COMPONENTS)}")
+        raise Malformed(f"{path}: names no component, expected one of {', '.join(f'`{name}`' for name in COMPONENTS)}")
     return found
 
 

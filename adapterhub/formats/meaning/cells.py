@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 HEAD: Final = 64
 """The principal components that choose: 80 % of the energy of texts, at a sixth of the time."""
 _HEADER_BYTES: Final = 4096
+_AGAIN: Final = "delete the file; the server makes it again"
 _ROWS: Final = 2048  # widened at a time, so that they stay in the cache
 _LEARNT: Final = 32  # vectors a cell from which its centre is learnt
 _TURNS: Final = 5
@@ -98,13 +99,13 @@ class CellFile:
             learnt_of, check = int(header["learnt_of"]), str(header["check"])
             is_mine = header["format"] == 1 and header["model"] == model
         except (ValueError, TypeError, KeyError):
-            raise Malformed(f"`{shown(str(path), 200)}` is not an index of vectors") from None
+            raise Malformed(f"`{shown(str(path), 200)}` is not an index of vectors", hint=_AGAIN) from None
         places, end = _places(shapes)
         if not is_mine or min(shapes.values()) < 0 or path.stat().st_size != end:
-            raise Malformed(f"`{shown(str(path), 200)}` is an index of another model, or was cut")
+            raise Malformed(f"`{shown(str(path), 200)}` is an index of another model, or was cut", hint=_AGAIN)
         columns = {name: _mapped(path, name, shapes[name], places[name], "r") for name in _COLUMNS}
         if check != _check_of(columns):
-            raise Malformed(f"`{shown(str(path), 200)}` is damaged")
+            raise Malformed(f"`{shown(str(path), 200)}` is damaged", hint=_AGAIN)
         return cls(path, learnt_of, columns)
 
     def __len__(self) -> int:

@@ -134,7 +134,10 @@ class PromptForm:
         reader = _Reader()
         form = reader.form(value, f"{where}.", knows_all=knows_all)
         if reader.problems or form is None:
-            raise Malformed(problem_list(f"{shown(where, 200)}: not a prompt form", reader.lines))
+            raise Malformed(
+                problem_list(f"{shown(where, 200)}: not a prompt form", reader.lines),
+                hint="a form is `raw`, `template`, `chat` or `text`, with the fields of that form",
+            )
         if (problem := digest_problem(form)) is not None:
             raise DigestMismatch(f"{where}.chat_template", expected=problem[0], actual=problem[1])
         return form
@@ -165,7 +168,11 @@ class PromptForm:
         made = reader.form({key: item for key, item in value.items() if item is not None}, "", knows_all=True)
         if reader.problems or made is None:
             path, text = reader.problems[0]
-            raise UsageProblem(f"`--{'prompt' if path == 'form' else path.replace('_', '-')}`: {text}")
+            option = "prompt" if path == "form" else path.replace("_", "-")
+            raise UsageProblem(
+                f"`--{option}`: {text}",
+                hint="`--template TEXT` is a text around `{input}`, and `--system TEXT` begins a chat",
+            )
         return made
 
 

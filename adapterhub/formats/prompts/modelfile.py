@@ -73,7 +73,7 @@ def form_in_modelfile(text: str) -> PromptForm | None:
                 value["max_new_tokens"] = min(max(int(argument), 1), MAX_NEW_TOKENS)
     if "TEMPLATE" in said:
         if "SYSTEM" in said:
-            raise Malformed("its Modelfile has a SYSTEM text and a TEMPLATE without a place for it")
+            raise Malformed("its Modelfile has a SYSTEM text and a TEMPLATE without a place for it; give `--template`")
         form = _template(said["TEMPLATE"])
         value = form.to_json() | value
     elif "SYSTEM" in said:
@@ -97,7 +97,9 @@ def _template(text: str) -> PromptForm:
     left = next((side for side in re.split(_ACTION, text)[::2] if "{{" in side), None)
     if left is not None or len(sides) != 2:
         what = shown(left[left.index("{{") :], 40) if left is not None else f"{len(sides) - 1} places for the prompt"
-        raise Malformed(f"its Modelfile's TEMPLATE is a Go template with `{what}`, which is not translated")
+        raise Malformed(
+            f"its Modelfile's TEMPLATE is a Go template with `{what}`, which is not translated; give `--template`"
+        )
     raw = PromptForm(form="raw")
     return raw if sides == ["", ""] else replace(raw, form="template", template=template_of(*sides))
 

@@ -25,6 +25,7 @@ from adapterhub.core.errors import (
     UnsupportedAdapter,
     UsageProblem,
     WithoutEffect,
+    no_adapter,
     shown,
 )
 from adapterhub.core.specs import AdapterSpec, BaseSpec
@@ -483,7 +484,7 @@ class AdapterBank:
         with self._lock:
             origin = self._origins.get(name)
         if origin is None:
-            raise AdapterNotFound(f"no adapter `{shown(name)}` was loaded here", hint=f"bank.load({name!r})")
+            raise no_adapter(name, "this bank", hint=f"load it first: `bank.load({name!r})`")
         return origin
 
     def _get(self, name: str, *, keep: Sequence[str] = ()) -> Whole:

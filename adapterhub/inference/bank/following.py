@@ -192,4 +192,4 @@ def pass_gate(gate: Gate, version: Published) -> None:
     """
     why = objection(gate, version)
     if why is not None:
-        raise NotAllowed(f"`{version.label}` does not pass: {why}")
+        raise NotAllowed(f"`{version.label}` does not pass: {why}", hint="publish a version that passes the gate")

@@ -88,6 +88,8 @@ def lacks_memory(error: Exception) -> bool:
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
+TUNE: Final = "tune on examples: `--tune FILE`"
+OTHER_INPUTS: Final = "give fewer, shorter or other inputs with `--examples`"
 ROWS: Final = 8
 """Prompts that are answered together."""
 
@@ -359,18 +361,23 @@ def asked_again(
     goldens = [golden for golden in goldens if golden.asked is not None and golden.tokens]
     if contract.kind not in WRITERS or not goldens:
         what = "digests alone" if contract.visibility == "digests" else f"no answers in tokens, as {contract.kind} has"
-        raise CouldNotTell(f"the contract of `{shown(name, 200)}` holds {what}; weights cannot be tuned on it")
+        raise CouldNotTell(
+            f"the contract of `{shown(name, 200)}` holds {what}; weights cannot be tuned on it", hint=TUNE
+        )
     longest = max(len(golden.tokens) for golden in goldens)
     try:
         asked = [golden.asked for golden in goldens if golden.asked is not None]
         prompts = prompts_in_tokens(contract.prompt, asked, model, tokenizer, new=longest)
     except Unknown as unknown:
-        raise CouldNotTell(f"the contract of `{shown(name, 200)}` cannot be asked here: {unknown.detail}") from None
+        raise CouldNotTell(
+            f"the contract of `{shown(name, 200)}` cannot be asked here: {unknown.detail}", hint=TUNE
+        ) from None
     for golden, prompt in zip(goldens, prompts, strict=True):
         if ids_digest(prompt) != golden.prompt_sha256:
             raise CouldNotTell(
                 f"the tokenizer of the base makes other tokens of `{golden.id}` in the contract of"
-                f" `{shown(name, 200)}` than at the recording"
+                f" `{shown(name, 200)}` than at the recording",
+                hint=TUNE,
             )
     return [AnswerRow(prompt=p, answer=g.tokens) for p, g in zip(prompts, goldens, strict=True)]
 

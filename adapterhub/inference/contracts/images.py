@@ -35,6 +35,7 @@ from adapterhub.formats.contract.contract import (
 from adapterhub.formats.contract.reader import MAX_IMAGES, MAX_PROMPT_TOKENS, Plan, Wanted, WantedImages
 from adapterhub.formats.prompts.form import RAW
 from adapterhub.inference.contracts.answers import (
+    OTHER_INPUTS,
     Measured,
     Tick,
     Unknown,
@@ -105,7 +106,10 @@ class AdaptedPipeline:
         """
         scheduler = getattr(self.pipeline, "scheduler", None)
         if scheduler is None:
-            raise Incompatible("the pipeline has no scheduler, so nothing fixes how it draws")
+            raise Incompatible(
+                "the pipeline has no scheduler, so nothing fixes how it draws",
+                hint="load the whole pipeline, as diffusers' `save_pretrained` wrote it",
+            )
         defaults = {name: one.default for name, one in inspect.signature(type(scheduler).__init__).parameters.items()}
         held = {name: repr(value) for name, value in scheduler.config.items() if name in defaults}
         own = {name: text for name, text in held.items() if text != repr(defaults[name])}
@@ -143,7 +147,10 @@ class AdaptedPipeline:
                 hint="record with another size: `[image]` in a `tests.toml`",
             ) from None
         if not isinstance(found, torch.Tensor):
-            raise Incompatible("the pipeline gives no latent, which a contract of images holds")
+            raise Incompatible(
+                "the pipeline gives no latent, which a contract of images holds",
+                hint='record with a pipeline that returns latents for `output_type="latent"`',
+            )
         flat = found.detach().float().flatten().cpu()
         if (count := flat.numel()) > MAX_LATENT:
             flat = flat[torch.arange(MAX_LATENT) * _STRIDE % count]
@@ -207,7 +214,7 @@ def record_images(
             with model.base_alone():
                 base = [model.latent(text, seed, settings, tick) for _, text, seed in asked]
     except Unknown as unknown:
-        raise Incompatible(f"cannot record: {unknown.detail}") from None
+        raise Incompatible(f"cannot record: {unknown.detail}", hint=OTHER_INPUTS) from None
     found: list[Golden] = []
     left_out: list[tuple[str, str]] = []
     for (one, _, seed), prompt, latent, alone in zip(asked, tokens, own, base, strict=True):
@@ -236,7 +243,9 @@ def _golden(one: Wanted, seed: int, prompt: Sequence[int], latent: Sequence[floa
     try:
         packed = packed_latent(latent)
     except OverflowError:
-        raise Incompatible("what the adapter draws has numbers beyond half precision") from None
+        raise Incompatible(
+            "what the adapter draws has numbers beyond half precision, expected at most 65,504"
+        ) from None
     gap = distance(unpacked_latent(packed), base)
     if not math.isfinite(gap):
         raise Incompatible("what the base draws is not finite", hint="load the base in float32")

@@ -31,6 +31,7 @@ from adapterhub.formats.contract.reader import MAX_ANSWER_TOKENS, MAX_BYTES, Pla
 from adapterhub.formats.contract.standards import Bounds
 from adapterhub.formats.prompts.form import PromptForm, base_template, base_template_digest, has_other_template
 from adapterhub.inference.contracts.answers import (
+    OTHER_INPUTS,
     AnswerRow,
     Score,
     Tick,
@@ -110,7 +111,7 @@ def record(  # noqa: PLR0913 - what to ask, how, and what to note
                 goldens, left_out = recorder.goldens(wanted, count, margin)
                 leave_alone = recorder.left_alone(plan.leave_alone)
     except Unknown as unknown:
-        raise Incompatible(f"cannot record: {unknown.detail}") from None
+        raise Incompatible(f"cannot record: {unknown.detail}", hint=OTHER_INPUTS) from None
     if plan.goldens or not (plan.expects or leave_alone):
         ensure_enough(goldens, left_out, "answers", "give more inputs with `--examples`, or a lower `--margin`")
     if kind not in ENCODERS and goldens:
@@ -286,7 +287,7 @@ class _Recorder:
         prompts = prompts_in_tokens(self.form, [one.asked for one in wanted], self.model, self.tokenizer)
         found = encode(self.model, prompts, self.tick, vectors=vectors)
         if kind == "classify" and found and len(found[0].logits) < 2:
-            raise Incompatible("an adapter that gives one number has no labels, and a contract compares labels")
+            raise Incompatible("an adapter that gives one number has no labels, and a contract needs at least two")
         if not all(one.is_finite for one in found):
             raise Incompatible(
                 "the adapter's numbers are not finite", hint="`adapt verify` finds numbers that are not finite"

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import canonical_json
-from adapterhub.core.errors import EngineFailed, Incompatible, UsageProblem, shown
+from adapterhub.core.errors import CHECK_FILE, EngineFailed, Incompatible, UsageProblem, shown
 from adapterhub.formats.contract.contract import WRITERS, Contract
 from adapterhub.formats.contract.results import TestedCase, Verdict
 from adapterhub.inference.generation import NEW_TOKENS, before_stop
@@ -45,6 +45,7 @@ _TOKENS: Final = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "ADAPTERHUB_TOKEN", "ADA
 _TAIL_BYTES: Final = 4096
 _LINES_SHOWN: Final = 8
 _GRACE_S: Final = 5
+_OTHER_SERVER: Final = "update llama.cpp, or name another server with `--llama-server FILE`"
 MAX_REPORT_BYTES: Final = 256 << 20
 """Of one file that a tool writes."""
 
@@ -98,7 +99,7 @@ def run_tool(words: Sequence[str], *, folder: Path, environ: Mapping[str, str], 
                 start_new_session=True,
             )
         except OSError as error:
-            raise EngineFailed(f"`{shown(words[0], 200)}` does not start: {error.strerror}") from None
+            raise EngineFailed(f"`{shown(words[0], 200)}` does not start: {error.strerror}", hint=CHECK_FILE) from None
         try:
             _limit(process.pid, budget_s)
             code = process.wait()
@@ -164,7 +165,10 @@ def ensure_askable(contract: Contract) -> None:
             hint="name the full contract with `--tests FILE`",
         )
     if not contract.goldens:
-        raise Incompatible("the contract has no golden, and lm-eval asks only goldens")
+        raise Incompatible(
+            "the contract has no golden, and lm-eval asks only goldens",
+            hint="`adapt test` without `--runner` checks it",
+        )
 
 
 def lm_eval_task(contract: Contract, prompts: Sequence[str], name: str) -> LmEvalTask:
@@ -370,11 +374,13 @@ class LlamaServer:
                 answer = connection.getresponse()
                 raw = answer.read(_MOST_BYTES)
             if answer.status != http.HTTPStatus.OK:
-                raise EngineFailed(f"llama-server refuses a prompt: {shown(raw.decode(errors='replace'), 200)}")
+                why = shown(raw.decode(errors="replace"), 200)
+                raise EngineFailed(f"llama-server refuses a prompt: {why}", hint=_OTHER_SERVER)
             value = json.loads(raw)
             return Written(tokens=tuple(map(int, value["tokens"])), text=str(value["content"]))
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-            raise EngineFailed(f"llama-server gives no answer that can be read: {shown(str(error), 200)}") from None
+            why = shown(str(error), 200)
+            raise EngineFailed(f"llama-server gives no answer that can be read: {why}", hint=_OTHER_SERVER) from None
 
 
 @contextlib.contextmanager
@@ -460,7 +466,10 @@ def _cases(report: Path, ran: Ran) -> tuple[TestedCase, ...]:
 
     try:
         if report.stat().st_size > MAX_REPORT_BYTES:
-            raise EngineFailed(f"`pytest` wrote a report of more than {MAX_REPORT_BYTES >> 20} MB")
+            raise EngineFailed(
+                f"`pytest` wrote a report of more than {MAX_REPORT_BYTES >> 20} MB",
+                hint="name fewer tests: `--task PATH`",
+            )
         root = ET.parse(report).getroot()  # noqa: S314 - written by the pytest that ran the user's own tests
     except (OSError, ET.ParseError):
         raise ran.failed("pytest") from None

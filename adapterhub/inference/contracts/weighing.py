@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapterhub.core.errors import CouldNotTell
 from adapterhub.formats.contract.contract import MOST_ODDS, Contract, unpacked_odds
-from adapterhub.inference.contracts.answers import AnswerRow, asked_again, scores
+from adapterhub.inference.contracts.answers import TUNE, AnswerRow, asked_again, scores
 from adapterhub.inference.tuning import (
     DEFAULT_BUDGET,
     DEFAULT_L1,
@@ -148,7 +148,9 @@ class _Asked:
             )
             effect = float(np.sqrt(np.mean((recorded - plain) ** 2)))
             if not effect:
-                raise CouldNotTell(f"the adapter of the contract of `{name}` changes nothing; it has no drift")
+                raise CouldNotTell(
+                    f"the adapter of the contract of `{name}` changes nothing; it has no drift", hint=TUNE
+                )
             found.append((recorded, plain, np.full(len(recorded), 1 / (effect * math.sqrt(len(recorded))))))
         recorded, plain, scale = (np.concatenate(part) for part in zip(*found, strict=True))
         return cls(rows=rows, recorded=recorded, plain=plain, scale=scale / math.sqrt(len(contracts)))

@@ -27,6 +27,7 @@ __all__ = ["activate", "check_activated"]
 
 _TOKENS = 1
 """The dimension of the tokens of a row."""
+_WHOLE = "call the whole model with `input_ids`"
 
 
 def check_activated(contents: AdapterContents, base: BaseModel) -> None:
@@ -121,7 +122,9 @@ class _Counting:
             rows = f"{len(self._counts or ())} rows of {self._lengths[0]} tokens"
             problem = f"a layer gets {list(inputs.shape)}, not {rows}"
         if problem:
-            raise UsageProblem(f"`{shown(self._label, 200)}` acts from its invocation tokens on (aLoRA): {problem}")
+            raise UsageProblem(
+                f"`{shown(self._label, 200)}` acts from its invocation tokens on (aLoRA): {problem}", hint=_WHOLE
+            )
         return (inputs.contiguous(), *args[1:]), kwargs | {"alora_offsets": self._counts}
 
     def _found(self, ids: Tensor) -> list[int]:

@@ -94,7 +94,10 @@ def allowed_rank(rank: int) -> int:
     """
     allowed = slot_rank(rank)
     if allowed is None:
-        raise UsageProblem(f"rank {rank} is above the largest that vLLM supports, {MAX_RANKS[-1]}")
+        raise UsageProblem(
+            f"rank {rank} is above the largest that vLLM supports, {MAX_RANKS[-1]}",
+            hint=f"`adapt resize NAME --rank {MAX_RANKS[-1]}` makes an adapter smaller",
+        )
     return allowed
 
 

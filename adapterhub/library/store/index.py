@@ -572,7 +572,10 @@ def _check_schema(version: int, path: Path, oldest: int = SCHEMA_VERSION) -> Non
             hint="update adapterhub; until then commands read the folders, which is slower",
         )
     if version < oldest:
-        raise IndexUnusable(f"`{path}` has schema {version}, this version reads {SCHEMA_VERSION}")
+        raise IndexUnusable(
+            f"`{path}` has schema {version}, this version reads {SCHEMA_VERSION}",
+            hint="`adapt doctor --rebuild-index` makes a new one",
+        )
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -43,7 +43,10 @@ class SignedFiles:
             return path
         for folder in (self._folder, self._folder.parent):
             if folder.is_symlink():
-                raise NotAllowed(f"`{folder}` is a link; results are written into real folders. Nothing was written")
+                raise NotAllowed(
+                    f"`{folder}` is a link; results are written into real folders. Nothing was written",
+                    hint="replace the link with the folder",
+                )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_durably(path, raw)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
 from adapterhub.core.digests import Digest, hex_of, parse_digest
-from adapterhub.core.errors import AdapterNotFound, MalformedManifest, shown
+from adapterhub.core.errors import MalformedManifest, no_adapter, shown
 from adapterhub.formats.documented import Documented
 from adapterhub.library.store.rows import BuildRow, Filters
 
@@ -171,7 +171,7 @@ class Lineage:
             if spec.matches(row.version) and row.digest.startswith(spec.digest_prefix or "")
         ]
         if not found:
-            raise AdapterNotFound(f"no adapter `{spec}` is installed here", hint="`adapt list` shows what is installed")
+            raise no_adapter(spec, f"library `{self._root}`", hint="`adapt list` shows what is installed")
         return found
 
     def _manifest(self, digest: str) -> Manifest | None:

@@ -412,5 +412,5 @@ class Places:
         if not isinstance(place, Origin):
             return place
         if not place.is_server and not Path(place.place).exists():
-            raise AdapterNotFound("does not exist any more")
+            raise AdapterNotFound("does not exist any more", hint="name another place with `--from DIR`")
         return self._find_source(place)

@@ -8,7 +8,6 @@ fitting build decides. So the lock is the same on every machine that reaches the
 from __future__ import annotations
 
 import contextlib
-import difflib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from adapterhub.library.library import Library
 from adapterhub.library.transfer import AT_ONCE, Source, together
 from adapterhub.projects.aliases import adapter_of, is_alias_key
 from adapterhub.projects.builds import label_of
-from adapterhub.projects.file import objection_of
+from adapterhub.projects.file import not_in_project, objection_of
 from adapterhub.projects.lock.conflicts import built_for_several_bases, conflict, conflicts_in
 from adapterhub.projects.lock.lockfile import adapter_problems, locked_step, merge_problems, policy_changes
 from adapterhub.projects.locking.choosing import (
@@ -299,11 +298,7 @@ def _check_names(project: Project, upgrade: Collection[str]) -> None:
     names = [wanted.key for wanted in project.requirements]
     unknown = [name for name in upgrade if name not in names] if upgrade != ALL else []
     if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=1)
-        hint = (
-            f"did you mean `{near[0]}`?" if near else f"it has {', '.join(f'`{n}`' for n in names[:10]) or 'nothing'}"
-        )
-        raise NotFound(f"the project has nothing named {', '.join(f'`{shown(n)}`' for n in unknown)}", hint=hint)
+        raise not_in_project(unknown[0], names)
 
 
 def _in_order(merges: Sequence[MergeRequirement]) -> list[MergeRequirement]:
@@ -338,7 +333,9 @@ def _merge(
         if not merge_problems(wanted, kept, entries):
             return kept
     if make_merge is None:
-        raise UsageProblem(f"`{wanted.key}` is a merge, which cannot be made here")
+        raise UsageProblem(
+            f"`{wanted.key}` is a merge, which cannot be made here", hint="`adapt lock` makes and locks it"
+        )
     inputs = {key: entries[key] for leaf in wanted.step.leaves() if (key := AdapterName(leaf.spec)) in entries}
     made = make_merge(wanted, inputs)
     # the lock is compared by this step, not by the defaults that the run wrote out

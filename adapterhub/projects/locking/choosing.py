@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapterhub.core.arguments import path_of
 from adapterhub.core.digests import Digest, digest_of
-from adapterhub.core.errors import AdapterHubError, AdapterNotFound, BaseNotFound, NoCompatibleRelease, NotFound
+from adapterhub.core.errors import AdapterHubError, BaseNotFound, NoCompatibleRelease, NotFound, no_adapter
 from adapterhub.core.specs import AdapterSpec, BaseSpec
 from adapterhub.distribution.choosing import candidates_of
 from adapterhub.distribution.remote_kinds import kind_named, kind_of
@@ -233,14 +233,14 @@ class _Search:
             Admission(library).ensure_owner_asked(self._every_source, wanted.spec.namespace)
         if not everything and wanted.remote is not None:
             hint = f'`{wanted.key}` names `remote = "{wanted.remote}"`, so it is not looked up anywhere else'
-            return AdapterNotFound(f"no adapter `{self._spec.full_name}` in remote `{wanted.remote}`", hint=hint)
+            return no_adapter(self._spec.full_name, f"remote `{wanted.remote}`", hint=hint)
         if not everything:
             asked = ", ".join(source.label for source in self._sources)
             hint = library.nearest(self._spec.full_name) or (
                 f"`adapt search {self._spec.name} --remote NAME` searches a server; name places under `[remotes]` "
                 "of the project file or with `adapt remote add`"
             )
-            return AdapterNotFound(f"no adapter `{self._spec.full_name}` in {asked}", hint=hint)
+            return no_adapter(self._spec.full_name, asked, hint=hint)
         try:
             self._resolved(list(everything.values()), None)
         except NoCompatibleRelease as error:

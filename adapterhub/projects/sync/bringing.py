@@ -23,6 +23,7 @@ from adapterhub.core.errors import (
     NotAllowed,
     NotFound,
     RemoteUnreachable,
+    no_adapter,
     problem_list,
     reworded,
 )
@@ -177,7 +178,7 @@ def locked_one(entry: Locked, releases: Sequence[Release], source: Source) -> Re
             hint=f"the place has different content under this version; if you trust it, "
             f"`adapt lock --upgrade {entry.key}` locks it",
         )
-    raise AdapterNotFound(f"{source.label} has no `{label_of(entry)}`", hint="`adapt lock` chooses another release")
+    raise no_adapter(label_of(entry), source.label, hint="`adapt lock` chooses another release")
 
 
 def _take(

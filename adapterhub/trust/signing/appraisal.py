@@ -25,6 +25,7 @@ from adapterhub.formats.signature import Bundle, Identity, Statement, pre_authen
 from adapterhub.trust.signing.trust import Trust, TrustedKey, day_text
 
 _LIMIT_BYTES: Final = 64 << 20
+_FETCH_AGAIN: Final = "fetch the adapter again, or ask its publisher to sign it again with `adapt key sign`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,7 @@ def bounded(raw: bytes, where: str) -> bytes:
 
 
 def _odd(path: Path, what: str) -> SignatureRefused:
-    return SignatureRefused(f"`{shown(str(path), 200)}`", f"it {what}", reason="broken")
+    return SignatureRefused(f"`{shown(str(path), 200)}`", f"it {what}", reason="broken", hint=_FETCH_AGAIN)
 
 
 Standing = Literal["trusted", "unsigned", "unknown_key", "out_of_scope", "expired", "other_name"]

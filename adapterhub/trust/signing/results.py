@@ -67,7 +67,13 @@ def read_result(
     """
 
     def refused(clause: str, reason: str) -> SignatureRefused:
-        return SignatureRefused(f"a result for `{shown(full_name)}`", clause, reason=reason, ending="It does not count")
+        return SignatureRefused(
+            f"a result for `{shown(full_name)}`",
+            clause,
+            reason=reason,
+            hint="`adapt test NAME --sign` makes a result of your own",
+            ending="It does not count",
+        )
 
     bundle, key = opened(raw, trust, RESULT_LIMIT_BYTES, refused)
     try:
@@ -162,7 +168,8 @@ def read_made(
 
     def refused(clause: str, reason: str) -> SignatureRefused:
         what = f"a statement of how `{shown(full_name)}` was made"
-        return SignatureRefused(what, clause, reason=reason, ending="It does not count")
+        hint = "`adapt key sign NAME --statement` signs how an adapter of yours was merged"
+        return SignatureRefused(what, clause, reason=reason, hint=hint, ending="It does not count")
 
     bundle, key = opened(raw, trust, SIGNATURE_LIMIT_BYTES, refused)
     try:

@@ -171,13 +171,15 @@ class ExtractRun:
         """Raise unless every number is finite and there is something to extract."""
         if self.refusals:
             raise Incompatible(
-                problem_list("the difference of these weights cannot be extracted", alike_once(self.refusals))
+                problem_list("the difference of these weights cannot be extracted", alike_once(self.refusals)),
+                hint="give models whose numbers are finite; `--dtype float32` holds the largest",
             )
         if not self.ranks:
             names = [f"`{shown(one.name)}`: {one.reason}" for one in self.left_out]
             reason = "a LoRA cannot hold what differs" if names else "the models differ only by rounding"
             raise Incompatible(
-                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", alike_once(names))
+                problem_list(f"`{shown(self.tuned.label)}` gives no adapter: {reason}", alike_once(names)),
+                hint="give a fine-tune of this base in which linear layers changed",
             )
 
     def _uneven_experts(self) -> bool:

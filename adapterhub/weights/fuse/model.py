@@ -216,7 +216,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise not_read(error, path, CouldNotTell) from None
     except ValueError as error:
-        raise Malformed(f"{path}: {shown(str(error), 200)}") from None
+        raise Malformed(f"{path}: {shown(str(error), 200)}", hint="download the file again") from None
     if not isinstance(value, dict):
         raise Malformed(f"{path}: expected an object")
     return value

@@ -144,7 +144,9 @@ class ShardWriter:
             count = min(_COPY_BYTES, stretch.count - done)
             copied = _copy_range(shard, stretch.start + done, stretch.target + done, count)
             if not copied:
-                raise CouldNotTell(f"`{shard.file.path}` became shorter while it was read")
+                raise CouldNotTell(
+                    f"`{shard.file.path}` became shorter while it was read", hint="run the command again"
+                )
             self._progress(copied)
             done += copied
 

@@ -190,7 +190,10 @@ def step_from(
 
 def malformed(where: str, problems: Sequence[str]) -> Malformed:
     """Return the error for a recipe with these problems."""
-    return Malformed(problem_list(f"{shown(where, 200)}: not a usable recipe", problems))
+    return Malformed(
+        problem_list(f"{shown(where, 200)}: not a usable recipe", problems),
+        hint="`adapt info NAME --recipe` prints a recipe in the right form",
+    )
 
 
 _STEP_KEYS: Final = ("method", "dtype", "seed", "options", "inputs")

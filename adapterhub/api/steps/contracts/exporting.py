@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.api.steps.contracts.gating import MergeTest, name_of
+from adapterhub.api.steps.contracts.gating import WITHOUT_TEST, MergeTest, name_of
 from adapterhub.api.steps.contracts.testing import TestQuestion
 from adapterhub.core.arguments import path_of
 from adapterhub.core.errors import (
@@ -109,7 +109,9 @@ class LlamaTest:
         self.results.append(result)
         if result.verdict == "CHANGED":
             lines = [result.row, *(f"{name}: {shown(text, 400)}" for text in result.broken)]
-            raise BehaviourChanged(problem_list(f"the result has changed in llama.cpp. {ending}", lines))
+            raise BehaviourChanged(
+                problem_list(f"the result has changed in llama.cpp. {ending}", lines), hint=WITHOUT_TEST
+            )
 
     def _record(self, adapter: FoundAdapter) -> BaseRecord:
         """Return the base that was named, or that of the adapter."""
@@ -141,7 +143,8 @@ class LlamaTest:
         except Unknown as unknown:
             raise CouldNotTell(
                 f"no verdict is possible for `{shown(adapter.label, 200)}`: {unknown.reason}: {unknown.detail}. "
-                "Nothing was written"
+                "Nothing was written",
+                hint=WITHOUT_TEST,
             ) from None
         return list(zip(lines, rows, strict=True))
 

@@ -19,6 +19,8 @@ from adapterhub.projects.builds import base_here, locked_build
 from adapterhub.projects.locking import DropIn
 from adapterhub.projects.values import LockedAdapter
 
+WITHOUT_TEST = "leave out `--test` to write it in spite of that"
+
 if TYPE_CHECKING:
     from adapterhub.core.arguments import Testing
     from adapterhub.core.specs import AdapterName
@@ -185,11 +187,13 @@ class MergeTest:
         if broken:
             what = "the result has changed" if self.carries else "the merge breaks a rule of its parents"
             lines = [*rows, *(f"{result.name}: {shown(text, 400)}" for result, text in broken)]
-            raise BehaviourChanged(problem_list(f"{what}. Nothing was written", lines))
+            raise BehaviourChanged(problem_list(f"{what}. Nothing was written", lines), hint=WITHOUT_TEST)
         unknown = [result for result in self.results if result.verdict == "UNKNOWN" and result.reason != "no-gap"]
         if unknown:
             lines = [f"{result.name}: {shown(result.why[0], 400)}" for result in unknown]
-            raise CouldNotTell(problem_list("no verdict is possible for the result. Nothing was written", lines))
+            raise CouldNotTell(
+                problem_list("no verdict is possible for the result. Nothing was written", lines), hint=WITHOUT_TEST
+            )
 
     def _binding_problems(self, result: Tested) -> list[str]:
         """Return the failures of the result: all for the same adapter, the binding lines for a merge."""

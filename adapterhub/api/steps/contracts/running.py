@@ -107,7 +107,10 @@ def emit_task(
         try:
             ensure_comparable(contract, tokenizer)
         except Unknown as unknown:
-            raise Incompatible(f"the goldens cannot run on `{record.label}`: {unknown.detail}") from None
+            raise Incompatible(
+                f"the goldens cannot run on `{record.label}`: {unknown.detail}",
+                hint="name the base that they were recorded on with `--base BASE`",
+            ) from None
     asked = [golden.asked for golden in contract.distinct if golden.asked is not None]
     task = lm_eval_task(contract, prompt_texts(contract.prompt, asked, tokenizer), task_named(subject))
     place = output_place(folder / task.yaml).parent
@@ -268,7 +271,7 @@ def _with_task(
     for name, least in question.bounds.items():
         values = {key: value for key, value in found.metrics.items() if name in (key, key.rpartition("/")[2])}
         if not values:
-            raise UsageProblem(f"the task has no metric `{shown(name)}`; it has {', '.join(found.metrics)}")
+            raise UsageProblem(f"the task has no metric `{shown(name)}`, expected one of {', '.join(found.metrics)}")
         broken += [
             f"{key} is {value:.3f}, at least {least:g} is required"
             for key, value in values.items()
@@ -303,7 +306,9 @@ def _scored(
     [checked] = [checked_by(one, ["peft"]) for one in subjects_to_check(library, [subject.label], on)]
     if reasons := [reason for verdict in checked.verdicts for reason in verdict.reasons]:
         why = f"PEFT, through which lm-eval loads it, {reasons[0].says} ({reasons[0].detail})"
-        raise Incompatible(f"lm-eval cannot ask `{shown(subject.label, 200)}`: {why}")
+        raise Incompatible(
+            f"lm-eval cannot ask `{shown(subject.label, 200)}`: {why}", hint="`adapt test` without `--runner` checks it"
+        )
     with Models(library).of(subject, record, dtype=question.dtype) as loaded:
         model, tokenizer, base_verdict = loaded
         folder, task, model_args = place_of(model, tokenizer)

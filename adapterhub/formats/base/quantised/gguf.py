@@ -270,7 +270,10 @@ class _Copy:
                     continue
                 except (Unfit, IndexError) as error:
                     reason = error if isinstance(error, Unfit) else "has too few dimensions"
-                    raise Malformed(f"the GGUF file does not fit its metadata: `{shown(name)}` {reason}") from None
+                    raise Malformed(
+                        f"the GGUF file does not fit its metadata: `{shown(name)}` {reason}",
+                        hint="convert the model again with llama.cpp's `convert_hf_to_gguf.py`",
+                    ) from None
         if _HEADS.fullmatch(_inner(name)) and self.has(_TOKENS):
             return _resized(_whole(self.view(_TOKENS)), shape)
         return None

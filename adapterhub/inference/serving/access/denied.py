@@ -176,5 +176,8 @@ def _rules_of(data: bytes, path: Path) -> tuple[DenyRule, ...]:
         except SpecError as error:
             problems.append(f"line {number}: `{shown(error.text)}`: {error.reason}")
     if problems:
-        raise Malformed(problem_list(f"`{shown(str(path), 200)}` is not a list of adapters to deny", problems))
+        raise Malformed(
+            problem_list(f"`{shown(str(path), 200)}` is not a list of adapters to deny", problems),
+            hint="write one rule a line: a spec or digest, then the reason",
+        )
     return tuple(rules)

@@ -36,6 +36,7 @@ _KEYS: Final = (
     "keys", "adapters", "base", "grammars", "max-loaded", "max-requests", "requests-per-minute", "tokens-per-minute",
 )  # fmt: skip
 _ANY: Final = "*"
+_NEW_KEY: Final = "`adapt serve --new-key` prints a key and its lines for the file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ class Tenants:
         try:
             document = toml_of(data)
         except ValueError as error:
-            raise Malformed(f"`{shown(str(path), 200)}`: {error}") from None
+            raise Malformed(f"`{shown(str(path), 200)}`: {error}", hint=_NEW_KEY) from None
         tenants = reader.tenants(document)
         if reader.problems:
             lines = lines_of(data.decode("utf-8"))
@@ -136,7 +137,7 @@ class Tenants:
                 f"line {line}: {shown(where, 200)}: {text}" if (line := line_of(where, lines)) else f"{where}: {text}"
                 for where, text in reader.problems
             ]
-            raise Malformed(problem_list(f"`{shown(str(path), 200)}` is not a list of tenants", told))
+            raise Malformed(problem_list(f"`{shown(str(path), 200)}` is not a list of tenants", told), hint=_NEW_KEY)
         return cls({one.name: one for one in tenants}, {key: one for one in tenants for key in one.keys})
 
     @property

@@ -134,7 +134,10 @@ def _help_of(program: str) -> str:
     try:
         done = subprocess.run([program, "--help"], capture_output=True, timeout=_HELP_S, check=False)  # noqa: S603 - the program that the user named
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotFound(f"`{shown(program, 200)}` cannot be run: {shown(str(error), 200)}") from None
+        raise NotFound(
+            f"`{shown(program, 200)}` cannot be run: {shown(str(error), 200)}",
+            hint="`--llama-server FILE` names the program",
+        ) from None
     return done.stdout.decode("utf-8", "replace")
 
 

@@ -166,7 +166,10 @@ class Front:
                 hint="a large model may need longer: `--start-timeout SECONDS`",
             ) from None
         except RequestRefused as refusal:
-            raise EngineFailed(f"{refusal.message}, when it was asked about its adapters") from None
+            raise EngineFailed(
+                f"{refusal.message}, when it was asked about its adapters",
+                hint="update llama.cpp; its log has the reason",
+            ) from None
 
     def switch(self, to: Generation, then: Callable[[], None]) -> Generation:
         """Send new requests to another generation, and call `then` before any comes; the generation before."""

@@ -129,7 +129,8 @@ class RunningEngine:
         if is_old:
             raise UsageProblem(
                 f"{self.kind.name} {shown(version)} runs at `{self.url}`, and {least} or later is needed: earlier ones "
-                "may answer with cached prompts of the adapter that had a name before"
+                "may answer with cached prompts of the adapter that had a name before",
+                hint=f"update {self.kind.name} to {least} or later",
             )
         model = value.get("model_path")
         return EngineAbout(version=version, model=model if isinstance(model, str) else self.models().root)

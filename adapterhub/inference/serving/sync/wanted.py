@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapterhub.core.errors import Malformed, SpecError, problem_list, shown
+from adapterhub.core.errors import SAVE_UTF8, Malformed, SpecError, problem_list, shown
 from adapterhub.core.specs import AdapterSpec
 from adapterhub.formats.cards.metadata import Metadata, UnreadableCard, read_yaml
 
@@ -65,7 +65,7 @@ class WantedAdapters:
         try:
             read = read_yaml(data.decode("utf-8"), most_characters=MOST_CHARACTERS)
         except UnicodeDecodeError:
-            raise Malformed(f"`{name}` is not UTF-8") from None
+            raise Malformed(f"`{name}` is not UTF-8", hint=SAVE_UTF8) from None
         except UnreadableCard as error:
             raise Malformed(
                 f"`{name}` cannot be read: {str(error).removeprefix('metadata ')}",
