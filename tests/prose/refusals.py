@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -18,7 +19,7 @@ from tests.prose.phrases import ROOT, sources
 
 _STEP: Final = (
     "add|ask|avoid|begin|build|change|check|choose|clear|close|commit|convert|copy|create|declare|delete|drop|edit|export|find|fix|"
-    "free|get|give|install|keep|leave|list|load|lock|look|lower|make|measure|merge|move|name|open|pass|pin|pull|push|put|raise|read|"
+    "fetch|free|get|give|install|keep|leave|list|load|lock|look|lower|make|measure|merge|move|name|open|pass|pin|pull|push|put|raise|read|"
     "record|register|remove|rename|repeat|replace|restart|run|say|search|see|send|set|shorten|sign|split|start|stop|take|try|type|"
     "update|upgrade|upload|use|wait|write"
 )
@@ -30,6 +31,7 @@ EXPECTS: Final = re.compile(
     r"|\bat (?:most|least)\b|\bexclude each other\b|\b(?:is|are) only (?:for|with|after)\b|\bdid you mean\b"
     r"|\bneeds?\b|\b(?:holds?|takes?|stores?|publishes|accepts?|compares?|allowed) only\b|\bonly (?:a|an|the|for|with)\b|; there (?:are|is) X"
     rf"|(?:[;:,.] |, (?:so|and|or) |^)(?:first |please )?(?:{_STEP})\b(?! (?:is|are|was|failed))"
+    r"|\bas in `"
     r"|`(?:adapt|hf|pip|git) [^`]*`"
 )
 
@@ -48,24 +50,41 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _text(node: ast.expr) -> str:
-    """Return the literal text of an expression, `X` for what is filled in; of a choice, both texts."""
+def _text(node: ast.expr, known: Mapping[str, str]) -> str:
+    """Return the literal text of an expression, `X` for what is filled in; of a choice, both texts.
+
+    `known` has the texts of the module's own constants.
+    """
     match node:
         case ast.Constant(value=str(value)):
             return value
         case ast.JoinedStr(values=parts):
-            return "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts)
+            return "".join(_text(part, known) or "X" for part in parts)
+        case ast.FormattedValue(value=ast.Name(id=name)) | ast.Name(id=name):
+            return known.get(name, "")
         case ast.BinOp(left=left, right=right):
-            return _text(left) + _text(right)
+            return _text(left, known) + _text(right, known)
         case ast.IfExp(body=body, orelse=other):
-            return f"{_text(body)} {_text(other)}"
+            return f"{_text(body, known)} {_text(other, known)}"
         case ast.Call(func=func, args=[first, *_]) if _name(func) == "problem_list":
-            return _text(first)
+            return _text(first, known)
     return ""
 
 
-def _words(call: ast.Call) -> str:
-    return " ".join(filter(None, (_text(node) for node in (*call.args, *(one.value for one in call.keywords)))))
+def _words(call: ast.Call, known: Mapping[str, str]) -> str:
+    nodes = (*call.args, *(one.value for one in call.keywords))
+    return " ".join(filter(None, (_text(node, known) for node in nodes)))
+
+
+def _constants(tree: ast.Module) -> dict[str, str]:
+    """Return the texts that a module gives names."""
+    found: dict[str, str] = {}
+    for line in tree.body:
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+            for target in line.targets if isinstance(line, ast.Assign) else [line.target]:
+                if text := _text(line.value, {}):
+                    found[_name(target)] = text
+    return found
 
 
 @cache
@@ -90,7 +109,10 @@ def refusing() -> dict[str, bool]:
     for place, tree in _trees():
         for node in tree.body if place.endswith(HELPERS) else ():
             if isinstance(node, ast.FunctionDef) and node.returns is not None and _name(node.returns) == "HttpRefusal":
-                texts = [_text(one) for line in node.body[1:] for one in ast.walk(line) if isinstance(one, ast.expr)]
+                known = _constants(tree)
+                texts = [
+                    _text(one, known) for line in node.body[1:] for one in ast.walk(line) if isinstance(one, ast.expr)
+                ]
                 kinds[node.name] = any(map(EXPECTS.search, texts))
     return kinds
 
@@ -100,11 +122,12 @@ def places() -> tuple[Place, ...]:
     """Return every place of both packages that refuses with words of its own."""
     kinds, found = refusing(), list[Place]()
     for path, tree in _trees():
+        known = _constants(tree)
         for node in ast.walk(tree) if not path.endswith(HELPERS) else ():
             if (
                 isinstance(node, ast.Call)
                 and (name := _name(node.func)) in kinds
-                and (words := _words(node)).strip(" X")
+                and (words := _words(node, known)).strip(" X")
             ):
                 helps = kinds[name] or any(one.arg == "hint" for one in node.keywords) or bool(EXPECTS.search(words))
                 found.append(Place(f"{path}:{node.lineno}", name, words, helps))

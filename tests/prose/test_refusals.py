@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.prose.refusals import EXPECTS, places
 
-LEAST_SHARE = 0.85
+LEAST_SHARE = 0.99
 """What they are, rounded down: a new refusal is not to lower it."""
 
 
