@@ -117,12 +117,14 @@ def releases_of(connection: Connection, repo: Row[Any], query: VersionQuery | No
     limit = asked.limit
     rows = index.versions_of(connection, repo.id, limit=limit + 1, below=asked.below, digest=asked.digest)
     more = len(rows) > limit
-    versions = [_release(row) for row in rows[:limit]]
-    return Releases(
-        repo=repo.full_name,
-        versions=versions,
-        next_below=str(versions[-1].version) if more else None,
-        one_base=not more or index.has_one_base(connection, repo.id, rows[0].base_sha256),
+    # all at once, which takes a third of the time of a value for each
+    return Releases.model_validate(
+        {
+            "repo": repo.full_name,
+            "versions": [_release(row) for row in rows[:limit]],
+            "next_below": str(rows[limit - 1].released_as) if more else None,
+            "one_base": not more or index.has_one_base(connection, repo.id, rows[0].base_sha256),
+        }
     )
 
 
@@ -135,21 +137,21 @@ def release_of(connection: Connection, repo: Row[Any], version: str) -> ReleaseF
     row = index.version_in(connection, repo.id, version)
     if row is None:
         raise version_not_found(repo.full_name, version)
-    return _release(row)
+    return ReleaseFacts(**_release(row))
 
 
-def _release(row: Row[Any]) -> ReleaseFacts:
-    facts = index.facts_json(row) | {"version": row.released_as}
+def _release(row: Row[Any]) -> dict[str, Any]:
+    """Return the members of `ReleaseFacts`."""
     why = None if row.yanked_at is None else why_yanked(row)
-    return ReleaseFacts(
-        **facts,
-        tag=row.tag,
-        commit=row.commit_id,
-        released_at=iso_time(row.released_at),
-        yanked=why,
-        unyanked=row.yanked_reason if why is None else None,
-        publisher=None if row.publisher is None else _publisher(json.loads(row.publisher)),
-    )
+    return index.facts_json(row) | {
+        "version": row.released_as,
+        "tag": row.tag,
+        "commit": row.commit_id,
+        "released_at": iso_time(row.released_at),
+        "yanked": why,
+        "unyanked": row.yanked_reason if why is None else None,
+        "publisher": None if row.publisher is None else _publisher(json.loads(row.publisher)),
+    }
 
 
 def _publisher(stored: dict[str, Any]) -> ReleasePublisher:
