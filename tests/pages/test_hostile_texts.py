@@ -12,10 +12,13 @@ from urllib.parse import quote
 
 import httpx
 import pytest
+from adapterhub_registry.database import db, people
+from sqlalchemy import insert, update
 
 from adapterhub.core.digests import canonical_json
 from adapterhub.pages.rendering import MAX_MARKS, card_html, visible
 from tests.pages.conftest import World
+from tests.pages.test_administration import sign_in
 from tests.registry.running import Running, running
 from tests.support.browser import PHONE, overflow, quiet
 from tests.support.contracts import small_contract
@@ -109,7 +112,7 @@ def look(page, url: str, path: str) -> None:
         == 0
     )
     assert page.locator("main :is([style], [onload], [onerror], [data-hx-on-htmx-load])").count() == 0
-    forms = page.evaluate("[...document.forms].map(f => new URL(f.action).origin)")
+    forms = page.evaluate("[...document.forms].map(f => new URL(f.getAttribute('action') ?? '', location).origin)")
     assert set(forms) <= {url}, path
 
 
@@ -147,6 +150,58 @@ def test_no_text_takes_over_a_list_a_file_or_a_query(page, hostile):
                 look(page, hostile.url, f"/{repo}{place}")
         look(page, hostile.url, f"/sign-in?then={quote(MARKUP[0])}")
         look(page, hostile.url, f"/{quote(MARKUP[0], safe='')}/{quote(MARKUP[7], safe='')}")
+
+
+def name_everyone(server: Running, texts: tuple[str, ...]) -> None:
+    """Give people, teams, their patterns, an invitation, a publisher and a key of `zoo` the names that no form takes.
+
+    A copy of a database that someone else wrote has them.
+    """
+    registry = server.registry
+    for number, _ in enumerate(texts):
+        registry.tokens.create(f"user{number}", "read")
+        registry.members.put_team("zoo", f"team{number}", "read", ["*"])
+        registry.members.add("zoo", f"user{number}", role="read")
+        registry.members.add("zoo", f"user{number}", team=f"team{number}")
+        registry.members.invite("zoo", team=f"team{number}", user=f"user{number}")
+    now = {"created_at": 1}
+    with registry.db.begin() as connection:
+        for number, text in enumerate(texts):
+            old, new = f"team{number}", f"{text[:80]}{number}"
+            for table, values in (
+                (people.members, {"team": new, "created_by": new}),
+                (people.invitations, {"team": new, "user_name": new, "created_by": new}),
+            ):
+                connection.execute(update(table).where(table.c.team == old).values(**values))
+            connection.execute(update(people.teams).where(people.teams.c.name == old).values(name=new, repos=new))
+            connection.execute(update(db.users).where(db.users.c.name == f"user{number}").values(name=new))
+            key = {"namespace": "zoo", "fingerprint": f"{number:064x}", "name": new, "pem": new}
+            connection.execute(insert(db.test_keys).values(**key, **now))
+            job = {"repo": "zoo/names", "issuer": new, "claims": json.dumps({"sub": new}), "created_by": new}
+            connection.execute(insert(db.publishers).values(**job, **now))
+
+
+def test_no_name_of_a_member_or_a_team_takes_over_the_pages_of_a_namespace(page, hostile):
+    texts = tuple(text for text in (*MARKUP, *ALL[-8:]) if text.isprintable())
+    name_everyone(hostile, texts)
+    boss = hostile.registry.tokens.create("boss", "admin")
+    page.set_viewport_size(PHONE)
+    with quiet(page, hostile.url):
+        sign_in(page, hostile, boss)
+        page.wait_for_url("**/admin")
+        for path in ("/zoo", "/zoo?tab=keys", "/zoo?tab=activity", "/zoo/-/settings", "/zoo/-/log", "/settings"):
+            look(page, hostile.url, path)
+        for path in ("/admin", "/admin-users", "/admin-members", "/admin-log"):
+            look(page, hostile.url, path)
+        look(page, hostile.url, "/zoo/-/settings")
+        members = page.get_by_role("region", name="Members").get_by_role("row")
+        assert members.count() == 1 + 2 * len(texts)
+        assert page.get_by_role("region", name="Teams").get_by_text(f"{MARKUP[0][:80]}0").count() >= 1
+        for button in page.get_by_role("button", name="Remove", exact=False).all()[: 2 * len(texts) : 5]:
+            button.press("Enter")
+            page.get_by_role("dialog").wait_for()
+            assert page.evaluate("typeof window.pwned") == "undefined"
+            page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("text", ["![[" * 30_000, "<div>" * 25_000, "[a](" * 30_000, "*a _b " * 20_000])
