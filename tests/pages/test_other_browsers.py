@@ -1,4 +1,8 @@
-"""Firefox, of which Debian has no driver: over Marionette, its own protocol of lengths and JSON on a local port."""
+"""The core of the list that Chromium is held to, in Firefox and in WebKit.
+
+Debian has no driver of Firefox: it is asked over Marionette, its own protocol of lengths and JSON on a local port.
+WebKit, which has no mode without a window, is asked over WebDriver, and shows its window to Xvfb.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,41 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+import httpx
 import pytest
 
+from tests.pages.test_look import ADAPTERS, crowd
+from tests.registry.running import Running
+from tests.support.page_checks import FONT_PX, NARROW, WIDE
 from tests.support.programs import needs
 
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
-PATHS = ("/", "/sign-in", "/acme/legal-qa", "/compare?a=acme/legal-qa&b=acme/signed@main")
+__all__ = ["crowd"]
+PATHS = ("/", "/sign-in", "/acme/legal-qa", "/acme/legal-qa/1.0.0", "/compare?a=acme/legal-qa&b=acme/signed@main")
+PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 20, 26)"}
 LOOK = """
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 const shown = [...document.querySelectorAll('.tabs > .panel')].filter(one => one.checkVisibility()).length;
+const line = document.querySelector('.head .line');
 return {wide, font: getComputedStyle(document.body).fontSize, shown, tabs: document.querySelectorAll('.tabs').length,
-  scripted: document.documentElement.classList.contains('scripted')};
+  scripted: document.documentElement.classList.contains('scripted'), paper: getComputedStyle(document.documentElement).backgroundColor,
+  below: line ? Math.max(0, line.getBoundingClientRect().bottom - innerHeight) : 0};
 """
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+
+
+class Driven(Protocol):
+    """A browser; `ask` sends one command of WebDriver by its name in Marionette."""
+
+    def ask(self, command: str, **parameters: Any) -> Any: ...
 
 
 class Firefox:
-    """A Firefox without a window; `ask` sends one command of WebDriver."""
+    """A Firefox without a window."""
 
     def __init__(self, port: int) -> None:
         until = time.monotonic() + 120
@@ -39,14 +59,14 @@ class Firefox:
                 time.sleep(0.1)
         self._file = self._socket.makefile("rb")
         self._read()
-        self.ask("WebDriver:NewSession", {"capabilities": {"alwaysMatch": {}}})
+        self.ask("NewSession", capabilities={"alwaysMatch": {}})
 
-    def ask(self, command: str, parameters: dict[str, Any]) -> Any:
-        text = json.dumps([0, 1, command, parameters]).encode()
+    def ask(self, command: str, **parameters: Any) -> Any:
+        text = json.dumps([0, 1, f"WebDriver:{command}", parameters]).encode()
         self._socket.sendall(b"%d:%s" % (len(text), text))
         _, _, problem, answer = self._read()
         assert problem is None, problem
-        return answer.get("value") if isinstance(answer, dict) else answer
+        return answer["value"] if isinstance(answer, dict) and "value" in answer else answer
 
     def _read(self) -> Any:
         length = b""
@@ -55,26 +75,132 @@ class Firefox:
         return json.loads(self._file.read(int(length)))
 
 
-@pytest.fixture
-def firefox(tmp_path: Path) -> Iterator[Firefox]:
-    program = needs("firefox-esr")
+class WebKit:
+    """A WebKit with a window on a display."""
+
+    PLACES: ClassVar = {
+        "Navigate": "url",
+        "ExecuteScript": "execute/sync",
+        "SetWindowRect": "window/rect",
+        "FindElement": "element",
+        "ElementClick": "element/{id}/click",
+    }
+
+    def __init__(self, port: int) -> None:
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120)
+        until = time.monotonic() + 120
+        while True:
+            try:
+                made = self._client.post("/session", json={"capabilities": {"alwaysMatch": {}}})
+                break
+            except httpx.ConnectError:
+                assert time.monotonic() < until, "the driver of WebKit does not listen"
+                time.sleep(0.1)
+        self._place = f"/session/{made.raise_for_status().json()['value']['sessionId']}"
+
+    def ask(self, command: str, **parameters: Any) -> Any:
+        place = self.PLACES[command].format(**parameters)
+        answer = self._client.post(f"{self._place}/{place}", json=parameters)
+        assert answer.is_success, answer.text
+        return answer.json()["value"]
+
+    def close(self) -> None:
+        self._client.delete(self._place)
+        self._client.close()
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    (tmp_path / "user.js").write_text(f'user_pref("marionette.port", {port});\n')
-    command = [program, "-headless", "-marionette", "-no-remote", "-profile", str(tmp_path)]
-    environ = {**os.environ, "HOME": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ) as running:
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def started(command: list[str], **environ: str) -> Iterator[None]:
+    surroundings = {**os.environ, **environ}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=surroundings) as running:
         try:
-            yield Firefox(port)
+            yield
         finally:
             running.terminate()
 
 
-def test_firefox_shows_the_pages_as_chromium_does(firefox: Firefox, world: Any) -> None:
-    found = {}
-    for path in PATHS:
-        firefox.ask("WebDriver:Navigate", {"url": world.url + path})
-        found[path] = firefox.ask("WebDriver:ExecuteScript", {"script": LOOK, "args": []})
+@contextmanager
+def display() -> Iterator[str]:
+    """The name of a display that no one sees."""
+    command = [needs("Xvfb"), "-displayfd", "1", "-screen", "0", "1600x1200x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        assert running.stdout is not None
+        try:
+            yield f":{running.stdout.readline().strip()}"
+        finally:
+            running.terminate()
 
-    assert all((one["wide"], one["font"], one["scripted"]) == (0, "15px", True) for one in found.values()), found
-    assert all(one["shown"] == one["tabs"] for one in found.values()), found  # `:has` shows one panel of each
+
+@contextmanager
+def browser_of(kind: str, scheme: str, folder: Path) -> Iterator[Driven]:
+    port = free_port()
+    with ExitStack() as stack:
+        if kind == "firefox":
+            settings = {"marionette.port": port, "layout.css.prefers-color-scheme.content-override": scheme == "light"}
+            lines = (f'user_pref("{name}", {int(value)});\n' for name, value in settings.items())
+            (folder / "user.js").write_text("".join(lines))
+            command = [needs("firefox-esr"), "-headless", "-marionette", "-no-remote", "-profile", str(folder)]
+            stack.enter_context(started(command, HOME=str(folder)))
+            yield Firefox(port)
+        else:
+            surroundings = {"HOME": str(folder), "DISPLAY": stack.enter_context(display()), "WEBKIT_FORCE_SANDBOX": "0"}
+            theme = "Adwaita:dark" if scheme == "dark" else "Adwaita"
+            command = [needs("WebKitWebDriver"), f"--port={port}"]
+            stack.enter_context(started(command, GTK_THEME=theme, **surroundings))
+            webkit = WebKit(port)
+            stack.callback(webkit.close)
+            yield webkit
+
+
+def give_size(driven: Driven, size: dict[str, int]) -> int:
+    """Make the page of this size, as far as the browser's least width allows; the width that it has."""
+    more = {"width": 0, "height": 0}
+    for _ in range(2):  # what is around a page is known once there is a window
+        driven.ask("SetWindowRect", **{name: size[name] + more[name] for name in size})
+        time.sleep(1)
+        width, height = driven.ask("ExecuteScript", script="return [innerWidth, innerHeight]", args=[])
+        more = {"width": more["width"] + size["width"] - width, "height": more["height"] + size["height"] - height}
+    return int(width)
+
+
+def looked_at(driven: Driven, url: str) -> dict[str, Any]:
+    driven.ask("Navigate", url=url)
+    found: dict[str, Any] = driven.ask("ExecuteScript", script=LOOK, args=[])
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["firefox", "webkit"])
+def test_the_pages_hold_the_core_of_the_list(
+    kind: str, scheme: str, world: Any, crowd: Running, tmp_path: Path
+) -> None:
+    with browser_of(kind, scheme, tmp_path) as driven:
+        for size, font in ((WIDE, FONT_PX[1280]), (NARROW, FONT_PX[390])):
+            driven.ask("Navigate", url=world.url)
+            width = give_size(driven, size)
+            assert width == size["width"] or (size is NARROW and width < 600), width
+            found = {path: looked_at(driven, world.url + path) for path in PATHS}
+            assert {(one["wide"], one["font"], one["scripted"]) for one in found.values()} == {(0, f"{font}px", True)}
+            assert {one["paper"] for one in found.values()} == {PAPER[scheme]}
+            assert all(one["shown"] == one["tabs"] for one in found.values()), found  # `:has` shows one panel of each
+            assert found["/acme/legal-qa"]["below"] == 0
+
+        give_size(driven, WIDE)
+        driven.ask("Navigate", url=crowd.url)
+        whole = (
+            "return [...document.querySelectorAll('.hit')].filter(o => o.getBoundingClientRect().bottom <= innerHeight)"
+        )
+        assert len(driven.ask("ExecuteScript", script=whole, args=[])) >= min(8, ADAPTERS)
+
+        driven.ask("Navigate", url=f"{world.url}/acme/legal-qa")
+        button = driven.ask("FindElement", using="css selector", value=".head .line .copy")
+        driven.ask("ElementClick", id=button[ELEMENT])
+        said = "return document.getElementById('said').textContent"
+        until = time.monotonic() + 20
+        while driven.ask("ExecuteScript", script=said, args=[]) != "Copied to the clipboard":
+            assert time.monotonic() < until, "nothing was copied"

@@ -97,7 +97,7 @@ def faint_borders(page: Page) -> list[str]:
               const [r, g, b] = color.match(/[\d.]+/g).map(Number).map(v => {
                 const s = v / 255; return s <= .04045 ? s / 12.92 : ((s + .055) / 1.055) ** 2.4; });
               return .2126 * r + .7152 * g + .0722 * b; };
-            const paper = light(getComputedStyle(document.body).backgroundColor) || 0, found = [];
+            const paper = light(getComputedStyle(document.documentElement).backgroundColor), found = [];
             for (const one of document.querySelectorAll('input:not([type=hidden], [type=radio], [type=range]), select, textarea')) {
               if (!one.getBoundingClientRect().height || one.type === 'checkbox') continue;
               const line = light(getComputedStyle(one).borderTopColor);

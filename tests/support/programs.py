@@ -19,6 +19,8 @@ from tests.support.outside import asks, lacking
 PROGRAMS = "ADAPTERHUB_TEST_PROGRAMS"
 """The folders to look in, where they are not those of PATH."""
 PACKAGES = {
+    "WebKitWebDriver": "webkit2gtk-driver",
+    "Xvfb": "xvfb",
     "ctr": "containerd",
     "go": "golang-go golang-golang-x-mod-dev",
     "ip": "iproute2",
