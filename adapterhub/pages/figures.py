@@ -246,7 +246,7 @@ def lists_of(
     """Yield the choices for each of two builds: the `groups` that go with the other, or else with itself.
 
     `choice` gives the value and the text of a build; one that no group has stands in one of its own. The other one is
-    not offered: a comparison with itself says nothing.
+    not offered: a comparison with itself shows nothing.
     """
     anchors = [other or mine for mine, other in zip(known, known[::-1], strict=True)]
     first = groups(anchors[0])
