@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import httpx
 import pytest
+from adapterhub_registry.database.prepared import PreparedSql
 
 from adapterhub.pages.rendering import static_files
 from tests.pages.conftest import World
@@ -106,6 +107,24 @@ def test_a_result_with_a_picture_has_a_small_one_that_keeps_its_place_and_no_oth
         crowd.send("PUT", f"/api/models/{repo}/settings", {"gated": gated}).raise_for_status()
         listed = crowd.get("/crowd?format=json", token=None).json()["list"]["adapters"]
         assert [one["picture_url"] for one in listed if one["picture_url"]] == expected
+
+
+def test_more_pictures_on_a_page_of_results_take_no_more_statements(world, tmp_path, monkeypatch):
+    asked: list[object] = []
+    counts = []
+    for name in ("rows", "tuples"):
+        plain = getattr(PreparedSql, name)
+        monkeypatch.setattr(PreparedSql, name, lambda *a, plain=plain, **k: (asked.append(a[0]), plain(*a, **k))[1])
+    with running(tmp_path / "many") as server, server.client() as client:
+        adapter = {name: whole(world, name) for name in NAMES}
+        for number in range(4):
+            push(client, f"crowd/styled-{number}", adapter | {"README.md": STYLED.encode(), "fern.png": PIXEL}, "one")
+            asked.clear()
+            listed = client.get("/?format=json").json()["adapters"]
+            assert [bool(one["picture_url"]) for one in listed] == [True] * (number + 1)
+            counts.append(len(asked))
+
+    assert counts[1] == counts[2] == counts[3] > 0
 
 
 def test_every_class_of_the_style_sheet_is_used():

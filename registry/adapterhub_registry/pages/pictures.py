@@ -13,14 +13,13 @@ from sqlalchemy.engine import Connection
 
 from adapterhub.pages.page import PageQuery
 from adapterhub.pages.values import Picture, RawFile
-from adapterhub_registry.database.db import repos
+from adapterhub_registry.database.db import commits, nodes, repos
 from adapterhub_registry.database.prepared import PreparedSql
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import FileTree, TreeFile
 from adapterhub_registry.errors import entry_not_found
 from adapterhub_registry.pages.files import file_of, url_of
 from adapterhub_registry.pages.visit import Visit
-from adapterhub_registry.repos.commits import tree_of
 from adapterhub_registry.repos.repos import MAIN
 
 MOST_BYTES: Final = 4 << 20
@@ -50,7 +49,7 @@ def thumbnails(here: Visit, connection: Connection, numbers: Sequence[int]) -> d
     """
     shown = _shown(here.registry.repos.readable(here.caller)).rows(connection, numbers=json.dumps(numbers))
     found = {
-        row.id: _thumbnail_of(row.full_name, json.loads(row.card), tree_of(connection, row.id, row.head))
+        row.id: _thumbnail_of(row.full_name, json.loads(row.card), FileTree(connection, row.id, row.root, top=row.body))
         for row in shown
     }
     return {number: url for number, url in found.items() if url}
@@ -58,7 +57,12 @@ def thumbnails(here: Visit, connection: Connection, numbers: Sequence[int]) -> d
 
 @lru_cache(maxsize=64)
 def _shown(readable: ColumnElement[bool]) -> PreparedSql:
-    wanted = select(repos.c.id, repos.c.full_name, repos.c.head, repos.c.card).where(among(repos.c.id, "numbers"))
+    wanted = (
+        select(repos.c.id, repos.c.full_name, repos.c.card, commits.c.root, nodes.c.body)
+        .join_from(repos, commits, (commits.c.repo_id == repos.c.id) & (commits.c.id == repos.c.head))
+        .join(nodes, (nodes.c.repo_id == commits.c.repo_id) & (nodes.c.id == commits.c.root))
+        .where(among(repos.c.id, "numbers"))
+    )
     return PreparedSql(wanted.where(repos.c.card.contains('"widget"'), readable))
 
 
