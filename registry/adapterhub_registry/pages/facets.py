@@ -127,8 +127,8 @@ class Counting:
     _counted: dict[object, Matching] = field(default_factory=dict)
     _few: dict[object, tuple[Sequence[Condition], Few | None]] = field(default_factory=dict)
 
-        """Return the conditions of a wish, and the few that may meet them; the same wish is looked up once, in any order."""
-        """Return the conditions of what is wanted, and which few may meet them; the same only once, in any order."""
+    def few(self, wanted: Wanted) -> tuple[Sequence[Condition], Few | None]:
+        """Return the conditions of a wish, and the few that may meet them; the same wish only once, in any order."""
         asked = (wanted.kin, *sorted(wanted.without("all", "sort").given.items()))
         if asked not in self._few:
             conditions = wanted.conditions(self.connection)
