@@ -36,7 +36,6 @@ from adapterhub.formats.engines._tables import releases as engine_releases
 from adapterhub.trust.explaining import Explanation, error_classes, explanations, first_line
 from adapterhub.trust.findings import Finding
 from adapterhub.weights import catalogue as merge_methods
-from tests.measure_house import Command
 
 DOCS: Final = Path(__file__).resolve().parent
 PACKAGE: Final = DOCS.parent / "adapterhub"
@@ -204,8 +203,6 @@ class _Section:
             yield "\n".join(own)
         if examples:
             yield "\n".join(["```sh", *examples[:SHOWN], "```"])
-        if methods := Command(" ".join(self.path), self.command).methods:
-            yield f"Python: {', '.join(f'`Library.{name}`' for name in methods)}."
 
 
 SHOWN: Final = 1

@@ -36,7 +36,8 @@ def routes_text() -> str:
     rows = [(m.upper(), path, said["description"]) for path, methods in own.items() for m, said in methods.items()]
     table = "\n".join(_row(method, path.removeprefix(_OWN), text) for method, path, text in rows)
     others = sorted({(path.replace(":path", ""), method) for method, path, _ in _other_routes(app, own)})
-    lines = "\n".join(f"- {method} `{path}`" for path, method in others)
+    paths = {path: [method for other, method in others if other == path] for path, _ in others}
+    lines = ",\n".join(f"`{path}` ({', '.join(methods)})" for path, methods in paths.items()) + "."
     return f"### Of adapters, below `{_OWN}`\n\n{table}\n\n### Of the Hub, and of the server itself\n\n{lines}"
 
 
