@@ -217,6 +217,21 @@ def test_generated_parts_are_fresh(generate, capsys):
     assert (generate.main(["--check"]), capsys.readouterr().err) == (0, "")
 
 
+MOST_PAGES, MOST_WORDS, MOST_WRITTEN = 50, 75_000, 55_000
+"""Of all pages, and words of them (as `wc -w` counts) without the generated parts."""
+
+
+def test_the_documentation_stays_short(generate):
+    pages = [page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md"))]
+    written = [generate._PART.sub("", text) for text in pages]
+
+    counts = len(pages), sum(len(text.split()) for text in pages), sum(len(text.split()) for text in written)
+
+    assert [got <= most for got, most in zip(counts, (MOST_PAGES, MOST_WORDS, MOST_WRITTEN), strict=True)] == [
+        True
+    ] * 3, counts
+
+
 def test_a_code_without_a_sentence_and_a_sentence_without_a_code_are_told(generate):
     problems = generate.problems_with_codes((generate.codes_in_source() - {"E_PAIR"}) | {"E_NEW"})
 
