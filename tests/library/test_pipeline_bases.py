@@ -111,7 +111,7 @@ def test_a_fine_tune_and_another_kind_are_told_apart(
     assert verdict("unet", other) is BaseVerdict.DIFFERENT
     assert compare(base.fingerprint, tuned.fingerprint).verdict is BaseVerdict.SAME_SHAPES
     bases.add(folder, "x")
-    with pytest.raises(Conflict, match="belongs to other weights"):
+    with pytest.raises(Conflict, match="belongs to another base"):
         bases.add(tmp_path / "tuned", "x")
     with pytest.raises(UsageProblem, match="`x/unet` is a component of `x`"):
         bases.remove("x/unet")
@@ -162,8 +162,11 @@ def rewrite(text: str) -> Callable[[Path], None]:
         (rewrite("["), "model_index.json: not JSON"),
         (rewrite("[]"), "expected an object with the components"),
         (rewrite('{"unet": ["diffusers"]}'), r"`unet` is .*, expected \[library, class\]"),
-        (rewrite('{"../unet": ["a", "b"], "vae": ["a", "b"]}'), "names none of `unet`, `transformer`"),
-        (rewrite('{"unet": null, "text_encoder": [null, null]}'), "names none of"),
+        (
+            rewrite('{"../unet": ["a", "b"], "vae": ["a", "b"]}'),
+            "names no component, expected one of `unet`, `transformer`",
+        ),
+        (rewrite('{"unet": null, "text_encoder": [null, null]}'), "names no component"),
     ],
 )
 def test_damaged_pipelines_are_refused(

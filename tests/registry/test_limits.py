@@ -230,7 +230,8 @@ def test_what_comes_by_xet_is_counted_once_and_what_does_not_fit_is_not_kept(tmp
         assert (taken.status_code, again.status_code, filled.status_code) == (200, 200, 200)
         assert (refused.status_code, refused.headers["x-error-code"]) == (400, "QuotaExceeded")
         assert refused.json()["error"] == (
-            "quota reached: `acme` has 60.0 kB of 100.0 kB; 60.0 kB more do not fit, so nothing was published"
+            "quota reached: `acme` has 60.0 kB of 100.0 kB; 60.0 kB more do not fit, so nothing was published;"
+            " delete what is not needed, or ask the operator for a higher `--limit`"
         )
         assert (full.status_code, full.headers["x-error-code"]) == (400, "QuotaExceeded")
         assert "has 100.0 kB of 100.0 kB" in full.json()["error"]

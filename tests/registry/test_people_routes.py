@@ -295,7 +295,10 @@ def test_the_settings_of_a_namespace_do_what_their_forms_say(server: Running) ->
         (publisher,) = server.registry.publishers.by(MACHINE, namespace="acme").records()
         assert (publisher.repo, publisher.pins) == ("acme/legal-qa", "project_path=acme/training ref=main")
         assert "expected NAME=VALUE" in submit(client, page, name="qa", **trust | {"claims": "ref"}).text
-        assert "trust the issuer" in submit(client, page, name="qa", **trust | {"issuer": "https://ci.example"}).text
+        assert (
+            "no publisher is of the issuer"
+            in submit(client, page, name="qa", **trust | {"issuer": "https://ci.example"}).text
+        )
         submit(client, page, do="end-publisher", number=str(publisher.id))
         assert server.registry.publishers.by(MACHINE, namespace="acme").records() == []
         log = client.get("/acme/-/log?action=member").text
