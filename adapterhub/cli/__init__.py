@@ -323,7 +323,12 @@ def run_command(words: Sequence[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"see `{context.command_path} --help`" if context else ""
-        report_failure(UsageProblem(error.format_message(), hint=hint), as_json=as_json)
+        message = error.format_message()
+        if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Option) and context:
+            option = max(error.param.opts, key=len)
+            message = f"`{context.command_path}` needs `{option} {error.param.metavar or option.strip('-').upper()}`"
+            hint = f"add `{option}`; {hint}"
+        report_failure(UsageProblem(message, hint=hint), as_json=as_json)
         return UsageProblem.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _interrupted()

@@ -103,6 +103,7 @@ def test_install_from_a_published_directory(filled):
     ("arguments", "code", "said"),
     [
         (["show", "nothing"], 10, "no adapter `nothing`"),
+        (["extract", "./model"], 2, "`adapt extract` needs `--base BASE`"),
         (["show", "legal-aq"], 10, "did you mean `legal-qa`"),
         (["install", "legal-qa@base-7b>=2"], 11, "1.0.0"),
         (["install", "legal-qa@1.0.0"], 2, "=="),
