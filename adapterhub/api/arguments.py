@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapterhub.projects.session import Session
 
 BaseLike = Union[str, os.PathLike[str], BaseSpec, "BaseRecord"]
-"""A base: an alias, a Hub id, a digest, a folder, or a record."""
+"""A base: its name, a Hub id, a digest, a folder, or a record."""
 
 SpecLike = Union[str, AdapterSpec, "Installed"]
 """An adapter by name: a spec as text (`legal-qa@base-7b>=1.2`) or as a value, or an installed build."""

@@ -348,7 +348,7 @@ def _base_kind(text: str, whole: str) -> BaseKind:
                         hint="" if ":" in text else f"write `./{text.replace(chr(92), '/')}`")  # fmt: skip
     org, slash, model = text.rpartition("/")
     if not slash:
-        _word(text, "a base alias", whole)
+        _word(text, "the name of a base", whole)
         return "alias"
     if "/" in org:
         raise SpecError(whole, "a base on the hub is `org/model`, with one `/`", hint=f"a folder is written `./{text}`")

@@ -238,7 +238,7 @@ class InstalledBuilds:
         return f"did you mean `{near[0]}`?" if near else ""
 
     def base_label(self, base: BaseRef) -> str:
-        """Return a base as the user types it after `@`: its alias, its digest or its Hub id; "" if unknown."""
+        """Return a base as the user types it after `@`: its name, its digest or its Hub id; "" if unknown."""
         if base.fingerprint is None:
             return base.hints.hub_id or ""
         record = self.bases.by_fingerprint(base.fingerprint)

@@ -54,7 +54,7 @@ def lora_request(
     Args:
         adapter: a spec, such as `legal-qa`, `acme/legal-qa>=1.2` or `legal-qa#sha256:9f86d081`.
         llm: the `vllm.LLM` or `AsyncLLM` that gets the request: gives the base and the largest rank.
-        base: the base in place of `llm`: alias, Hub id, digest or folder. Without both, the base that the spec names,
+        base: the base in place of `llm`: name, Hub id, digest or folder. Without both, the base that the spec names,
             or else the only registered one.
         library: a library or its folder; default: the library of the command line.
         offline: look on no remote.

@@ -63,7 +63,7 @@ def test_a_base_that_is_here_keeps_its_folder(adapt: Adapt, record: Path, tmp_pa
 def test_a_record_of_other_weights_does_not_take_a_name(adapt: Adapt, record: Path, tmp_path: Path) -> None:
     adapt.ok("base", "add", make_base(tmp_path / "other", seed=1), "--as", "base-7b")
 
-    assert "the alias `base-7b` belongs to other weights" in adapt.fails(15, "base", "add", record)
+    assert "the name `base-7b` belongs to another base" in adapt.fails(15, "base", "add", record)
 
 
 def lie(value: dict[str, Any]) -> None:

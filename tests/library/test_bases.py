@@ -81,7 +81,7 @@ def test_the_default_alias_comes_from_the_folder(bases: Bases, tmp_path: Path, n
 def test_a_folder_name_that_reads_as_something_else_needs_an_alias(bases: Bases, tmp_path: Path, name: str) -> None:
     folder = write_base(tmp_path / name)
 
-    with pytest.raises(SpecError, match="no alias can be made") as caught:
+    with pytest.raises(SpecError, match="no name of a base can be made") as caught:
         bases.add(folder)
     assert caught.value.hint == f"`adapt base add {folder} --as NAME` gives it one"
     assert bases.add(folder, "mine").alias == "mine"

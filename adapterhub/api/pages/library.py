@@ -88,7 +88,7 @@ def projects_page(here: LibrarySource, _asked: PageQuery) -> ProjectsPage:
 def _wanted(text: str) -> BaseSpec | None:
     if names_folder(text):
         raise UsageProblem(
-            "expected a registered base to search for, not a folder", hint="name one by its alias, Hub id or digest"
+            "expected a registered base to search for, not a folder", hint="give its name, Hub id or digest"
         )
     return BaseSpec.parse(text) if text else None
 

@@ -565,7 +565,7 @@ def _check_name_is_free(library: Library, path: Path, about: Description, digest
     there = ", ".join(f"`{build.full_name}` {build.manifest.label}" for build in taken[:3])
     raise Conflict(
         f"the recipe `{shown(str(path), 200)}` names its result `{about.name}` {about.version}, but {there} is "
-        "installed, and the name would then mean the merge. Nothing was changed",
+        "already installed under this name. Nothing was changed",
         hint=f"`-o NAME` gives the result another name; `-o {about.name}` keeps the name",
     )
 

@@ -27,7 +27,7 @@ _NUMBERS: Final = ("loss", "of the gap", "examples", "cpu s")
 
 @click.command()
 @click.argument("text", nargs=-1)
-@click.option("--base", type=BASE, help="Find adapters for this base: alias, Hub id, digest prefix or path.")
+@click.option("--base", type=BASE, help="Find adapters for this base: name, Hub id, digest prefix or path.")
 @click.option("--task", default="", metavar="TASK", help="Find adapters with exactly this task.")
 @rank_option
 @click.option("--method", default="", metavar="METHOD", help="Find this PEFT type or variant, such as `rslora`.")

@@ -176,7 +176,7 @@ class SpecType(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
 
 
 class BaseType(click.ParamType):  # type: ignore[type-arg]  # generic only in new versions of click
-    """A base: alias, Hub id, digest prefix or path; completes aliases."""
+    """A base: name, Hub id, digest prefix or path; completes names."""
 
     name = "base"
 

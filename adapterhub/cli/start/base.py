@@ -31,7 +31,7 @@ def base() -> None:
 
 @base.command("add")
 @click.argument("place", metavar="PATH|HUB_ID|RECORD")
-@click.option("--as", "alias", metavar="ALIAS", help="Register under this name [default: from the folder or Hub id].")
+@click.option("--as", "alias", metavar="NAME", help="Register under this name [default: from the folder or Hub id].")
 @click.option("--threads", type=kind_of(Count), metavar="N", help="Hash with N threads [default: one per core].")
 @click.option("--hub-id", metavar="ORG/NAME", help="Id of this model on the Hub, for the cards of its adapters.")
 @click.option("--revision", metavar="REV", help="Use this branch, tag or commit of a Hub repository.")
@@ -182,7 +182,7 @@ def family(session: Session, name: str | None, members: tuple[BaseSpec, ...], re
 
 
 @base.command("remove")
-@click.argument("alias", type=BASE)
+@click.argument("alias", metavar="BASE", type=BASE)
 @common
 def remove(session: Session, alias: BaseSpec) -> None:
     """Unregister a base. Keeps its files and the adapters made for it.

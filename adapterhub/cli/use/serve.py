@@ -124,7 +124,7 @@ _CPU_SLOTS: Final = 32
 @click.option(
     "--base",
     type=BASE,
-    help="Serve this base: alias, Hub id, digest or folder [default: that of --route, or the only one that fits].",
+    help="Serve this base: name, Hub id, digest or folder [default: that of --route, or the only one that fits].",
 )
 @click.option(
     "--engine",
@@ -146,7 +146,7 @@ _CPU_SLOTS: Final = 32
     metavar="N",
     help="Listen on this port; 0 picks a free one [default: 8000; with --sync 8080, for /metrics and /health].",
 )
-@click.option("--name", metavar="TEXT", help="Model name of the base [default: its alias, or its folder's name].")
+@click.option("--name", metavar="TEXT", help="Model name of the base [default: its name, or its folder's].")
 @click.option(
     "--max-rank",
     type=click.IntRange(min=1),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("tuned", type=BASE, metavar="MODEL")
-@click.option("--base", type=BASE, required=True, help="The original model: an alias, a Hub id or `./folder`.")
+@click.option("--base", type=BASE, required=True, help="The original model: its name, a Hub id or `./folder`.")
 @output_option("NAME-lora")
 @rank_option
 @cut_options

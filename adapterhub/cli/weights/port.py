@@ -43,7 +43,7 @@ class PortMethodType(click.ParamType):  # type: ignore[type-arg]  # generic only
 
 @click.command()
 @click.argument("adapter", metavar="SPEC|FOLDER", shell_complete=complete_spec_or_folder)
-@click.option("--to", type=BASE, required=True, help="The new base: an alias, a Hub id or `./folder`.")
+@click.option("--to", type=BASE, required=True, help="The new base: its name, a Hub id or `./folder`.")
 @click.option("--method", type=PortMethodType(), metavar="METHOD", help="Use this way only [default: the best one].")
 @click.option("-o", "--output", metavar="NAME", help="Write to this name [default: the adapter's own].")
 @click.option("--unproved", is_flag=True, help="Write it also where no contract proves that it works.")

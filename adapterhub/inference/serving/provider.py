@@ -337,7 +337,7 @@ class AdapterProvider:
         if spec.base.kind == "path":
             raise SpecError(
                 str(spec),
-                "a request may name its base by alias, Hub id or digest, not by path",
+                "a request may name its base by its name, Hub id or digest, not by path",
                 hint="`adapt base list` shows the names",
             )
         try:

@@ -111,7 +111,7 @@ class BaseRecord(Documented, keys="alias path fingerprint=digests hints=names co
 
     @property
     def label(self) -> str:
-        """Its name in messages: the alias, the Hub id or the folder."""
+        """Its name in messages: its own, the Hub id or the folder."""
         return self.alias or self.hub or str(self.path or self.fingerprint.weights)
 
     @property
@@ -309,18 +309,20 @@ def check_alias(alias: str) -> None:
         SpecError: it is a path, a Hub id or a digest.
     """
     if BaseSpec.parse(alias).kind != "alias":
-        raise SpecError(alias, "not an alias, expected one word such as `base-7b`")
+        raise SpecError(alias, "not the name of a base, expected one word such as `base-7b`")
 
 
 def default_alias(record: BaseRecord) -> str:
-    """Return the name of the repository or folder in lower case; a dash replaces each character that aliases forbid."""
+    """Return the name of the repository or folder in lower case, a dash for each character that no name has."""
     name = record.hub.rpartition("/")[2] if record.hub else record.path.name if record.path else ""
     alias = made_name(name)
     hint = f"`adapt base add {record.path} --as NAME` gives it one"
     if not alias or looks_like_revision(alias):
-        raise SpecError(name, "no alias can be made of this folder's name", hint=hint)
+        raise SpecError(name, "no name of a base can be made of this folder's name", hint=hint)
     try:
         check_alias(alias)
     except SpecError as error:
-        raise SpecError(name, f"no alias can be made of this folder's name: {error.reason}", hint=hint) from None
+        raise SpecError(
+            name, f"no name of a base can be made of this folder's name: {error.reason}", hint=hint
+        ) from None
     return alias

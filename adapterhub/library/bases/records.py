@@ -69,7 +69,7 @@ class Bases:
 
     # ------------------------------------------------------------ read
     def list(self) -> tuple[BaseRecord, ...]:
-        """Every registered base, by alias; after each pipeline its components, as bases of their own.
+        """Every registered base, by name; after each pipeline its components, as bases of their own.
 
         Raises:
             Malformed: the file of one is damaged, and `passes_over_damage` is not set.
@@ -113,7 +113,7 @@ class Bases:
         return found
 
     def aliases(self) -> tuple[str, ...]:
-        """Return the registered aliases, sorted; no record is read."""
+        """Return the names of the registered bases, sorted; no record is read."""
         return tuple(sorted(map(attrgetter("stem"), self.folder.glob("[!.]*.json"))))
 
     @arguments.parsed
@@ -247,7 +247,7 @@ class Bases:
     def find(
         self, base: BaseSpec | str, *, threads: Count | None = None, progress: Progress | None = None
     ) -> BaseRecord:
-        """Return the base that `base` names: by alias, Hub id, start of its weights digest, or folder.
+        """Return the base that `base` names: by its name, a Hub id, start of its weights digest, or folder.
 
         A folder is fingerprinted again, at no cost while its files are unchanged. It counts as the registered base only
         while its weights are the registered ones; otherwise the record has no alias.
@@ -272,9 +272,7 @@ class Bases:
             raise self._not_found(spec.text)
         if len({record.fingerprint.weights for record in found}) > 1:
             listed = ", ".join(f"`{r.alias}` ({_short(r.fingerprint)})" for r in found)
-            raise UsageProblem(
-                f"`{shown(spec.text)}` names {len(found)} bases: {listed}", hint="use one alias of these"
-            )
+            raise UsageProblem(f"`{shown(spec.text)}` names {len(found)} bases: {listed}", hint="name one of these")
         return found[0]
 
     @arguments.parsed
@@ -378,7 +376,7 @@ class Bases:
         Raises:
             UsageProblem: `accept` is another word, the base is not such a copy, or likely one of several bases.
             Conflict: the alias belongs to other weights; the message has both hashes.
-            SpecError: the alias is not valid, or the folder's name gives none.
+            SpecError: the name is not valid, or the folder's name gives none.
             BaseNotFound, Malformed, CouldNotTell: as `fingerprint_folder`.
         """
         if alias is not None:
@@ -430,7 +428,7 @@ class Bases:
         return self.put(replace(read, alias=name, path=folder, links=(), accepts=accept))
 
     def put(self, record: BaseRecord, *, links: bool = True) -> BaseRecord:
-        """Register `record` under its alias; see `add`. `links`: make those between it and what is there."""
+        """Register `record` under its name; see `add`. `links`: make those between it and what is there."""
         check_alias(record.alias)
         proofs: dict[tuple[Digest, Digest], BaseComparison | None] = {}
 
@@ -517,7 +515,7 @@ class Bases:
         if comparison.verdict is not BaseVerdict.SAME_WEIGHTS:
             differences = "; ".join(comparison.differences)
             raise Conflict(
-                f"the alias `{old.alias}` belongs to other weights: {old.fingerprint.weights} there,"
+                f"the name `{old.alias}` belongs to another base: {old.fingerprint.weights} there,"
                 f" {new.fingerprint.weights} here" + (f" ({differences})" if differences else ""),
                 hint=f"`adapt base add {new.path} --as NAME` gives it a name of its own;"
                 f" `adapt base remove {old.alias}` frees this one",

@@ -68,7 +68,7 @@ class Installed:
 
     @property
     def base_name(self) -> str:
-        """The base as one types it after `@`: its alias here, its Hub id or its digest; "" if it is unknown."""
+        """The base as one types it after `@`: its name here, its Hub id or its digest; "" if it is unknown."""
         with contextlib.suppress(AdapterHubError, OSError):  # the records of the bases cannot be read
             if self.label_of is not None:
                 return self.label_of(self.base)
