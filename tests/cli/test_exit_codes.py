@@ -308,7 +308,7 @@ def test_a_bug_of_ours_is_told_as_one(adapt, monkeypatch):
     def breaks(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("adapterhub.api.searching._query", breaks)
+    monkeypatch.setattr("adapterhub.api.searching.filters_of", breaks)
 
     done = adapt("list", "--json")
 
