@@ -149,7 +149,7 @@ def test_values_are_counted_before_they_are_made(server: Running, values: bytes)
     ]
 
     assert said[0].startswith("type: expected a string")
-    assert said[1] == f"body: more than {MOST_VALUES} values"
+    assert said[1].startswith(f"body: more than {MOST_VALUES} values; expected one JSON document")
 
 
 @pytest.mark.parametrize("text", ['","' * 100_000, "\\" * 100_001, '\\"[{,' * 50_000, "{[,]}" * 50_000])

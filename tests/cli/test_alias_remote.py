@@ -101,7 +101,7 @@ def test_what_may_not_be_is_refused_and_moves_nothing(world):
 
     assert "token" in world.bob.fails(14, "alias", "set", "prod", f"{name}==1.0.0", *there)
     assert "names no version" in world.ann.fails(2, "alias", "set", "prod", name, *there)
-    assert "has no" in world.ann.fails(10, "alias", "set", "prod", f"{name}==9", *there)
+    assert "no adapter" in world.ann.fails(10, "alias", "set", "prod", f"{name}==9", *there)
     assert "--offline" in world.ann.fails(13, "alias", "set", "prod", f"{name}==1.0.0", *there, "--offline")
     assert "needs the name" in world.ann.fails(2, "alias", "list", *there)
     assert world.ann.json("alias", "list", name, *there) == []

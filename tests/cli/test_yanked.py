@@ -122,7 +122,7 @@ def test_what_cannot_be_yanked_is_refused(world):
         ("legal-qa==1.1.0", 2, "names no namespace"),
         (f"{team}/legal-qa", 2, "it has `==1.1.0`, `==1.0.0`"),
         (f"{team}/legal-qa==3.0", 10, "has 1.1.0, 1.0.0"),
-        (f"{team}/nothing==3.0", 10, f"has no `{team}/nothing==3.0`"),
+        (f"{team}/nothing==3.0", 10, f"no adapter `{team}/nothing==3.0`"),
     ):
         for more in ((), ("--undo",)):
             assert said in world.ann.fails(code, "yank", spec, *more)

@@ -227,9 +227,9 @@ def test_the_command_asks_a_server(server: Running, tmp_path: Path) -> None:
 
     assert {"acme/doubled", "acme/negated"} <= {one["repo"] for one in found["similar"]}
     assert "acme/doubled\t1.0.0\tabout 1.00" in adapt.ok("compare", "acme/a==1.0", "--above", "0.95", *there)
-    assert "no such release" in adapt.fails(10, "compare", "acme/a==2.0", *there)
+    assert "no adapter `acme/a==2.0` in" in adapt.fails(10, "compare", "acme/a==2.0", *there)
     assert "not found" in adapt.fails(10, "compare", "acme/nothing", *there)
-    assert "from 0.9 to 1" in adapt.fails(2, "compare", "acme/a", "--above", "0.5", *there)
+    assert "expected 0.9 to 1" in adapt.fails(2, "compare", "acme/a", "--above", "0.5", *there)
     assert "leave out `--remote`" in adapt.fails(2, "compare", *there)
 
 

@@ -230,7 +230,7 @@ class GuardedRequest(Request):
                 return parse()
             return await to_thread.run_sync(parse, limiter=self.app.state.parsing)
         except ValueError as error:
-            raise bad_request(f"body: {error}; send JSON") from None
+            raise bad_request(f"body: {error}; expected one JSON document of at most {MOST_VALUES} values") from None
 
 
 async def _at_most(pieces: AsyncIterator[bytes], most: int | None) -> AsyncIterator[bytes]:

@@ -187,7 +187,7 @@ def test_a_task_of_the_user_s_is_judged_by_the_bounds_that_he_gives(
     assert (passed["verdict"], passed["metrics"]) == ("PASS", {"own/exact_match": 0.25})
     broken = result_of(adapt(*call, tmp_path / "own.yaml", "--bound", "own/exact_match=0.5"), 3)
     assert broken["broken"] == ["own/exact_match is 0.250, at least 0.5 is required"]
-    assert "it has own/exact_match" in adapt.fails(2, *call, tmp_path / "own.yaml", "--bound", "f1=0.5")
+    assert "expected one of own/exact_match" in adapt.fails(2, *call, tmp_path / "own.yaml", "--bound", "f1=0.5")
     assert "expected the `.yaml` file" in adapt.fails(2, *call, tmp_path / "absent.yaml")
 
 
