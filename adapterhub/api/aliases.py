@@ -184,7 +184,7 @@ class WithAliases(OpenedLibrary):
         default that of the namespace.
 
         Returns:
-            What is set: `.newest`, `.grace_days`, `.set_by` and `.set_at`.
+            The rule as set: `.newest`, `.grace_days`, `.set_by` and `.set_at`.
 
         Raises:
             NotFound: there is no such alias.

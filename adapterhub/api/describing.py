@@ -342,7 +342,7 @@ class Bill:
 
     @property
     def text(self) -> str:
-        """What a file of it holds."""
+        """Return the content of a file of this document."""
         return json.dumps(self.document, indent=1) + "\n"
 
     def to_json(self) -> Mapping[str, Any]:

@@ -92,7 +92,7 @@ class WithInspection(OpenedLibrary):
         """Return how alike adapters are, module by module, and what their merge would be; nothing is merged.
 
         With `diff`, what is different between two: files, config, manifest, and the exact difference of their updates.
-        What is not installed is read from a server; with `remote`, every spec is read from that server.
+        An adapter that is not installed is read from a server; with `remote`, every spec is read from that server.
         One adapter is compared with the installed ones: which have a like update, and which it is a sum of. Without
         any, all installed ones are put into groups.
 

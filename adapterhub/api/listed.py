@@ -81,7 +81,7 @@ class FoundThere(
 class AdapterFolder(Documented):
     """An adapter and its plain PEFT folder, for an inference server."""
 
-    name: Annotated[str, "its name in the project, else its own name"]
+    name: Annotated[str, "its name in the project, otherwise its own name"]
     path: Annotated[str, "a path on this machine"]
     version: str
     digest: Digest
@@ -149,14 +149,14 @@ class NotTried(Documented):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial(Documented):
-    """How a build answers the examples. Losses are in nats a token of the answers, on the first `examples`.
+    """The trial of a build on the examples. Losses are in nats per token, on the first `examples`.
 
     `share` is the part of the gap between the plain base and the best build that this build closes: 1 for the best,
     below 0 if the base does better without an adapter.
     """
 
-    loss: Annotated[float, "loss in nats a token"]
-    base_loss: Annotated[float, "of the base alone, on the same examples"]
+    loss: Annotated[float, "loss in nats per token"]
+    base_loss: Annotated[float, "of the plain base, on the same examples"]
     share: Annotated[float | None, "of the gap between base and best; null where no build beats the base"]
     examples: Annotated[int, "how many were asked: 1 for those that the first round left behind"]
     form: Annotated[str, "the prompt form that did better, such as `raw`"]
@@ -182,8 +182,8 @@ class Tried(Documented):
 
     query: str
     base: str
-    base_loss: Annotated[float | None, "of the base alone on all examples; null: there was nothing to try"]
+    base_loss: Annotated[float | None, "of the plain base on all examples; null: there was nothing to try"]
     examples: int
-    best: Annotated[str | None, "the name of the first that leads; null: the base alone does better"]
+    best: Annotated[str | None, "the name of the first that leads; null: the plain base does better"]
     results: tuple[TriedBuild, ...]
     left_out: tuple[NotTried, ...] = ()

@@ -38,7 +38,7 @@ class UpgradeRequest:
     digests of all builds that need not be brought.
     """
 
-    key: Annotated[str, "its name in the project, else its own name"]
+    key: Annotated[str, "its name in the project, otherwise its own name"]
     spec: Annotated[AdapterSpec, "the spec that was searched for"]
     version: Annotated[str, "the locked or installed version"]
     digest: Digest

@@ -249,7 +249,7 @@ def _locked(lock: Lock, lineage: Lineage) -> Callable[[Any], Branch]:
 class HeldAdapter(Documented):
     """An adapter in use."""
 
-    key: Annotated[str, "its name in the project, else its own name"]
+    key: Annotated[str, "its name in the project, otherwise its own name"]
     version: str
     digest: Digest
 

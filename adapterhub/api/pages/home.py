@@ -37,7 +37,7 @@ BEGIN: Final = (
     ("Add an adapter that you trained", "adapt add ./out/legal-qa --name legal-qa --base base-7b"),
     ("Install an adapter from a registry", "adapt install acme/legal-qa@base-7b"),
 )
-"""What one types into an empty library, each with what it does."""
+"""The first commands for an empty library, each with its purpose."""
 
 
 def library_page(here: LibrarySource, asked: PageQuery) -> LibraryPage:

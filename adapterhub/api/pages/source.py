@@ -32,7 +32,7 @@ _NEWEST: Final = 50
 """Among so many builds of a name, one that is not yanked is looked for."""
 NO_NAMESPACE: Final = "-"
 DIGITS: Final = 12
-"""How much of a digest names a build in an address."""
+"""So many digits of a digest name a build in an address."""
 
 
 def address_of(namespace: str | None, name: str, digest: str) -> str:
@@ -67,7 +67,7 @@ class LibrarySource(PageSource):
     def __init__(self, library: Library, project: Project | None) -> None:
         self.library, self.project = library, project
         self.offers: tuple[Offer, ...] | None = None
-        """What servers answered when they were asked last."""
+        """The last answers of the servers."""
 
     def newer(self) -> tuple[Offer, ...]:
         """Return the offers with a newer release."""

@@ -69,7 +69,7 @@ def compare(session: Session, adapters: tuple[str, ...], modules: bool, **option
     The relative difference of --diff is the Frobenius norm of the difference of both updates, divided by the norm of
     the first. Updates that are equal but factored or ordered differently count as the same.
 
-    What is not installed is read from the server that `adapt install` would ask; with --remote, every SPEC is read from
+    An adapter that is not installed is read from the server of `adapt install`; with --remote, every SPEC is read from
     that server. The library does not change.
 
     For one adapter, finds installed adapters with a similar update, under any name, precision, scale or rank.
