@@ -1,5 +1,6 @@
 """The documentation site, without Sphinx: `nox -s site` builds it, these tests look at what it is built of."""
 
+import ast
 import email
 import html
 import os
@@ -122,6 +123,23 @@ def test_the_packages_of_the_site_are_pinned_and_ci_builds_it():
 
     assert [line for line in lines if not re.match(r"#|[\w-]+==[\d.]+( |$)", line)] == []
     assert "nox -s site" in workflow
+
+
+def test_the_site_imports_only_the_packages_that_its_environment_has():
+    """Its environment has these requirements and what `.[registry]` installs, not the packages of the tests."""
+    lines = (pages.DOCS / "website" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].replace("-", "_") for line in lines if "==" in line}
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in sorted((pages.DOCS / "website").glob("*.py"))]
+    imported = {
+        name.partition(".")[0]
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+
+    brought = pinned | sys.stdlib_module_names | {"docs", "adapterhub", "pygments"}  # sphinx requires pygments
+    assert sorted(imported - brought) == []
 
 
 def test_the_package_index_gets_no_picture_and_no_relative_link():
