@@ -181,7 +181,7 @@ class Checking(OfSession):
         session, texts, spec = self.session, [text_of(one) for one in adapters], base_of(base)
         if engines is not None:
             if strict:
-                raise UsageProblem("`--engine` asks another question; leave out `--strict`")
+                raise UsageProblem("`--engine` does not use `--strict`; leave it out")
             return _checked(session.project_library, texts, engines, spec)
 
         @cache

@@ -182,7 +182,7 @@ class Nearest:
             raise bad_request("by=meaning: this server lacks the model; search with by=words")
         is_ready = is_here and self._read(connection) is not None
         if by == "meaning" and not is_ready:
-            raise busy("by=meaning: this server makes its index of vectors; try again, or search by=words")
+            raise busy("by=meaning: this server is still building its index of vectors; try again, or search by=words")
         return is_ready
 
     @cached_property
@@ -232,7 +232,7 @@ class Nearest:
         """
         held = self._read(connection)
         if held is None:  # since `serves`
-            raise busy("this server makes its index of vectors; try again")
+            raise busy("this server is still building its index of vectors; try again")
         statements = _permitted(tuple(wanted.filters))
         question = self._encoder.vectors([text[:MAX_QUESTION]])[0]
         if is_few:

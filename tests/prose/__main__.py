@@ -4,6 +4,7 @@
     python -m tests.prose                       every page that is held to the list of phrases
     python -m tests.prose docs/how-to/merge.md  these pages
     python -m tests.prose --report              habits of grammar in every kind of text, and refusals that help, counted
+    python -m tests.prose --sample 7            50 sentences of each kind of text, drawn with this seed, to read aloud
     python -m tests.prose --refusals            places that refuse and do not name what was expected or the next step
 
 Prints `page:line: finding` and exits with 1 when there is one. Our own phrases are findings that the tests refuse, too.
@@ -52,6 +53,11 @@ def main(paths: list[str]) -> int:
         from tests.prose import grammar, refusals
 
         sys.stdout.write(f"{grammar.report()}\n{refusals.report()}")
+        return 0
+    if paths[:1] == ["--sample"]:
+        from tests.prose.grammar import sample
+
+        sys.stdout.writelines(f"{text.kind}  {text.place}  {text.sentence}\n" for text in sample(paths[1]))
         return 0
     if paths == ["--refusals"]:
         from tests.prose.refusals import unhelpful

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -146,6 +147,14 @@ def texts() -> tuple[Text, ...]:
         plain = re.sub(r"\{[%#].*?[%#]\}|<[^>]*>", "\n\n", re.sub(r"\{\{.*?\}\}", "X", template.read_text("utf-8")))
         found += [Text("pages", template.name, sentence) for sentence in sentences(plain)]
     return tuple(found)
+
+
+def sample(seed: str, size: int = 50) -> Iterator[Text]:
+    """Yield so many random sentences of five words or more of each kind; equal seeds draw equal ones from equal texts."""
+    drawn = random.Random(seed)
+    for kind in dict.fromkeys(text.kind for text in texts()):
+        long = [text for text in texts() if text.kind == kind and len(text.sentence.split()) >= 5]
+        yield from drawn.sample(long, min(size, len(long)))
 
 
 def habits_in(sentence: str) -> list[Habit]:

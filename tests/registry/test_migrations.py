@@ -267,7 +267,9 @@ def test_a_database_of_a_later_version_is_refused_and_not_touched(
     Database(url).close()
     later(url, works_with)
 
-    with pytest.raises(UsageProblem, match=r"schema 0099, this version knows schemas up to .*; nothing was changed"):
+    with pytest.raises(
+        UsageProblem, match=r"schema 0099, and this version supports schemas up to .*; nothing was changed"
+    ):
         Database(url)
 
     engine = create_engine(url)

@@ -79,7 +79,7 @@ class WithFinding(OpenedLibrary):
         if text is not None:
             routed = route_text(self, made, text)
             if strict and routed.name is None:
-                raise AdapterNotFound(unrouted(text), hint="without `--strict`, the base answers it")
+                raise AdapterNotFound(unrouted(text), hint="leave out `--strict` to let the base answer it")
             return routed
         result = check_route(made)
         if output is None:

@@ -30,7 +30,7 @@ _COLUMNS = ("adapter", "code", "severity", "where", "finding")
 def audit(session: Session, adapters: tuple[str, ...], notes: bool, sarif: bool, **options: Any) -> None:
     """Audit installed adapters or folders: stray files, signatures, base, withdrawals, lineage, licences, names.
 
-    Changes nothing. Asks the server that each adapter came from whether it has been withdrawn.
+    Changes nothing. Checks with the server of each adapter whether it has been withdrawn.
 
     Exits with code 0 without errors (with --strict: nor warnings or unknowns), 3 with errors (with --strict:
     or warnings), 12 when --verify finds bytes that do not match their digest or --log a log with another past, and 17

@@ -40,7 +40,7 @@ def contract() -> None:
 @click.option("--examples", type=_FILE, metavar="FILE", help="Take the inputs from JSON Lines.")
 @click.option("--tests", type=_FILE, metavar="FILE", help="Take the inputs and demands from a `tests.toml`.")
 @prompt_options
-@click.option("--base", type=BASE, help="Ask on this base [default: the one that the adapter was made for].")
+@click.option("--base", type=BASE, help="Use this base [default: the one that the adapter was made for].")
 @click.option(
     "--dtype",
     type=kind_of(LoadPrecision),
@@ -169,8 +169,8 @@ def policy(session: Session, policy: TestsPolicy | None, bounds: tuple[str, ...]
     """Show or set the policy for builds that have not passed their contract.
 
     `require` refuses such a build in `adapt sync` and `adapt serve`, `warn` prints a warning, `off` does neither. Runs
-    no model. Settings that are not given stay unchanged. The policy holds in every project; a project's policy `tests`
-    may be stricter, and the stricter value holds.
+    no model. Settings that you do not pass stay unchanged. The policy applies in every project. If a project's policy
+    `tests` is stricter, that one applies.
 
     \b
     Examples:

@@ -32,8 +32,8 @@ def identify(session: Session, paths: tuple[Path, ...]) -> None:
     its modules with the registered bases and well-known model families. `proven`: the bytes are the same. `likely`: it
     fits nothing else known here. `possible`: it also fits others, or only its name matches.
 
-    For a LoRA of diffusers, kohya, ComfyUI or MLX it also says program, family, rank, words that trigger it, and the
-    hashes by which Civitai and kohya know it. Such a hash, given instead of a file, finds the adapter made of it.
+    For a LoRA of diffusers, kohya, ComfyUI or MLX it also prints program, family, rank, trigger words, and the hashes
+    by which Civitai and kohya know it. Pass such a hash instead of a file to find the adapter that was made from it.
 
     Several files, or a folder of files, are listed in one table: only headers are read, and the numbers of files
     that look like copies of another.

@@ -29,7 +29,7 @@ _CASES_SHOWN = 3
 @click.command()
 @click.argument("adapters", nargs=-1, metavar="[SPEC|FOLDER]...", shell_complete=complete_spec_or_folder)
 @click.option("--all", "everything", is_flag=True, help="Test every installed build that has a contract.")
-@click.option("--base", type=BASE, help="Ask on this base [default: the one that the adapter was made for].")
+@click.option("--base", type=BASE, help="Use this base [default: the one that the adapter was made for].")
 @click.option("--on", type=BASE, metavar="BASE", help="Ask on another base, to learn what works on it.")
 @loading_options
 @click.option("--tests", type=_FILE, metavar="FILE", help="Test against this contract instead of the build's own.")
@@ -45,7 +45,7 @@ _CASES_SHOWN = 3
     metavar="SECONDS",
     help="CPU seconds that one verdict may take.",
 )
-@click.option("--runner", type=kind_of(RunnerName), help="Let this installed tool test.")
+@click.option("--runner", type=kind_of(RunnerName), help="Run the tests with this installed tool.")
 @click.option(
     "--task",
     type=click.Path(path_type=Path),

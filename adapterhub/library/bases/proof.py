@@ -82,7 +82,7 @@ class Proof(
             way = f"`adapt base add {shown(str(self.place), 200)} --accept likely`"
             raise BaseMismatch(
                 f"{name} is likely a copy of {base}, which its form cannot prove{told}",
-                hint=f"{way} lets it stand for its source",
+                hint=f"{way} accepts it in place of its source",
             )
         raise BaseMismatch(
             f"{name} does not hold {base}{told}",

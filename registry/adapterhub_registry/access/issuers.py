@@ -209,7 +209,7 @@ class Issuers:
         try:
             self.check_url(place if isinstance(place, str) else "")
         except HttpRefusal:
-            raise _refused(f"`{shown(issuer)}` names no place of its keys that this registry reads") from None
+            raise _refused(f"`{shown(issuer)}` names no location of its keys that this registry can read") from None
         return about, _keys_of(document_at(str(place), issuer), issuer)
 
 

@@ -79,7 +79,7 @@ def read_rules(path: Path, *, public_url: str | None) -> SignInRules:
     where = f"sign-in file `{shown(str(path))}`"
     if public_url is None:
         raise UsageProblem(
-            f"{where}: the issuer sends people back to an address that it knows, and this server has none",
+            f"{where}: the issuer must know the address to which it sends people back, and this server has none",
             hint="add `--public-url https://registry.example.org`",
         )
     if not (public_url.startswith("https://") or is_here(public_url)):
@@ -300,7 +300,7 @@ class SignIn:
         sender = answer.get("iss")
         names_itself = self._issuers.about(self.rules.issuer).get("authorization_response_iss_parameter_supported")
         if sender != self.rules.issuer and (sender is not None or names_itself is True):
-            raise _refused(f"the answer is of `{shown(str(sender), 200)}`, expected {self.rules.issuer}")
+            raise _refused(f"the answer comes from `{shown(str(sender), 200)}`, expected {self.rules.issuer}")
         if "error" in answer:
             raise _refused(f"`{self.rules.issuer}` says {shown(answer['error'], 80)}")
         if not 0 < len(answer.get("code", "")) <= CODE_CHARACTERS:

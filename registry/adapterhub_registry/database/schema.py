@@ -61,7 +61,7 @@ def readable(place: str | None) -> Iterator[None]:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise Malformed(
                     f"`{shown(str(path), 200)}` is not a regular file; no row was read or written",
-                    hint="move it away, and restore the database from a backup where it is the database itself",
+                    hint="move it away; if it is the database itself, restore that from a backup",
                 )
     try:
         yield
@@ -113,8 +113,8 @@ def _check_later(connection: Connection, revision: str) -> None:
     if oldest not in KNOWN:
         needs = f"{shown(oldest)} or later" if oldest else "that one"
         raise UsageProblem(
-            f"the database has schema {shown(revision)}, this version knows schemas up to {HEAD}, and only programs of "
-            f"{needs} work on it; nothing was changed",
+            f"the database has schema {shown(revision)}, and this version supports schemas up to {HEAD}; only programs "
+            f"of {needs} can use it; nothing was changed",
             hint="upgrade the program: `pip install -U adapterhub`; a database goes back only by `adapt registry "
             "restore` of a backup",
         )

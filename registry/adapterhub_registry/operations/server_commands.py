@@ -81,7 +81,7 @@ _PLACE = (
     option("--database", "SQLAlchemy URL of a database [default: SQLite in --root].", metavar="URL"),
     option(
         "--blobs",
-        f"Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root]; {PREFIX}S3_ENDPOINT is the service unless AWS.",
+        f"Bucket for the blobs, s3://BUCKET[/PREFIX] [default: --root]; {PREFIX}S3_ENDPOINT names one outside AWS.",
         metavar="URL",
     ),
 )
@@ -664,7 +664,7 @@ def deliveries(number: int, limit: int, as_json: bool, **given: object) -> None:
     help="Publish only versions with a contract, or with a PASS by a key of the namespace as well.",
 )
 @click.option(
-    "--trust", multiple=True, metavar="NAME=FILE", help="Let the results of this public key count; repeatable."
+    "--trust", multiple=True, metavar="NAME=FILE", help="Accept the results that this public key signed; repeatable."
 )
 @click.option("--distrust", multiple=True, metavar="NAME", help="Remove this key; repeatable.")
 @click.option("--keys-only/--any-key", default=None, help="Store results by these keys only, or by any key.")

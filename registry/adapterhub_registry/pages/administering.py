@@ -115,7 +115,7 @@ def space_page(here: Visit, asked: PageQuery) -> SpacePage:
     registry, caller = here.registry, here.caller
     administrator_of(caller)
     if not _counting.acquire(blocking=False):
-        raise busy("another page counts the space; try again")
+        raise busy("another request is counting the space; try again")
     try:
         with registry.db.read() as connection:
             held = largest_spaces(connection, _NAMESPACES + 1)
