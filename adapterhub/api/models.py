@@ -233,7 +233,7 @@ class WithModels(OpenedLibrary):
         weights: Sequence[float] | None = None,
         allow_base_mismatch: bool = False,
     ) -> Attached:
-        """Put adapters of this library on `model`; see `adapterhub.attach`."""
+        """Put adapters of this library on `model`; arguments, result and errors are those of `adapterhub.attach`."""
         from adapterhub.inference.loader import attach
 
         return attach(

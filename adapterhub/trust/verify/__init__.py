@@ -300,7 +300,7 @@ def verify_folder(  # noqa: PLR0913 - as `open_subject`
     scanned: Subject | None = None,
     judge: Judge = compare,
 ) -> Report:
-    """`open_subject` and `verify` in one: a report whatever the folder holds."""
+    """Check a folder by `open_subject` and `verify`; return a report whatever the folder contains."""
     subject, findings = open_subject(
         Path(folder),
         base_tensors=base_tensors,
