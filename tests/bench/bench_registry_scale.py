@@ -3,8 +3,11 @@
     python -m tests.bench.bench_registry_scale [--builds 100000] [--seconds 5] [--megabytes 200]
 
     python -m tests.bench.bench_registry_scale --every [--builds 1000000] [--database sqlite | postgres] [--repeats 6]
+        [--only TEXT] [--against CHECKOUT]
 
-With `--every`, it asks every route and page instead, at 30,000 builds and at `--builds`; see `registry_growth`.
+With `--every`, it asks every route and page instead, at 30,000 builds and at `--builds`; see `registry_growth`. `--only` keeps
+the requests whose name holds a text. `--against` asks a server of another checkout, too, at `--builds` on SQLite, and
+compares CPU and answers; see `registry_against`.
 
 Everything runs on this machine: PostgreSQL, the S3 server, the registry's servers and the clients that load them. Where
 they share few cores, a second server takes cores from the database and the clients: read the ratio with that in mind.
@@ -30,6 +33,7 @@ from adapterhub_registry.database.trees import EMPTY, FileTree, TreeFile
 
 from tests.bench.harness import given, timed
 from tests.bench.many_builds import BASES, RANKS, TASKS
+from tests.bench.registry_against import compare
 from tests.bench.registry_growth import growth
 from tests.registry.pushing import Push, put
 from tests.registry.shared_servers import CREDENTIALS, Shared, postgres, s3
@@ -250,11 +254,13 @@ def measure_bytes(shared: Shared, endpoint_store: object, megabytes: int) -> Non
 
 def main() -> None:
     """Measure and print."""
-    asked = given(
-        __doc__, builds=100_000, seconds=5.0, megabytes=200, every=False, database=("sqlite", "postgres"), repeats=6
-    )
+    how = {"every": False, "database": ("sqlite", "postgres"), "repeats": 6, "only": "", "against": Path}
+    asked = given(__doc__, builds=100_000, seconds=5.0, megabytes=200, **how)
+    if asked.every and asked.against:
+        compare(asked.against, asked.builds, asked.repeats, asked.only)
+        return
     if asked.every:
-        growth([asked.database], sorted({SMALL, asked.builds}), asked.repeats)
+        growth([asked.database], sorted({SMALL, asked.builds}), asked.repeats, asked.only)
         return
     os.environ |= CREDENTIALS
     with postgres() as pg, s3() as bucket, tempfile.TemporaryDirectory() as folder:

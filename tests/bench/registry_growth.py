@@ -61,6 +61,23 @@ class Running:
         every = [child for one in self.processes for child in (one, *one.children(recursive=True))]
         return sum(map(_cpu_s, every))
 
+    def calm(self) -> Running:
+        """Wait for what a start does beside the first requests."""
+        before = float("-inf")
+        while self.cpu_s() - before > CALM_S:
+            before = self.cpu_s()
+            time.sleep(1)
+        return self
+
+    def headers(self, one: Asked) -> dict[str, str]:
+        """The token of the one who asks."""
+        return {"Authorization": f"Bearer {self.tokens[one.who]}"} if one.who != "anyone" else {}
+
+
+def code_of(checkout: Path) -> dict[str, str]:
+    """The environment of a process that runs the code of a checkout."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "registry")])}
+
 
 def _cpu_s(process: psutil.Process) -> float:
     spent = 0
@@ -87,24 +104,19 @@ def filled(kind: str, builds: int) -> Iterator[Running]:
             print(f"{builds:,} builds on {kind} written in {time.perf_counter() - began:.0f} s", flush=True)
         tokens = tokens_in(registry) | {"pusher": registry.tokens.create("pusher", "write")}
         registry.db.close()
-        servers = [stack.enter_context(_serving(files, url)) for _ in range(2 if url else 1)]
+        servers = [stack.enter_context(serving(files, url)) for _ in range(2 if url else 1)]
         every = [psutil.Process(pid) for _, pid in servers]
         if url:
             every.append(psutil.Process(int((root / "pg/postmaster.pid").read_text().split()[0])))
-        running = Running([address for address, _ in servers], every, tokens)
-        before = float("-inf")
-        while running.cpu_s() - before > CALM_S:  # what a start does beside the first requests
-            before = running.cpu_s()
-            time.sleep(1)
-        yield running
+        yield Running([address for address, _ in servers], every, tokens).calm()
 
 
 @contextlib.contextmanager
-def _serving(root: Path, database: str | None) -> Iterator[tuple[str, int]]:
+def serving(root: Path, database: str | None = None, checkout: Path = ROOT) -> Iterator[tuple[str, int]]:
+    """The address and process of a server with the code of a checkout."""
     command = [sys.executable, "-m", "adapterhub_registry", "--root", str(root), "--port", "0", "--no-worker"]
     command += ["--database", database] if database else []
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "registry")])
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=code_of(checkout), cwd=checkout)
     assert server.stdout is not None
     try:
         yield server.stdout.readline().rpartition(": ")[2].strip(), server.pid
@@ -131,7 +143,7 @@ def measure(running: Running, shape: Shape, repeats: int, only: str = "") -> dic
 
 
 def _ask(running: Running, clients: Sequence[httpx.Client], one: Asked, times: int) -> list[float]:
-    headers = {"Authorization": f"Bearer {running.tokens[one.who]}"} if one.who != "anyone" else {}
+    headers = running.headers(one)
     spent = []
     for at in range(times):
         path, client = one.path(), clients[at % len(clients)]
