@@ -1,10 +1,11 @@
-"""CPU time of `add`, `install`, `alias set`, `info --path` and `remove` of 1 MB in libraries of 1, 1,000 and 10,000 builds.
+"""CPU time of `add`, `install`, `alias set`, `list --limit`, `search`, `info --path`, `remove` and `sync` beside many builds.
 
 python -m tests.bench.bench_live_add [--largest] [--kinds names versions twins] [--runs 9]
 
-The builds have names of their own (`names`), are versions of one name (`versions`), or these with one update (`twins`).
-`--largest` adds a library of 100,000. Each number is the median of the runs in a running process, in milliseconds; the
-exponent is that between the smallest library above one build and the largest. Then `adapt add` as a command in the first
+The libraries have 1, 100, 1,000 and 10,000 builds of 1 MB, with `--largest` 100,000. The builds have names of their own
+(`names`), are versions of one name (`versions`), or these with one update (`twins`). Each number is the median of the runs
+in a running process, in milliseconds; the exponent is that between the smallest library above one build and the largest.
+`sync` brings 999 of the builds into a fresh project, and then finds them there; with `names`, from 1,000 builds on. Then `adapt add` as a command in the first
 and the last library: what its process takes to load the modules that it ends with, and what it takes after that.
 
 python -m tests.bench.bench_live_add --reads [--largest] [--whole] [--folder FOLDER] [--pages 100]
@@ -29,8 +30,13 @@ from typing import Final
 import httpx
 
 from adapterhub.api.library import Library
+from tests.bench.bench_sync import make_project
 from tests.bench.harness import best, given, measured, timed
 from tests.bench.installed_builds import Kind, fill, write_adapter
+from tests.support.locks import sync
+
+SYNCED: Final = 1_000
+"""So many builds a library has of which a project takes all but one."""
 
 _LISTED = "import sys; from adapterhub.cli import main\ntry: main()\nexcept SystemExit: pass\nprint(*sys.modules)"
 _LOADED = """import importlib, os, sys, time
@@ -48,6 +54,8 @@ def curves(place: Path, kind: Kind, count: int, runs: int) -> dict[str, float]:
     library, far = fill(place / "home", count, kind), Library(place / "far")
     far.add_base(place / "home-made" / "base", "base-7b")
     took: dict[str, list[float]] = {}
+    syncs = kind == "names" and count >= SYNCED
+    builds = [library.builds_named(f"agent-{at}")[0] for at in range(SYNCED - 1)] if syncs else []
 
     def noted(verb: str, work: Callable[[], object]) -> None:
         took.setdefault(verb, []).append(1000 * timed(work)[0])
@@ -66,6 +74,15 @@ def curves(place: Path, kind: Kind, count: int, runs: int) -> dict[str, float]:
         noted("install, newest", lambda: library.install(other, places=far.root))  # noqa: B023
         noted("info --path, newest", lambda: library.info(name, only="path"))  # noqa: B023
         noted("remove", lambda: library.remove(f"{name}=={version}"))  # noqa: B023
+        noted("list --limit 20", lambda: list(library.list(limit=20)))
+        noted("search one word", lambda: library.search("agent", limit=20))
+        noted("search two words", lambda: library.search(name, "agent", limit=20))  # noqa: B023
+        if syncs:
+            project = place / "projects" / str(number)
+            project.parent.mkdir(exist_ok=True)
+            lock = make_project(project, builds)
+            noted("sync of 999", lambda: sync(library, project, lock))  # noqa: B023
+            noted("sync of 999 again", lambda: sync(library, project, lock))  # noqa: B023
     return {verb: statistics.median(times[1:]) for verb, times in took.items()}
 
 
@@ -88,7 +105,7 @@ def as_command(place: Path, runs: int) -> tuple[float, float]:
 
 def exponent(curve: Mapping[int, float]) -> float:
     """How the largest library compares with the smallest of more than one build."""
-    small, large = sorted(curve)[1], max(curve)
+    small, large = min(count for count in curve if count > 1), max(curve)
     return math.log(curve[large] / curve[small]) / math.log(large / small)
 
 
@@ -177,12 +194,12 @@ def main() -> None:
             counts = [10, 1_000, 10_000, *([100_000] if options.largest else [])]
             reads(options.folder or Path(place), counts, options.pages, whole=options.whole)
         return
-    sizes = [1, 1_000, 10_000, *([100_000] if options.largest else [])]
+    sizes = [1, 100, 1_000, 10_000, *([100_000] if options.largest else [])]
     for kind in options.kinds:
         found: dict[str, dict[int, float]] = {}
         commands: dict[int, tuple[float, float]] = {}
         for count in sizes:
-            with tempfile.TemporaryDirectory() as place:
+            with tempfile.TemporaryDirectory(dir=options.folder) as place:
                 for verb, milliseconds in curves(Path(place), kind, count, options.runs).items():
                     found.setdefault(verb, {})[count] = milliseconds
                 if count in (sizes[0], sizes[-1]):
@@ -190,7 +207,9 @@ def main() -> None:
         print(f"\n| {kind} | {' | '.join(f'{count:,}' for count in sizes)} | exponent |")
         print(f"| --- | {' | '.join('---:' for _ in sizes)} | ---: |")
         for verb, curve in found.items():
-            print(f"| {verb} | {' | '.join(f'{curve[count]:.1f}' for count in sizes)} | {exponent(curve):.2f} |")
+            print(
+                f"| {verb} | {' | '.join(f'{curve[count]:.1f}' if count in curve else '' for count in sizes)} | {exponent(curve):.2f} |"
+            )
         for count, (start, work) in commands.items():
             print(f"`adapt add` beside {count:,}: start-up {start:.0f} ms, and then {work:.1f} ms", flush=True)
 
