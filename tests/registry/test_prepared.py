@@ -11,8 +11,10 @@ import pytest
 from adapterhub_registry.access.tokens import Tokens
 from adapterhub_registry.database import postgresql as driver
 from adapterhub_registry.database.counting import Counts
-from adapterhub_registry.database.db import Database, tokens, users
-from adapterhub_registry.database.prepared import PreparedPair, PreparedSql
+from adapterhub_registry.database.db import Database, nodes, repos, tokens, users
+from adapterhub_registry.database.postgresql import look_up_by_index
+from adapterhub_registry.database.prepared import PreparedPair, PreparedSql, plan_for_values
+from adapterhub_registry.database.search_tables import among
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import InternalError, OperationalError
 
@@ -125,6 +127,47 @@ def test_reading_transaction_sees_one_snapshot_and_changes_nothing(postgresql: D
     with postgresql.read() as connection:
         assert PreparedSql(USER).first(connection, user="ann") is not None
     other.close()
+
+
+NODES = select(nodes.c.body).where(nodes.c.repo_id == bindparam("repo"), among(nodes.c.id, "ids"))
+ADD_NODES = """INSERT INTO nodes (repo_id, id, body)
+    SELECT repo, 'node ' || n, '' FROM generate_series(1, %(repos)s::int) AS repo, generate_series(%(first)s::int, %(last)s) AS n"""
+
+
+def test_a_plan_for_all_repositories_looks_up_each_row_of_the_largest(postgresql: Database) -> None:
+    """Most have a few nodes, so a plan that reads all of a repository looks cheap."""
+    with postgresql.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # no rows of repositories
+        for added in ({"repos": 2000, "first": 1, "last": 4}, {"repos": 1, "first": 5, "last": 20_000}):
+            connection.exec_driver_sql(ADD_NODES, added)
+        connection.exec_driver_sql("ANALYZE nodes")
+    look_up_by_index(postgresql.engine)
+    text = str(NODES.compile(dialect=postgresql.engine.dialect)).replace("%(repo)s", "$1").replace("%(ids)s", "$2")
+    with postgresql.read() as connection:
+        plan = [row[0].strip() for row in connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {text}")]
+
+    assert [step for step in plan if "Index Cond" in step and "= ANY" in step] != [], plan
+
+
+def prepared_in(database: Database) -> list[str]:
+    """What the only connection keeps prepared, of statements about users."""
+    with database.read() as connection:
+        return [row[0] for row in connection.exec_driver_sql("SELECT statement FROM pg_prepared_statements")]
+
+
+def test_a_repeated_statement_is_prepared_unless_it_is_planned_for_its_values(postgresql: Database) -> None:
+    by_number = PreparedSql(select(repos.c.id).where(among(repos.c.id, "numbers")))
+    for _ in range(3):
+        with postgresql.read() as connection:
+            plan_for_values(connection)
+            PreparedSql(USER).first(connection, user="ann")
+            by_number.rows(connection, numbers="[1]")
+    assert [what for what in prepared_in(postgresql) if "users.name" in what] == []
+    assert len([what for what in prepared_in(postgresql) if "repos.id" in what]) == 1
+
+    for _ in range(2):  # no transaction ends in between
+        assert postgresql.look(PreparedSql(USER), user="ann") is None
+    assert len([what for what in prepared_in(postgresql) if "users.name" in what]) == 1
 
 
 def test_counts_of_long_lists_are_kept_while_they_hold() -> None:

@@ -29,6 +29,16 @@ CONNECTING: Final = {
     "keepalives_count": 3,
 }
 """Parameters of libpq; the URL of the database may name others."""
+PREPARED: Final = 400
+"""So many statements a connection keeps prepared; all routes and pages run about 300."""
+REPEATED: Final = 1
+"""A statement is prepared when it comes again: planning it takes longer than running it."""
+_BY_INDEX: Final = (
+    "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_material = off; SET enable_memoize = off; "
+    "SET max_parallel_workers_per_gather = 0; SET jit = off; SET random_page_cost = 1.1"
+)
+FOR_VALUES: Final = "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"
+"""For statements that PostgreSQL plans for their values, of which it knows how many rows have them."""
 
 
 def postgresql_engine(url: URL, *, connections: int, fuse: Fuse) -> Engine:
@@ -39,7 +49,8 @@ def postgresql_engine(url: URL, *, connections: int, fuse: Fuse) -> Engine:
     """
     import psycopg
 
-    options = {"pool_size": connections, "max_overflow": 0, "pool_timeout": 10}
+    # the connection that came back last goes first, as it has prepared most
+    options = {"pool_size": connections, "max_overflow": 0, "pool_timeout": 10, "pool_use_lifo": True}
     engine = create_engine(url, connect_args={"autocommit": True}, **options)
     connection_class = _patient(fuse)
 
@@ -54,14 +65,17 @@ def postgresql_engine(url: URL, *, connections: int, fuse: Fuse) -> Engine:
             fuse.trip()
             raise
         fuse.mend()
+        made.prepared_max, made.prepare_threshold = PREPARED, REPEATED
         return made
 
     def on_begin(connection: Connection) -> None:
         is_read = connection.get_execution_options().get("reads", False)
         connection.exec_driver_sql("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY" if is_read else "BEGIN")
 
-    def on_checkin(_connection: object, record: Any) -> None:
+    def on_checkin(connection: Any, record: Any) -> None:
         record.info["used_at"] = time.monotonic()
+        if connection is not None:
+            connection.prepare_threshold = REPEATED  # see `plan_for_values`
 
     def on_checkout(connection: Any, record: Any, _proxy: object) -> None:
         used_at = record.info.get("used_at")
@@ -82,6 +96,17 @@ def postgresql_engine(url: URL, *, connections: int, fuse: Fuse) -> Engine:
     event.listen(engine, "checkin", on_checkin)
     event.listen(engine, "checkout", on_checkout)
     return engine
+
+
+def look_up_by_index(engine: Engine) -> None:
+    """Let PostgreSQL plan for requests, none of which reads a table as a whole; upkeep, which does, needs other plans.
+
+    A statement keeps one plan for all values, made for a repository of average size. In one with 100,000 commits, a
+    join that is no loop over an index would read them all.
+    """
+    if engine.dialect.name == "postgresql":
+        event.listen(engine, "connect", lambda connection, _: connection.execute(_BY_INDEX, prepare=False))
+        engine.dispose()  # the connections that were made before
 
 
 def _patient(fuse: Fuse) -> Any:

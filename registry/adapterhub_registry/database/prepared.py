@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +13,8 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+
+from adapterhub_registry.database.postgresql import FOR_VALUES, REPEATED
 
 
 class _DriverForm(NamedTuple):
@@ -53,7 +56,8 @@ class PreparedSql:
             values = tuple(values[name] for name in form.names)
         cursor = connection.connection.cursor()
         try:
-            cursor.execute(form.text, values)
+            with _one_plan(connection) if given.keys() == _BY_NUMBERS else nullcontext():
+                cursor.execute(form.text, values)
             return cursor.fetchall()
         except connection.dialect.loaded_dbapi.Error:
             # its errors are those that callers expect
@@ -173,6 +177,31 @@ def _of_sqlite(element: JsonList, compiler: SQLCompiler, **options: object) -> s
 
 
 def plan_for_values(connection: Connection) -> None:
-    """Let PostgreSQL plan the rest of the transaction for its values: a plan for any word would read all words."""
+    """Let PostgreSQL plan the rest of the transaction for its values: a plan for any word would read all words.
+
+    Statements by numbers have one plan.
+    """
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SET LOCAL plan_cache_mode = force_custom_plan")
+        driver = _driver(connection)
+        driver.prepare_threshold = None  # until the connection goes back
+        driver.execute(FOR_VALUES)
+
+
+_BY_NUMBERS: Final = {"numbers"}
+
+
+@contextmanager
+def _one_plan(connection: Connection) -> Iterator[None]:
+    """Let the driver prepare a statement all the same."""
+    if connection.dialect.name != "postgresql" or (driver := _driver(connection)).prepare_threshold is not None:
+        yield
+        return
+    driver.prepare_threshold = REPEATED
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = None
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection

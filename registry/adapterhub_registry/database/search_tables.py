@@ -209,7 +209,29 @@ def among(column: ColumnElement[Any], values: Iterable[int | str] | str) -> Colu
     They are one value, which costs less than hundreds in `in_`.
     """
     given = bindparam(values) if isinstance(values, str) else literal(json.dumps(list(values)))
-    return column.in_(select(cast(rows_of(given).c.value, column.type)))
+    return _Among(column, select(cast(rows_of(given).c.value, column.type)).scalar_subquery())
+
+
+class _Among(FunctionElement[Any]):
+    """Whether a value is one of a subquery's.
+
+    PostgreSQL gets them as an array, which it looks up in an index. It would take a subquery's for a hundred, and read
+    all rows of a repository where it expects fewer of them. It has no type, as SQLite would compare a boolean with 1.
+    """
+
+    inherit_cache = True
+
+
+@compiles(_Among)
+def _any_of(element: _Among, compiler: SQLCompiler, **options: object) -> str:
+    value, found = (compiler.process(part, **options) for part in element.clauses)
+    return f"({value} = ANY (ARRAY{found}))"
+
+
+@compiles(_Among, "sqlite")
+def _one_of(element: _Among, compiler: SQLCompiler, **options: object) -> str:
+    value, found = (compiler.process(part, **options) for part in element.clauses)
+    return f"({value} IN {found})"
 
 
 def rows_of(items: ColumnElement[Any]) -> TableValuedAlias:

@@ -39,6 +39,7 @@ from adapterhub_registry.access.tokens import door
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.api.events_api import STOPPING
 from adapterhub_registry.app import create_app, open_registry
+from adapterhub_registry.database.postgresql import look_up_by_index
 from adapterhub_registry.errors import HttpRefusal, too_slow
 from adapterhub_registry.pages.home import read_ahead
 from adapterhub_registry.settings import ServerLimits, Settings
@@ -70,6 +71,7 @@ def serve(
         log_as_json()
     with _alone_in(settings):
         registry = open_registry(settings)
+        look_up_by_index(registry.db.engine)
         _check_secret(registry, replace=replace_secret)
         _check_place(registry)
         listener = _bind(host, port)
