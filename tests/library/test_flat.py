@@ -1,4 +1,4 @@
-"""What `add`, `install`, `alias`, `remove` and `info --path` look at does not grow with the builds of a library, and the
+"""What `add`, `install`, `alias`, `remove`, `sync` and `info --path` look at does not grow with the builds of a library, and the
 folders remain the truth: what other programs change there counts.
 """
 
@@ -40,8 +40,10 @@ from adapterhub.library.installed import Added
 from adapterhub.library.store.index import SCHEMA_VERSION
 from adapterhub.library.store.rows import Filters
 from adapterhub.pages.page import PageQuery
+from tests.bench.bench_sync import make_project
 from tests.bench.installed_builds import Kind, multiply
 from tests.support.disk_looks import looks
+from tests.support.locks import entry_of, lock_of, sync
 from tests.support.tiny import make_adapter, make_base
 
 Verb = Callable[[Library], object]
@@ -71,6 +73,16 @@ def stand(folder: Path, count: int, kind: Kind) -> Library:
     return home
 
 
+def sync_one(library: Library) -> object:
+    """A project with one adapter of the library; the first call links its files, each one after that looks at them."""
+    build = min(library.builds_for(AdapterSpec.parse("agent==0.0.1"))[0], key=lambda one: one.manifest.version)
+    project = library.root.parent / "project"
+    lock = lock_of(entry_of(build))
+    if not project.exists():
+        lock = make_project(project, [build])
+    return sync(library, project, lock)
+
+
 VERBS: dict[str, Verb] = {
     "add": lambda library: library.add(library.root.parent / "new", name="agent", version="5.0", base="base-7b"),
     "add a new name": lambda library: library.add(library.root.parent / "new", name="fresh", base="base-7b"),
@@ -79,6 +91,8 @@ VERBS: dict[str, Verb] = {
     "install a new name": lambda library: library.install("far==0.0.1", places=library.root.parent / "place"),
     "alias": lambda library: library.set_alias("prod", "agent==0.0.1"),
     "info --path": lambda library: library.info("agent==0.0.1", only="path"),
+    "sync": sync_one,
+    "sync again": sync_one,
     "remove": lambda library: library.remove("agent==5.0"),
 }
 

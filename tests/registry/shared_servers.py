@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -119,6 +120,16 @@ def _write_lazily(uri: str) -> None:
 class S3:
     endpoint: str
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+    metrics: str = ""
+
+    def asked(self) -> Counter[str]:
+        """How many requests of each kind the server has answered."""
+        found: Counter[str] = Counter()
+        for line in httpx.get(self.metrics).text.splitlines():
+            if line.startswith("SeaweedFS_s3_request_total{"):
+                labels, _, number = line.rpartition(" ")
+                found[labels.partition('type="')[2].partition('"')[0]] += int(float(number))
+        return found
 
     def new_bucket(self) -> str:
         """The name of an empty bucket."""
@@ -183,14 +194,16 @@ def s3() -> Iterator[S3]:
 def _start_s3(folder: Path, attempt: int) -> tuple[S3, subprocess.Popen[bytes]]:
     data = folder / f"data-{attempt}"
     data.mkdir()
-    master, volume, filer, port = free_ports(4)
+    master, volume, filer, port, metrics = free_ports(5)
     command = [str(Path(sysconfig.get_path("scripts")) / "weed"), "server", f"-dir={data}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", f"-master.port={master}"]
     command += [f"-volume.port={volume}", "-volume.max=2000", "-volume.preStopSeconds=1"]
     command += ["-master.volumeSizeLimitMB=64", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={port}"]
+    command += [f"-metricsPort={metrics}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={folder / 's3.json'}"]
     with (folder / "log").open("w") as log:
-        return S3(f"http://127.0.0.1:{port}"), subprocess.Popen(command, stdout=log, stderr=log)
+        found = S3(f"http://127.0.0.1:{port}", metrics=f"http://127.0.0.1:{metrics}/metrics")
+        return found, subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def free_ports(count: int) -> list[int]:
