@@ -101,8 +101,8 @@ def postgresql_engine(url: URL, *, connections: int, fuse: Fuse) -> Engine:
 def look_up_by_index(engine: Engine) -> None:
     """Let PostgreSQL plan for requests, none of which reads a table as a whole; upkeep, which does, needs other plans.
 
-    A statement keeps one plan for all values, made for a repository of average size. In one with 100,000 commits, a
-    join that is no loop over an index would read them all.
+    A statement keeps one plan for all values, made for a repository of average size. In one with 100,000 commits, each
+    join but a loop over an index would read them all.
     """
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", lambda connection, _: connection.execute(_BY_INDEX, prepare=False))
