@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -44,13 +45,15 @@ def facet_of(
     The most frequent values come first, and ranks in their order. `all_url` is the address with all values, None if the
     reader is there. With `more`, each count is a least number.
     """
-    in_order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    most = MOST_VALUES if all_url is None else SHOWN_VALUES
     if name == "rank":
-        in_order = [(value, counts[value]) for value in RANKS if counts.get(value) or value == chosen]
-    shown = in_order[: MOST_VALUES if all_url is None else SHOWN_VALUES]
+        shown = [(value, counts[value]) for value in RANKS if counts.get(value) or value == chosen]
+    else:
+        shown = heapq.nsmallest(most, counts.items(), key=lambda item: (-item[1], item[0]))
     if chosen and chosen in counts and chosen not in dict(shown):
         shown = [(chosen, counts[chosen]), *shown]
-    has_more = all_url is not None and len(in_order) > len(shown)
+    number = len(shown) if name == "rank" else len(counts)
+    has_more = all_url is not None and number > len(shown)
     return Facet(
         name=name,
         label=LABELS[name],
@@ -65,5 +68,5 @@ def facet_of(
             for value, count in shown
         ),
         all_url=all_url if has_more else None,
-        all_text=f"More {_PLURALS.get(name, name)}" if more else f"All {len(in_order)} {_PLURALS.get(name, name)}",
+        all_text=f"More {_PLURALS.get(name, name)}" if more else f"All {number} {_PLURALS.get(name, name)}",
     )
