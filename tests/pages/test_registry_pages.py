@@ -77,6 +77,10 @@ def test_the_address_that_a_push_prints_shows_the_commit(world):
         ("base=sha256:{base}", ["acme/legal-qa", "acme/signed"]),
         ("base=0123456789abcdef", []),
         ("base=test/tiny&rank=8-", ["acme/legal-qa"]),
+        ("base={base}&task=legal", ["acme/legal-qa"]),
+        ("base={base}&task=legal&sort=downloads", ["acme/legal-qa"]),
+        ("base={base}&task=legal&license=gpl-3.0&sort=changed", []),
+        ("q=legal+qa&task=legal&sort=changed", ["acme/legal-qa"]),
         ("rank=1-7", ["acme/signed"]),
         ("task=legal", ["acme/legal-qa"]),
         ("license=mit", ["acme/legal-qa", "acme/signed"]),
@@ -132,6 +136,14 @@ def test_of_more_adapters_than_are_counted_a_facet_says_at_least(world, monkeypa
     assert (page["total"], page["more"]) == (2, False)  # all of the public ones, which the registry keeps
     assert facets(world, "")["Licence"] == {"mit": (1, True, False)}
     assert "1+" in world.get("/", headers=HTML).text
+
+
+def test_the_number_of_few_is_whole_where_their_facets_tell_of_some(world, monkeypatch):
+    monkeypatch.setattr("adapterhub_registry.pages.facets.MOST_COUNTED", 1)
+    page = world.get("/?license=mit&sort=downloads&format=json").json()
+
+    assert (page["total"], page["more"]) == (2, False)
+    assert facets(world, "license=mit&sort=downloads")["Method"] == {"LoRA": (1, True, False)}
 
 
 def test_a_private_adapter_counts_for_those_who_see_it(world):

@@ -1,33 +1,34 @@
 """The facets of the search page: values of the matching adapters with their counts, each a link.
 
-A count reads no more than `MOST_COUNTED` adapters, so it costs the same in a registry of a million: what few meet is
-counted whole, and of more it counts the newest, and says that there are at least so many. A long count stays for a
-minute.
+A count of what few meet is whole. Of more it looks at the newest `MOST_COUNTED` adapters, so it costs the same in a
+registry of a million, and says that there are at least so many. The facets have the values of `MOST_COUNTED`. A long
+count stays for a minute.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Integer, Row, and_, bindparam, case, false, func, select, true
+from sqlalchemy import Column, ColumnElement, Integer, Row, and_, bindparam, case, false, func, select, true
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.pages.facets import LABELS, MOST_VALUES, facet_of, rank_of, value_text
 from adapterhub.pages.lists import BaseCount, Facet, FacetValue
-from adapterhub.pages.values import MOST_COUNTED, Link
+from adapterhub.pages.values import Link
 from adapterhub_registry.database.counting import Counts, counted
-from adapterhub_registry.database.db import adapters, parents, places, repo_tags, repos
-from adapterhub_registry.database.prepared import Met, PreparedSql
+from adapterhub_registry.database.db import adapters, parents, places, repo_tags, repos, results
+from adapterhub_registry.database.prepared import FoundNumbers, Met, PreparedSql
 from adapterhub_registry.database.search_tables import SHORT, among
-from adapterhub_registry.pages.wanted import Wanted, tested
+from adapterhub_registry.pages.wanted import ORDERS, Wanted, tested
 from adapterhub_registry.repos.bases import BASE_DIGEST
 from adapterhub_registry.repos.search import (
     Condition,
@@ -43,6 +44,8 @@ from adapterhub_registry.repos.search import (
 
 BEST_COUNTED: Final = 64
 """Of a list by relevance; a ranking of more costs more."""
+MOST_COUNTED: Final = 500
+"""Their values cost 5 ms of CPU."""
 _LICENSE: Final = "license:"
 _FLAGS: Final = {
     name: one.filters
@@ -64,6 +67,8 @@ _VERIFIED: Final = (
 """Parameter and value, the text, and the flag that counts."""
 Rank = Callable[..., FoundAdapters]
 """The best matches of what is wanted, at most so many, from a cursor on."""
+Numbered = tuple[Any, ...]
+"""The place of a match in an order, the number of its repository, and its downloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,12 @@ class Matching:
 
     `bases` has their bases by content and name, either of them "" if it is unknown.
 
-    With `more`, there are others, and each number is a least one.
+    With `more`, there are others, and `total` and `downloads` are least numbers. With `partly`, those of values are.
     """
 
     total: int
     more: bool
+    partly: bool
     values: dict[str, Counter[str]]
     downloads: int
     bases: Counter[tuple[str, str]]
@@ -126,13 +132,15 @@ class Counting:
     is_all: bool
     _counted: dict[object, Matching] = field(default_factory=dict)
     _few: dict[object, tuple[Sequence[Condition], Few | None]] = field(default_factory=dict)
+    _read: dict[object, tuple[int, FoundNumbers | None]] = field(default_factory=dict)
+    _numbers: dict[object, Sequence[Numbered] | None] = field(default_factory=dict)
 
     def few(self, wanted: Wanted) -> tuple[Sequence[Condition], Few | None]:
         """Return the conditions of a wish, and the few that may meet them; the same wish only once, in any order."""
         asked = (wanted.kin, *sorted(wanted.without("all", "sort").given.items()))
         if asked not in self._few:
             conditions = wanted.conditions(self.connection)
-            self._few[asked] = conditions, rarest(self.connection, conditions)
+            self._few[asked] = conditions, rarest(self.connection, conditions, self._read)
         return self._few[asked]
 
     def matching(self, wanted: Wanted) -> Matching:
@@ -144,23 +152,47 @@ class Counting:
             self._counted[asked] = self.kept.result(key, self.now, lambda: self._count(wanted))
         return self._counted[asked]
 
+    def numbers(self, wanted: Wanted) -> Sequence[Numbered] | None:
+        """Return all that meet a wish where these are few, the first of its order first; None where they are many."""
+        asked = (wanted.kin, *sorted(wanted.without("all").given.items()))
+        if asked not in self._numbers:
+            narrow = narrowed(*self.few(wanted), is_ordered=False, in_range=not wanted.is_yanked)
+            rows = None
+            if narrow.is_few:
+                index = narrow.by or (_BY_LISTED[False] if wanted.is_yanked else SHORT)
+                shown = (*self.visible.filters, wanted.listed, *narrow.filters)
+                statement = _numbered(ORDERS[wanted.order][1], shown, index)
+                rows = statement.tuples(self.connection, **self.visible.given, **narrow.given)
+            self._numbers[asked] = None if rows is None else sorted(rows, reverse=True)
+        return self._numbers[asked]
+
     def _count(self, wanted: Wanted) -> Matching:
-        rows, more = self._rows(wanted)
+        counted = self._counted_rows(wanted)
+        described = heapq.nlargest(MOST_COUNTED, counted.downloads)
+        index, numbers = _BY_LISTED[False] if wanted.is_yanked else SHORT, json.dumps(described)
+        rows = _facts_of(wanted.listed, index).tuples(self.connection, numbers=numbers)
         columns = zip(*rows, strict=True) if rows else itertools.repeat((), len(_FACTS))
-        ids, names, digests, downloads, tasks, methods, ranks, warned, *flags = columns
-        licenses = _LICENSES.tuples(self.connection, numbers=json.dumps(ids))
+        names, digests, tasks, methods, ranks, warned = columns
         values = {
             "base": _counter(names),
             "task": _counter(tasks),
             "method": _counter(methods),
-            "rank": Counter(rank_of(rank) for rank in ranks if rank),
-            "license": Counter({tag.removeprefix(_LICENSE): count for tag, count in licenses}),
-            "flags": Counter({name: sum(map(bool, flag)) for name, flag in zip(_FLAGS, flags, strict=True)}),
+            "rank": _ranges(ranks),
+            "license": Counter(
+                {tag.removeprefix(_LICENSE): count for tag, count in _LICENSES.tuples(self.connection, numbers=numbers)}
+            ),
+            "flags": Counter(
+                {
+                    name: having.tuples(self.connection, numbers=numbers)[0][0]
+                    for name, having in _having(wanted.listed, index).items()
+                }
+            ),
             "yanked": Counter({"yes": sum(map(bool, warned)), "no": len(rows) - sum(map(bool, warned))}),
         }
         bases = Counter(zip(digests, names, strict=True))
         known = Counter({(digest or "", name or ""): count for (digest, name), count in bases.items()})
-        return Matching(len(rows), more, values, sum(downloads), known)
+        total, more = len(counted.downloads), counted.more
+        return Matching(total, more, more or total > len(described), values, sum(counted.downloads.values()), known)
 
     def total(self, wanted: Wanted, matching: Matching) -> Matching:
         """With the number of all adapters where nothing is asked, which the registry keeps."""
@@ -169,37 +201,36 @@ class Counting:
         known = counted(self.connection, public=not self.is_all)["adapters"]
         return replace(matching, total=max(known, matching.total), more=known < matching.total)
 
-    def _rows(self, wanted: Wanted) -> tuple[Sequence[tuple[Any, ...]], bool]:
-        """Return the `_FACTS` of the rows to count, and whether more match than these."""
-        shown, index = (*self.visible.filters, wanted.listed), _BY_LISTED[False] if wanted.is_yanked else SHORT
+    def _counted_rows(self, wanted: Wanted) -> _Counted:
+        """Return the adapters to count, and whether more match than these."""
         if wanted.order == "relevance":
             found = self.rank(wanted, BEST_COUNTED)
-            numbers = json.dumps([row.repo_id for row in found.rows])
-            read = _few((*shown, _AMONG), index).tuples(self.connection, **self.visible.given, numbers=numbers)
-            return read, found.next_cursor is not None
-        conditions, few = self.few(wanted)
-        narrow = narrowed(conditions, few, is_ordered=False)
-        if narrow.is_few:
-            given = {**self.visible.given, **narrow.given}
-            return _few((*shown, *narrow.filters), index).tuples(self.connection, **given), False
-        both = met(conditions, self.visible)
+            return _Counted({row.repo_id: row.downloads for row in found.rows}, found.next_cursor is not None)
+        few = self.numbers(wanted)
+        if few is not None:
+            return _Counted({number: downloads for _, number, downloads in few}, more=False)
+        conditions, _ = self.few(wanted)
+        both, shown = met(conditions, self.visible), (*self.visible.filters, wanted.listed)
         newest = _newest(tuple(met(conditions).filters), shown, in_order=not wanted.is_yanked)
         rows = newest.tuples(self.connection, **both.given, most=MOST_COUNTED + 1)
-        numbers = json.dumps([number for number, fits in rows[:MOST_COUNTED] if fits])
-        read = _few((*shown, _AMONG), index).tuples(self.connection, **self.visible.given, numbers=numbers)
-        return read, len(rows) > MOST_COUNTED
+        fitting = {number: downloads for number, downloads, fits in rows[:MOST_COUNTED] if fits}
+        return _Counted(fitting, len(rows) > MOST_COUNTED)
+
+
+class _Counted(NamedTuple):
+    """The downloads of adapters by their repositories, and whether there are others."""
+
+    downloads: dict[int, int]
+    more: bool
 
 
 _FACTS: Final = (
-    adapters.c.repo_id,
     adapters.c.base_model,
     adapters.c.base_sha256,
-    repos.c.downloads,
     adapters.c.task,
     adapters.c.peft_type,
     adapters.c.rank,
     adapters.c.is_warned,
-    *_FLAGS.values(),
 )
 _LICENSES: Final = PreparedSql(
     select(repo_tags.c.tag, func.count())
@@ -208,10 +239,39 @@ _LICENSES: Final = PreparedSql(
 )
 
 
+@lru_cache
+def _facts_of(listed: ColumnElement[bool], index: str) -> PreparedSql:
+    return PreparedSql(by_index(select(*_FACTS).where(listed, _AMONG), adapters, index))
+
+
+@lru_cache
+def _having(listed: ColumnElement[bool], index: str) -> dict[str, PreparedSql]:
+    """Return, by flag, the statement that counts those who have it among some repositories."""
+    found = {}
+    for name, (holder, of_it) in _HOLDERS.items():
+        mine = select(holder.c.repo_id).where(among(holder.c.repo_id, "numbers"), of_it)
+        if name in _RESULTS:  # the key and the build decide, too
+            asked = select(func.count()).join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
+            asked = asked.where(adapters.c.repo_id.in_(mine), listed, _FLAGS[name])
+            found[name] = PreparedSql(by_index(asked, adapters, index))
+        else:
+            found[name] = PreparedSql(select(func.count()).select_from(mine.distinct().subquery()))
+    return found
+
+
+_HOLDERS: Final = {
+    "signed": (places, at_path(SIGNATURE_FILE)),
+    "recorded": (places, at_path(CONTRACT_FILE)),
+    "passed": (results, results.c.verdict == "PASS"),
+    "changed": (results, results.c.verdict == "CHANGED"),
+}
+"""By flag: the table of which an index finds the few that may have it."""
+
+
 @lru_cache(maxsize=512)
-def _few(filters: tuple[ColumnElement[bool], ...], index: str) -> PreparedSql:
-    facts = (fact.label(f"fact_{at}") for at, fact in enumerate(_FACTS))
-    asked = select(*facts).join(repos, repos.c.id == adapters.c.repo_id)
+def _numbered(order: Column[Any], filters: tuple[ColumnElement[bool], ...], index: str) -> PreparedSql:
+    asked = select(order.label("place"), adapters.c.repo_id, repos.c.downloads)
+    asked = asked.join_from(adapters, repos, repos.c.id == adapters.c.repo_id)
     return PreparedSql(by_index(asked.where(*filters), adapters, index))
 
 
@@ -221,11 +281,21 @@ def _newest(
 ) -> PreparedSql:
     # so that SQLite reads no more of a row once one of them does not hold
     fits = case((and_(true(), *conditions), true()), else_=false()).label("fits")
-    asked = select(adapters.c.repo_id, fits).join(repos, repos.c.id == adapters.c.repo_id)
+    asked = select(adapters.c.repo_id, repos.c.downloads, fits).join_from(
+        adapters, repos, repos.c.id == adapters.c.repo_id
+    )
     asked = asked.where(*shown)
     if in_order:  # an index has those with a yanked version as they come
         asked = asked.order_by(adapters.c.created_at.desc(), adapters.c.repo_id.desc())
     return PreparedSql(asked.limit(bindparam("most", type_=Integer)))
+
+
+def _ranges(ranks: Sequence[int | None]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for rank, count in Counter(ranks).items():
+        if rank:
+            found[rank_of(rank)] += count
+    return found
 
 
 def _counter(values: Sequence[str | None]) -> Counter[str]:
@@ -263,14 +333,14 @@ def facets_of(counting: Counting, wanted: Wanted, here: Matching) -> Iterator[Fa
     values = []
     for name, value, text, flag in _VERIFIED:
         is_chosen = wanted.get(name) == value
-        values.append(_value(wanted, name, value, text, here.values["flags"][flag], here.more, is_chosen=is_chosen))
+        values.append(_value(wanted, name, value, text, here.values["flags"][flag], here.partly, is_chosen=is_chosen))
     yield Facet(name="verified", label="Verified", values=tuple(one for one in values if one.count or one.is_chosen))
     for name in ("method", "rank", "license"):
         yield _facet(wanted, name, others[name])
     count = here.values["yanked"]["no"]
     chosen = wanted.get("yanked")
     if not chosen or chosen == "no":
-        none = _value(wanted, "yanked", "no", "None yanked", count, here.more, is_chosen=chosen == "no")
+        none = _value(wanted, "yanked", "no", "None yanked", count, here.partly, is_chosen=chosen == "no")
         yield Facet(name="yanked", label="Yanked versions", values=(none,) if count or chosen else ())
 
 
@@ -282,7 +352,7 @@ def _facet(wanted: Wanted, name: str, found: Matching) -> Facet:
         lambda value: bare.url(**{name: value}),
         chosen=wanted.get(name),
         all_url=None if wanted.get("all") == name else wanted.url(all=name, cursor=""),
-        more=found.more,
+        more=found.partly,
     )
 
 

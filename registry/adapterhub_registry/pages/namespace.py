@@ -88,7 +88,7 @@ def bases_page(here: Visit, _asked: PageQuery) -> BasesPage:
     here.registry.repos.check_may_read(here.caller)
     with here.registry.db.read() as connection:
         found = counting_of(here, connection).matching(Wanted(given={}))
-    return BasesPage(bases=bases_of(found), more=found.more)
+    return BasesPage(bases=bases_of(found), more=found.partly)
 
 
 MOST_NAMES: Final = 1000

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, exists, select
+from sqlalchemy import ColumnElement, Row, Select, exists, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import hex_of, strict_json
@@ -33,6 +34,7 @@ from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.pages.wanted import BEST, ORDERS, Order, Wanted
 from adapterhub_registry.repos.bases import kin_digests
 from adapterhub_registry.repos.search import (
+    AMONG,
     SHOWN,
     Fit,
     FoundAdapters,
@@ -126,25 +128,38 @@ def _begin(here: Visit) -> tuple[tuple[str, str], ...]:
 
 
 def _page(counting: Counting, wanted: Wanted, at: str | None) -> FoundAdapters:
-    rows = _rows(counting, wanted, at)
-    last = rows[PAGE_ROWS - 1] if len(rows) > PAGE_ROWS else None
-    return FoundAdapters(rows=rows[:PAGE_ROWS], next_cursor=f"{last.place} {last.repo_id}" if last else None)
+    found = _first(counting, wanted, at)
+    last = found[PAGE_ROWS - 1] if len(found) > PAGE_ROWS else None
+    numbers = [number for _, number in found[:PAGE_ROWS]]
+    shown = {row.repo_id: row for row in _shown(wanted).rows(counting.connection, numbers=json.dumps(numbers))}
+    return FoundAdapters(
+        rows=[shown[number] for number in numbers], next_cursor=f"{last[0]} {last[1]}" if last else None
+    )
 
 
-def _rows(counting: Counting, wanted: Wanted, at: str | None) -> list[Row[Any]]:
-    is_newest = ORDERS[wanted.order][1].table is adapters
-    narrow = narrowed(*counting.few(wanted), is_ordered=is_newest)
-    given: dict[str, object] = {**counting.visible.given, **narrow.given}
+def _first(counting: Counting, wanted: Wanted, at: str | None) -> Sequence[tuple[int, int]]:
+    """Return the places in the order, and the numbers, of a page and the one behind it."""
+    begin = None
     if at is not None:
         found = _CURSOR.fullmatch(at)
         if found is None:
             raise bad_request("the cursor does not belong to this list; start at its first page")
-        given["value"], given["last"] = map(int, found.groups())
+        begin = int(found[1]), int(found[2])
+    is_newest = ORDERS[wanted.order][1].table is adapters
+    narrow = narrowed(*counting.few(wanted), is_ordered=is_newest)
+    few = counting.numbers(wanted) if narrow.is_few else None
+    if few is not None:
+        behind = (one[:2] for one in few if begin is None or one[:2] < begin)
+        return list(islice(behind, PAGE_ROWS + 1))
+    given: dict[str, object] = {**counting.visible.given, **narrow.given}
+    given |= {"value": begin[0], "last": begin[1]} if begin else {}
     filters = (*counting.visible.filters, wanted.listed, *narrow.filters)
     # a walk through repositories asks an index of each adapter
-    by = None if wanted.is_yanked else narrow.by if is_newest or narrow.is_few else SHORT
-    form = _PageForm(wanted.order, at is not None, is_newest or narrow.is_few, filters, by)
-    return _page_of(form).rows(counting.connection, **given)
+    by = None if wanted.is_yanked else narrow.by if is_newest else SHORT
+    rows: Sequence[Any] = _walk(_PageForm(wanted.order, at is not None, filters, by)).tuples(
+        counting.connection, **given
+    )
+    return rows
 
 
 class _PageForm(NamedTuple):
@@ -152,22 +167,34 @@ class _PageForm(NamedTuple):
 
     order: Order
     has_cursor: bool
-    by_adapters: bool
     filters: tuple[ColumnElement[bool], ...]
     by: str | None
 
 
 @lru_cache(maxsize=512)
-def _page_of(form: _PageForm) -> PreparedSql:
+def _walk(form: _PageForm) -> PreparedSql:
     order = ORDERS[form.order][1]
-    number = adapters.c.repo_id if order.table is adapters else repos.c.id
-    # in the order of the repositories, unless some were found already: no index serves an expression on their numbers
-    same = repos.c.id if form.by_adapters else Unindexed(repos.c.id)
-    query = SHOWN.add_columns(order.label("place")).join(repos, same == adapters.c.repo_id).where(*form.filters)
-    query = by_index(query, adapters, form.by)
+    is_newest = order.table is adapters
+    number = adapters.c.repo_id if is_newest else repos.c.id
+    # no index serves an expression on the numbers of the repositories
+    same = repos.c.id if is_newest else Unindexed(repos.c.id)
+    # the numbers only: what a page shows is read of its own rows
+    query: Select[Any] = select(order.label("place"), number)
+    query = query.join_from(adapters, repos, same == adapters.c.repo_id)
+    query = by_index(query.where(*form.filters), adapters, form.by)
     if form.has_cursor:
         query = query.where(after_given(order, number))
     return PreparedSql(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1))
+
+
+def _shown(wanted: Wanted) -> PreparedSql:
+    return _SHOWN_WARNED if wanted.is_yanked else _SHOWN_LISTED
+
+
+_SHOWN_LISTED, _SHOWN_WARNED = (
+    PreparedSql(by_index(SHOWN.join(repos, repos.c.id == adapters.c.repo_id).where(AMONG, mark), adapters, index))
+    for mark, index in ((adapters.c.is_listed, "adapters_shown"), (adapters.c.is_warned, "adapters_warned_of"))
+)
 
 
 def lines(

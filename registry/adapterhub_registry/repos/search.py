@@ -34,6 +34,9 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.relevance import MOST_RANKED, All, Matched, Wording, find, matched, question_words, weigh
@@ -289,6 +292,7 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
     for name, wanted in equal.items():
         if wanted is not None:
             conditions.append(spanning({name: (wanted, wanted)}, every=query.every))
+    conditions = [*_together(conditions), *conditions]
     if query.rank_min is not None or query.rank_max is not None:
         conditions.append(spanning({"rank": (query.rank_min, query.rank_max)}))
     for path, has in ((SIGNATURE_FILE, query.signed), (CONTRACT_FILE, query.tested)):
@@ -298,6 +302,7 @@ def conditions_of(connection: Connection, query: AdapterQuery) -> list[Condition
         spellings = {"license_0": f"license:{query.license}", "license_1": f"license:{query.license.lower()}"}
         conditions.append(holding(repo_tags, _LICENSED, spellings))
     words = words_of("q", query.q)
+    conditions += [Condition(filters=_in_texts(len(words)))] if words else []
     for at, word in enumerate(words):
         given = {f"word_{at}": escaped(word)}
         conditions.append(Condition(filters=_told(at), given=given))
@@ -322,6 +327,35 @@ def _told(at: int) -> ColumnElement[bool]:
     """Return whether the word at a place is in the name of the repository or the words of the adapter."""
     told = (func.lower(repos.c.full_name), adapters.c.words)
     return or_(*(text.contains(bindparam(f"word_{at}", type_=Text), escape=ESCAPE) for text in told))
+
+
+class _InSqlite(FunctionElement[bool]):
+    """A condition that holds wherever those after it do; PostgreSQL, which orders conditions by cost, needs none."""
+
+    inherit_cache = True
+
+    def __init__(self, condition: ColumnElement[bool]) -> None:
+        super().__init__(condition)
+        self.type = condition.type
+
+
+@compiles(_InSqlite)
+def _always(_element: _InSqlite, _compiler: SQLCompiler, **_options: object) -> str:
+    return "true"
+
+
+@compiles(_InSqlite, "sqlite")
+def _first(element: _InSqlite, compiler: SQLCompiler, **options: object) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+@lru_cache(maxsize=MAX_WORDS)
+def _in_texts(count: int) -> ColumnElement[bool]:
+    """Return whether so many words are in the text of a repository, in a row much shorter than that of an adapter."""
+    words = (bindparam(f"word_{at}", type_=Text) for at in range(count))
+    held = (texts.c.body.contains(word, escape=ESCAPE) for word in words)
+    mine = select(texts.c.repo_id).where(texts.c.repo_id == adapters.c.repo_id, *held).correlate(adapters)
+    return _InSqlite(mine.exists())
 
 
 def words_of(name: str, text: str | None) -> list[str]:
@@ -372,7 +406,7 @@ class Condition:
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves; None if other conditions
     cover it. `serves` is the same in a form whose index has the rows newest first, where there is one: the index of
     `column`. `holders` reads from an index the numbers of the repositories that may meet it; with `is_exact`, all of
-    them meet it.
+    them meet it. Who meets it meets those of the columns `covers`, too.
     """
 
     filters: ColumnElement[bool] | None
@@ -381,6 +415,7 @@ class Condition:
     column: str | None = None
     holders: Numbers | None = None
     is_exact: bool = False
+    covers: frozenset[str] = frozenset()
 
 
 def met(conditions: Iterable[Condition], *others: ColumnElement[bool] | Met) -> Met:
@@ -415,46 +450,78 @@ class Few(NamedTuple):
 
 _TOGETHER: Final = frozenset({"base_sha256", "task"})
 """Columns with an index of their own for both."""
+_RANGE: Final = "adapters_by_base_and_task"
 _LISTED_BY: Final = {"base_sha256": "adapters_of_base", "base_model": "adapters_of_base_name"}
 """By column: the index of the listed rows, where one of all rows would serve, too."""
 AMONG: Final = among(adapters.c.repo_id, "numbers")
 """Whether an adapter is in one of the repositories of the parameter `numbers`."""
 
 
-def narrowed(conditions: Sequence[Condition], few: Few | None, *, is_ordered: bool) -> Narrowed:
+def narrowed(conditions: Sequence[Condition], few: Few | None, *, is_ordered: bool, in_range: bool = False) -> Narrowed:
     """Return the conditions, in the form that reads the fewest rows; one more for the `few` that may match.
 
     A search begins with a condition that few repositories meet, or goes through the rows in order, which soon finds a
-    page of frequent matches. `is_ordered` says that this order is newest first.
+    page of frequent matches. `is_ordered` says that this order is newest first. With `in_range`, the few stand side by
+    side in the index `by` where there is one, which saves a look for each.
     """
     given = dict(met(conditions).given)
     filters = [one.filters for one in conditions]
-    if few is not None:
+    rare = None if few is None else conditions[few.at]
+    spanned = _spanned(rare) if rare is not None else frozenset()
+    if "base_sha256" in spanned and in_range:
+        filters = [one.serves if one.column in spanned else one.filters for one in conditions]
+        return Narrowed([one for one in filters if one is not None], given, is_few=True, by=_RANGE)
+    if few is not None and not (is_ordered and spanned):
         given["numbers"] = few.found.numbers
         filters[few.at] = None if conditions[few.at].is_exact else filters[few.at]
         return Narrowed([AMONG, *(one for one in filters if one is not None)], given, is_few=True)
     served = [at for at, one in enumerate(conditions) if one.serves is not None] if is_ordered else []
     both = [at for at in served if conditions[at].column in _TOGETHER]
-    chosen = both if len(both) == len(_TOGETHER) else served[:1]
+    rarest_of = [at for at in served if conditions[at].column in spanned]
+    chosen = both if len(both) == len(_TOGETHER) and spanned <= _TOGETHER else (rarest_of or served)[:1]
     for at in chosen:
         filters[at] = conditions[at].serves
     index = _LISTED_BY.get(conditions[chosen[0]].column or "") if len(chosen) == 1 else None
     return Narrowed([one for one in filters if one is not None], given, is_few=False, by=index)
 
 
-def rarest(connection: Connection, conditions: Sequence[Condition]) -> Few | None:
+def _spanned(rare: Condition) -> frozenset[str]:
+    """Return the columns of an index that has those who meet a condition side by side, the newest at the end."""
+    return rare.covers or (frozenset() if rare.serves is None else frozenset({rare.column or ""}))
+
+
+def rarest(
+    connection: Connection,
+    conditions: Sequence[Condition],
+    known: dict[object, tuple[int, FoundNumbers | None]] | None = None,
+) -> Few | None:
     """Return the condition that the fewest repositories meet, and their numbers, if those are at most `few_of`.
 
     A database that knows no frequencies, such as SQLite, may begin with a condition that nearly every row meets. So
     this reads who meets each, up to `few_of`. PostgreSQL does, and plans the rest of the transaction for its values.
+    `known` has what earlier calls in the same snapshot read.
     """
     plan_for_values(connection)
     few, enough = None, few_of(connection) if conditions else 0
     for at, one in enumerate(conditions):
+        if few is not None and one.column in conditions[few.at].covers:
+            continue
         most = enough if few is None else few.found.many - 1
-        found = None if one.holders is None or most < 0 else one.holders.read(connection, most)
+        found = None if one.holders is None or most < 0 else _read(connection, one.holders, most, known)
         few = few if found is None else Few(at, found)
     return few
+
+
+def _read(
+    connection: Connection, holders: Numbers, most: int, known: dict[object, tuple[int, FoundNumbers | None]] | None
+) -> FoundNumbers | None:
+    if known is None:
+        return holders.read(connection, most)
+    key = holders.statement, frozenset(holders.given.items())
+    asked, found = known.get(key, (-1, None))
+    if found is None and asked < most:
+        known[key] = most, (found := holders.read(connection, most))
+    return found if found is not None and found.many <= most else None
 
 
 def holding(
@@ -524,6 +591,15 @@ def _containing(index: Trigrams, count: int) -> PreparedSql:
     return numbers_of(select(number).where(*(body.contains(part, escape=ESCAPE) for part in parts)))
 
 
+def _together(conditions: Sequence[Condition]) -> list[Condition]:
+    """Return the condition of the columns `_TOGETHER` where the others ask for one value of each."""
+    one = {of.column: of for of in conditions if of.column in _TOGETHER and of.serves is not None}
+    if one.keys() != _TOGETHER:
+        return []
+    given = {name: value for of in one.values() for name, value in of.given.items()}
+    return [Condition(filters=None, holders=Numbers(_OF_BOTH, given), covers=_TOGETHER)]
+
+
 class _Within(NamedTuple):
     filters: ColumnElement[bool]
     serves: ColumnElement[bool]
@@ -583,3 +659,13 @@ def _within(form: tuple[tuple[str, bool, bool, bool], ...], *, has_kin: bool, ev
         serves=within(dict(adapters.c.items())),
         holders=numbers_of(by_index(held, holding, of_shown)),
     )
+
+
+def _of_both() -> PreparedSql:
+    holding = adapters.alias()
+    values = (holding.c[name] == bindparam(f"{name}_least", type_=holding.c[name].type) for name in sorted(_TOGETHER))
+    held = select(holding.c.repo_id).where(*values, holding.c.is_listed | holding.c.is_warned)
+    return numbers_of(by_index(held, holding, _RANGE))
+
+
+_OF_BOTH: Final = _of_both()
