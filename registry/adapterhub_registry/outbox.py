@@ -40,7 +40,7 @@ from typing import Any, Final, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 
 import h11
-from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
@@ -196,8 +196,9 @@ def _now_us() -> int:
 
 def _visible(caller: Caller, readable: ColumnElement[bool]) -> ColumnElement[bool]:
     """Return whether the caller may learn of an event: by who could read its repository then, and who can now."""
-    hidden_now = exists().where(repos.c.full_name == events.c.repo, ~readable)
-    public = events.c.private.is_(False) & ~hidden_now
+    # of `EXISTS`, PostgreSQL would make a list of all hidden repositories first
+    hidden_now = select(repos.c.id).where(repos.c.full_name == events.c.repo, ~readable).scalar_subquery()
+    public = events.c.private.is_(False) & hidden_now.is_(None)
     mine = reached_names(caller, events.c.repo)
     return (events.c.type != TEST) & or_(public, mine)
 

@@ -616,16 +616,24 @@ def releases_in(
             (refs.c.repo_id, _TAGGED),
         )
     )
-    found: Select[Any] = select(*columns, repos.c.full_name, name.label("name"))
-    found = found.join_from(releases, repos, repos.c.id == releases.c.repo_id)
-    found = found.where(repos.c.namespace == namespace, visible, has_build.is_not(None), has_tag.is_not(None))
+    wanted: list[ColumnElement[bool]] = [of_repo := releases.c.repo_id == repos.c.id]
+    wanted += [has_build.is_not(None), has_tag.is_not(None)]
+    found: Select[Any] = select(repos.c.full_name).where(repos.c.namespace == namespace, visible)
     if cursor is not None:
         number, _, version = cursor.partition(" ")
         if not number.isdecimal():
             raise unknown_cursor(cursor)
         # in the order of two indexes: the first part of the condition says where to begin
-        found = found.where(repos.c.id >= int(number), or_(repos.c.id > int(number), releases.c.version > version))
-    rows = connection.execute(found.order_by(repos.c.id, releases.c.version).limit(limit + 1)).all()
+        found = found.where(repos.c.id >= int(number))
+        wanted.append(or_(repos.c.id > int(number), releases.c.version > version))
+    mine = select(*columns, name.label("name")).where(*wanted)
+    if connection.dialect.name == "postgresql":  # which would sort all releases of a repository, were they not limited
+        each = mine.order_by(releases.c.version).limit(limit + 1).correlate(repos).lateral()
+        found = found.add_columns(*each.c).join_from(repos, each, true()).order_by(repos.c.id, each.c.version)
+    else:
+        found = found.add_columns(*mine.selected_columns).join_from(repos, releases, of_repo)
+        found = found.where(*wanted).order_by(repos.c.id, releases.c.version)
+    rows = connection.execute(found.limit(limit + 1)).all()
     last = rows[limit - 1] if len(rows) > limit else None
     return rows[:limit], None if last is None else f"{last.repo_id} {last.version}"
 
