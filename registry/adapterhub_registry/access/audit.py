@@ -19,6 +19,7 @@ from adapterhub.core.dates import Moment
 from adapterhub.formats.administration import LogEntry
 from adapterhub_registry.database.db import Database, before_commit, facts, insert_new, lock_name, now_ms
 from adapterhub_registry.database.people import records
+from adapterhub_registry.database.prepared import plan_for_values
 from adapterhub_registry.database.search_tables import Unindexed
 
 DAY_MS: Final = 86_400_000
@@ -119,6 +120,8 @@ def entries(
     connection: Connection, wanted: LogSearch, *, after: int = 0, below: int | None = None, limit: int | None = None
 ) -> list[LogEntry]:
     """Return the entries that meet a search, oldest first after a number, or newest first `below` one (0: the end)."""
+    if wanted.since is not None or wanted.until is not None:
+        plan_for_values(connection)  # for any times, PostgreSQL would read all entries between two
     found = _IN_ORDER.where(*_conditions(connection, wanted))
     if below is None:
         found = found.where(records.c.position > after).order_by(records.c.position)

@@ -11,6 +11,8 @@ from sqlalchemy import Row, select
 from sqlalchemy.engine import Connection
 
 from adapterhub_registry.database.db import commits, nodes, places, refs, slices
+from adapterhub_registry.database.prepared import plan_for_values
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import FileTree, TreeFile
 from adapterhub_registry.repos.commits import tree_of
 
@@ -54,8 +56,9 @@ _PUT_FILES: Final = (
 
 
 def _lfs_in(connection: Connection, repo: Row[Any], rows: Sequence[Any]) -> list[LfsFile]:
+    plan_for_values(connection)  # for any repository, PostgreSQL would read all refs of this one
     named = select(refs.c.commit_id, refs.c.name).where(refs.c.repo_id == repo.id)
-    named = named.where(refs.c.commit_id.in_({row.commit_id for row in rows}))
+    named = named.where(among(refs.c.commit_id, sorted({row.commit_id for row in rows})))
     names: dict[str, str] = {}
     for ref in sorted(connection.execute(named), key=lambda ref: str(ref.name)):
         names.setdefault(ref.commit_id, ref.name)
