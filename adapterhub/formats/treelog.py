@@ -14,6 +14,7 @@ import base64
 import binascii
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,8 @@ TILE_LEVELS: Final = 8
 TILE_WIDTH: Final = 1 << TILE_LEVELS
 MOST_ENTRY_BYTES: Final = (1 << 16) - 1
 MOST_NOTE_CHARACTERS: Final = 4096
+MOST_AHEAD_S: Final = 600
+"""The clock of a witness may be ahead of the reader's by so much."""
 _ED25519: Final = b"\x01"
 _COSIGNATURE: Final = b"\x04"
 _SPKI: Final = bytes.fromhex("302a300506032b6570032100")  # before the key in its DER form
@@ -348,8 +351,11 @@ def _cosigned(head: Head, at_s: int) -> bytes:
 
 
 def cosignature(note: str, head: Head, witness: LogKey) -> tuple[int, str] | None:
-    """Return when a witness signed the `head` of a note, in seconds since 1970, and the line; None if it did not."""
-    begin, found = f"\N{EM DASH} {witness.name} ", None
+    """Return when a witness last signed the `head` of a note, in seconds since 1970, and the line; None if it did not.
+
+    A signature dated in the future does not count: it would stay the newest one.
+    """
+    begin, found, latest_s = f"\N{EM DASH} {witness.name} ", None, time.time() + MOST_AHEAD_S
     for line in note.rpartition("\n\n")[2].splitlines():
         try:
             raw = _decoded(line.removeprefix(begin)) if line.startswith(begin) else b""
@@ -357,7 +363,7 @@ def cosignature(note: str, head: Head, witness: LogKey) -> tuple[int, str] | Non
             continue
         if len(raw) == 76 and raw[:4] == witness.id:
             at_s = int.from_bytes(raw[4:12], "big")
-            if witness.verifies(raw[12:], _cosigned(head, at_s)):
+            if at_s <= latest_s and witness.verifies(raw[12:], _cosigned(head, at_s)):
                 found = max(found or (0, ""), (at_s, f"{line}\n"))
     return found
 

@@ -139,10 +139,13 @@ class Heads:
         Raises:
             NotAllowed: others can read or write the file.
             Malformed: it holds no key.
+            StoreLocked: another process makes the key.
         """
         path = self._store.root / "witness.key"
         if not path.exists():
-            self._store.write(path, new_seed().hex().encode(), mode=0o600)
+            with self._store.lock("witness", exclusive=True):  # two first calls at once make one key
+                if not path.exists():
+                    self._store.write(path, new_seed().hex().encode(), mode=0o600)
         try:
             seed = bytes.fromhex(read_owned(path, "co-signs logs", limit_bytes=64).decode())
         except ValueError:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 
@@ -153,9 +156,10 @@ def test_an_older_cosignature_that_somebody_sends_again_takes_no_place_of_a_newe
 def test_an_old_cosignature_and_one_of_the_future_are_refused(world: World) -> None:
     note, head = world.note()
     now = int(time.time())
-    for at in (now - MOST_AGE_S - 60, now + 3600):
-        assert world.send(note + world.signer.cosign(head, at)) == 200
+    for at, status in ((now - MOST_AGE_S - 60, 200), (now + 3600, 403)):
+        assert world.send(note + world.signer.cosign(head, at)) == status
         assert "not co-signed" in world.refused()
+    assert world.send(note + world.signer.cosign(head, now + 3600) + world.signer.cosign(head, now)) == 200
     world.push("a2")
     _, grown = world.note()
     world.cosign()
@@ -163,3 +167,18 @@ def test_an_old_cosignature_and_one_of_the_future_are_refused(world: World) -> N
     assert grown.size == head.size + 1
     assert world.send(note + world.signer.cosign(head, now)) == 403  # a smaller head takes no place
     world.client.ok("install", "acme/a2", "--remote", "ours")
+
+
+def test_two_first_witnesses_at_once_make_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, gate = Library(tmp_path / "home"), Barrier(2, timeout=5)
+
+    def together() -> bytes:
+        with suppress(BrokenBarrierError):  # with the lock, nobody else comes here
+            time.sleep(gate.wait(1) / 2)  # the second one writes after the first has read
+        return new_seed()
+
+    monkeypatch.setattr("adapterhub.library.heads.new_seed", together)
+    with ThreadPoolExecutor(2) as pool:
+        seeds = {pool.submit(library.heads.witness) for _ in range(2)}
+
+    assert len({one.result().seed for one in seeds}) == 1

@@ -100,7 +100,7 @@ def test_the_library_has_a_group_for_each_base_and_columns_at_the_same_places(pa
         page.get_by_role("link", name="Try in the playground").click()
         page.wait_for_url("**/playground?base=smollm2")
         offered = page.get_by_label("Adapter of column 1").locator("option").all_inner_texts()
-        assert offered == ["json 1.0.0", "pirate 1.0.0", "The base alone", "A sum of adapters…"]  # `away` does not fit
+        assert offered == ["json 1.0.0", "pirate 1.0.0", "Only the base", "A sum of adapters…"]  # `away` does not fit
 
 
 def test_adapters_answer_side_by_side_and_a_merge_is_saved(browser, ui, library):

@@ -716,3 +716,13 @@ def is_library(folder: Path) -> bool:
     return (folder / "locks").is_dir() and any(
         (folder / name).exists() for name in ("blobs", "bases", "adapters", "intents", "index.db", "remotes.json")
     )
+
+
+SQLITE_ENDS: Final = ("", "-wal", "-shm", "-journal")
+"""The ends of the names of a SQLite database: its own file, and those that SQLite puts beside it."""
+
+
+def remove_sqlite(path: Path, *, only_beside: bool = False) -> None:
+    """Remove a SQLite database, or only the files beside it, without an error if there is none."""
+    for end in SQLITE_ENDS[only_beside:]:
+        Path(f"{path}{end}").unlink(missing_ok=True)

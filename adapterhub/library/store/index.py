@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from adapterhub.core.arguments import Sort
-from adapterhub.core.disk.files import make_folder
+from adapterhub.core.disk.files import make_folder, remove_sqlite
 from adapterhub.core.errors import Malformed
 from adapterhub.core.specs import version_order
 from adapterhub.library.store import counts, named, vectors
@@ -461,7 +461,7 @@ class Index:
         of builds that are still there go over, since each takes 20 ms to make.
         """
         fresh = self.path.with_suffix(".new")
-        _remove(fresh)
+        remove_sqlite(fresh)
         try:
             with self._writing(fresh) as connection:
                 _put_builds(connection, builds)
@@ -475,9 +475,9 @@ class Index:
                     vectors.put_vectors(connection, model, (row[1:] for row in kept))
                 count = counts.count(connection)
         except IndexUnusable:
-            _remove(fresh)  # the disk may be full
+            remove_sqlite(fresh)  # the disk may be full
             raise
-        _remove(self.path, only_beside=True)
+        remove_sqlite(self.path, only_beside=True)
         fresh.replace(self.path)
         return count
 
@@ -552,11 +552,6 @@ class Differences(NamedTuple):
 def lasting_of(row: BuildRow) -> tuple[Any, ...]:
     """Return a row without the time of the folder, which any program may change."""
     return tuple(getattr(row, name) for name in _LASTING)
-
-
-def _remove(path: Path, *, only_beside: bool = False) -> None:
-    for suffix in ("-wal", "-shm", "-journal", *(() if only_beside else ("",))):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _started_at() -> float:

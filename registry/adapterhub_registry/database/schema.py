@@ -26,6 +26,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
+from adapterhub.core.disk.files import SQLITE_ENDS
 from adapterhub.core.errors import Conflict, Malformed, UsageProblem, shown
 
 UNRELEASED: Final = ("0001", "0002", "0003", "0004")
@@ -45,9 +46,6 @@ _version = Table("alembic_version", MetaData(), Column("version_num", String(32)
 _works_with = Table("works_with", MetaData(), Column("schema_num", String(32), primary_key=True))
 """The `OLDEST` of the program that made the schema; without it, only that program's own version works."""
 
-_BESIDE: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite adds to the name of a database for the files beside it."""
-
 
 @contextlib.contextmanager
 def readable(place: str | None) -> Iterator[None]:
@@ -55,7 +53,7 @@ def readable(place: str | None) -> Iterator[None]:
 
     `place` is the path of the file, None for a database on a server.
     """
-    for path in (Path(f"{place}{end}") for end in _BESIDE if place):
+    for path in (Path(f"{place}{end}") for end in SQLITE_ENDS if place):
         # SQLite waits without end for a pipe in place of its journal; a journal may go between two looks
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.stat().st_mode):

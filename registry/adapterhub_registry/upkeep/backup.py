@@ -26,7 +26,7 @@ from sqlalchemy import inspect, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.dates import Moment
-from adapterhub.core.disk.files import sync_folder
+from adapterhub.core.disk.files import SQLITE_ENDS, remove_sqlite, sync_folder
 from adapterhub.core.errors import Conflict, DigestMismatch, Malformed, shown
 from adapterhub.formats.administration import BackedUp
 from adapterhub_registry.api.context import Registry
@@ -191,8 +191,7 @@ def check_rows(found: Mapping[str, TableRows], expected: Mapping[str, TableRows]
 
 def _snapshot(registry: Registry, target: Path, progress: Progress) -> dict[str, TableRows] | None:
     """Copy one moment of the database to a new file; the rows that were read, None for a copy of pages."""
-    for end in ("", "-wal", "-shm", "-journal"):
-        Path(f"{target}{end}").unlink(missing_ok=True)
+    remove_sqlite(target)
     if not registry.db.is_shared:
         _copy_pages(Path(str(registry.db.engine.url.database)), target, progress)
         return None
@@ -211,7 +210,7 @@ def _check_target(root: Path, target: Path) -> None:
             f"`{shown(str(target), 200)}` is the registry itself; nothing was written",
             hint="choose another folder or bucket",
         )
-    known = {DATABASE, NEW, f"{NEW}-wal", f"{NEW}-shm", f"{NEW}-journal", "blobs", "uploads", *BESIDE}
+    known = {DATABASE, *(f"{NEW}{end}" for end in SQLITE_ENDS), "blobs", "uploads", *BESIDE}
     if target.exists():
         other = (
             next((one.name for one in sorted(target.iterdir()) if one.name not in known), None)
@@ -273,9 +272,8 @@ def take_place(target: Path) -> None:
     with contextlib.closing(sqlite3.connect(target / NEW, isolation_level=None)) as new:
         new.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         new.execute("PRAGMA journal_mode=DELETE")  # one file, which a reader need not be able to write beside
-    for end in ("-wal", "-shm"):
-        (target / f"{NEW}{end}").unlink(missing_ok=True)
-        (target / f"{DATABASE}{end}").unlink(missing_ok=True)
+    for name in (NEW, DATABASE):
+        remove_sqlite(target / name, only_beside=True)
     with (target / NEW).open("rb") as stream:
         os.fsync(stream.fileno())
     (target / NEW).replace(target / DATABASE)

@@ -20,7 +20,7 @@ from typing import Final
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
-from adapterhub.core.disk.files import read_json, read_plain, sync_folder
+from adapterhub.core.disk.files import SQLITE_ENDS, read_json, read_plain, remove_sqlite, sync_folder
 from adapterhub.core.errors import CHECK_FILE, Conflict, LogMismatch, Malformed, NotFound, UsageProblem, shown
 from adapterhub.formats.administration import Restored
 from adapterhub.formats.treelog import Head, LogKey, opened_note
@@ -38,7 +38,7 @@ from adapterhub_registry.upkeep.rows import check_empty, copy_rows, rows_of
 
 _NOTE_BYTES: Final = 64 << 10
 _HEADS_BYTES: Final = 16 << 20
-_LEFT: Final = frozenset({*BESIDE, NEW, f"{NEW}-wal", f"{NEW}-shm", f"{NEW}-journal", "blobs", "uploads"})
+_LEFT: Final = frozenset({*BESIDE, *(f"{NEW}{end}" for end in SQLITE_ENDS), "blobs", "uploads"})
 """What an interrupted restore leaves in a folder, which the next one takes up."""
 
 
@@ -184,16 +184,11 @@ def _scratch(settings: Settings) -> Iterator[Path]:
     if settings.database_url is None:
         settings.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = settings.root / NEW
-        _remove(path)
+        remove_sqlite(path)
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="adapt-restore-") as name:
         yield Path(name) / NEW
-
-
-def _remove(path: Path) -> None:
-    for end in ("", "-wal", "-shm", "-journal"):
-        Path(f"{path}{end}").unlink(missing_ok=True)
 
 
 def _check_heads(source: Database, connection: Connection, known: Sequence[KnownHead], *, accepts_older: bool) -> None:
@@ -253,7 +248,7 @@ def _place_rows(source: Database, scratch: Path, settings: Settings, progress: P
                 f"a server began in `{shown(str(settings.root), 200)}` meanwhile; no row was written",
                 hint="stop it, and restore into a new folder",
             ) from None
-        _remove(scratch)
+        remove_sqlite(scratch)
         sync_folder(settings.root)
     else:
         with contextlib.closing(Database(settings.database, schema=check_current)) as target, target.begin() as new_:
