@@ -153,7 +153,7 @@ class Counting:
         return self._counted[asked]
 
     def numbers(self, wanted: Wanted) -> Sequence[Numbered] | None:
-        """Return all that meet a wish where these are few, the first of its order first; None where they are many."""
+        """Return all that meet a wish, in its order; None if they are many."""
         asked = (wanted.kin, *sorted(wanted.without("all").given.items()))
         if asked not in self._numbers:
             narrow = narrowed(*self.few(wanted), is_ordered=False, in_range=not wanted.is_yanked)

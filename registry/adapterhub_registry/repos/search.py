@@ -406,7 +406,7 @@ class Condition:
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves; None if other conditions
     cover it. `serves` is the same in a form whose index has the rows newest first, where there is one: the index of
     `column`. `holders` reads from an index the numbers of the repositories that may meet it; with `is_exact`, all of
-    them meet it. Who meets it meets those of the columns `covers`, too.
+    them meet it. A row that meets it also meets those of the columns `covers`.
     """
 
     filters: ColumnElement[bool] | None
