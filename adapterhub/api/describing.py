@@ -207,7 +207,7 @@ def shown_build(
     publication = library.heads.publication(origin, build.manifest)
     lineage = lineage_of(session)
     try:
-        uses = Uses(session.root, lineage, is_near=is_near).of(digest)
+        uses = Uses(session.root, lineage, is_near=is_near).of(digest, full_name=build.full_name if is_near else "")
     except StoreLocked as error:
         uses = ()
         session.out.warn(error.message)

@@ -14,11 +14,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of
-from adapterhub.core.disk.files import read_json
+from adapterhub.core.digests import Digest, canonical_json, digest_of, hex_of, strict_json
+from adapterhub.core.disk.files import read_plain
 from adapterhub.core.errors import NotAllowed, SignatureRefused, StoreLocked
 from adapterhub.formats.contract.results import RESULT_LIMIT_BYTES
 from adapterhub.library.store.blobs import Store
@@ -39,6 +41,7 @@ MOST_UNKNOWN: Final = 100
 """Results by keys that are not trusted which a library takes for one manifest."""
 
 _LIMIT_BYTES: Final = 4 << 20
+_SMALL_BYTES: Final = 16 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +93,8 @@ class KeptResults:
 
     def _read(self, path: Path) -> Kept | None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            from adapterhub.formats.contract.results import Tested
-
-            value = read_json(path, _LIMIT_BYTES)
-            result = Tested.from_json({**value["result"], "is_cached": True})
-            question, sequence = dict(value["question"]), int(value["sequence"])
-            return Kept(result=result, question=question, sequence=sequence, time=float(value["time"]))
+            data = read_plain(path, _LIMIT_BYTES)
+            return (_parsed if len(data) <= _SMALL_BYTES else _parsed.__wrapped__)(data)
         return None
 
     def _folder(self, manifest: Digest) -> Path:
@@ -103,6 +102,17 @@ class KeptResults:
 
     def _path(self, manifest: Digest, question: Mapping[str, Any]) -> Path:
         return self._folder(manifest) / f"{hex_of(digest_of(canonical_json(dict(question))))}.json"
+
+
+@lru_cache(maxsize=1024)
+def _parsed(data: bytes) -> Kept:
+    """Return the result in the bytes of a file: a page of many builds reads the same ones again."""
+    from adapterhub.formats.contract.results import Tested
+
+    value = strict_json(data, limit_bytes=_LIMIT_BYTES)
+    result = Tested.from_json({**value["result"], "is_cached": True})
+    question, sequence = MappingProxyType(dict(value["question"])), int(value["sequence"])
+    return Kept(result=result, question=question, sequence=sequence, time=float(value["time"]))
 
 
 class ResultFiles(SignedFiles):

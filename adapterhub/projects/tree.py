@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,13 @@ class Holding:
     project: KnownProject
     entries: Mapping[str, Locked] | None
 
+    @cached_property
+    def digests(self) -> Collection[str]:
+        """What it has locked, now or before, and what its merges are made from."""
+        entries = (self.entries or {}).values()
+        leaves = (leaf for entry in entries if isinstance(entry, LockedMerge) for leaf in entry.step.leaves())
+        return {*self.project.digests, *(one.digest or "" for one in (*entries, *leaves))}
+
 
 class Uses:
     """Everything that needs adapters of the library under `root`; read on first use."""
@@ -58,6 +65,7 @@ class Uses:
         self._root = root
         self._lineage = lineage
         self._is_near = is_near
+        self._named: dict[str, Mapping[str, Sequence[str]]] = {}
 
     @cached_property
     def projects(self) -> Sequence[Holding]:
@@ -81,10 +89,23 @@ class Uses:
             found.setdefault(digest, []).extend(f"{adapter}@{name}" for name in names)
         return found
 
-    def of(self, digest: str, *, level: int = 0) -> tuple[Use, ...]:
-        """Return why the adapter with that manifest is needed; empty if nothing needs it."""
-        aliases = [Use(kind="alias", who=name, why="means it") for name in self.aliases.get(digest, ())]
+    def of(self, digest: str, *, full_name: str = "", level: int = 0) -> tuple[Use, ...]:
+        """Return why the adapter with that manifest is needed; empty if nothing needs it.
+
+        With `full_name`, only the aliases of that name are read.
+        """
+        if full_name:
+            if full_name not in self._named:
+                self._named[full_name] = Aliases(self._root).shown_with(full_name)
+            names: Sequence[str] = [f"{full_name}@{name}" for name in self._named[full_name].get(digest, ())]
+        else:
+            names = self.aliases.get(digest, ())
+        aliases = [Use(kind="alias", who=name, why="means it") for name in names]
         return (*self._of_projects(digest), *aliases, *self._of_merges(digest, level), *self._of_processes(digest))
+
+    def look_ahead(self, digests: Sequence[str]) -> None:
+        """Find out at once which of some adapters no merge was made from."""
+        self._lineage.look_ahead(digests)
 
     def needed_by(self, claim: Claim) -> list[BuildRow]:
         """Return the installed builds that a claim needs."""
@@ -92,6 +113,8 @@ class Uses:
 
     def _of_projects(self, digest: str) -> Iterator[Use]:
         for holding in self.projects:
+            if digest not in holding.digests:
+                continue
             folder = str(holding.project.folder)
             if holding.entries is None:
                 if digest in holding.project.digests:

@@ -31,10 +31,13 @@ _MODULES: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _RANK: Final = 4
 
 
-def write_base(folder: Path) -> Path:
-    """A base of 16 layers of width 512, with the four weights of attention only."""
+def write_base(folder: Path, number: int = 0) -> Path:
+    """A base of 16 layers of width 512, with the four weights of attention only; another number makes another base."""
     folder.mkdir(parents=True)
-    tensors = {f"model.{module}.weight": np.full((WIDTH, WIDTH), at, "f2") for at, module in enumerate(_modules())}
+    tensors = {
+        f"model.{module}.weight": np.full((WIDTH, WIDTH), at + 64 * number, "f2")
+        for at, module in enumerate(_modules())
+    }
     save_file(tensors, folder / "model.safetensors")
     config = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "vocab_size": WIDTH}
     (folder / "config.json").write_text(json.dumps(config))
@@ -105,7 +108,7 @@ def _built(
         object_file = library.store.manifest_path(manifest.digest)
         object_file.write_bytes(manifest.to_bytes())
         for source, target in links:
-            _link(source, place / target)
+            link(source, place / target)
         os.link(object_file, place / MANIFEST_FILE)
         below = place.relative_to(library.root).as_posix()
         numbers = sketch.sketch if kind == "twins" else os.urandom(len(sketch.sketch))
@@ -117,7 +120,7 @@ def _built(
         )
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """Link a blob; where a file may have no more names, as beyond 65,000 on ext4, a copy takes its place."""
     try:
         os.link(source, target)

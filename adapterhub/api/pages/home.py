@@ -114,10 +114,13 @@ class _Groups:
         """Yield the first groups."""
         known = {base.alias: base for base in self._bases}
         keys = sorted(self._declared, key=lambda key: (not _has_weights(known.get(key)), -self._counts[key], key))
+        rows: dict[str, list[BuildRow]] = {}
         for key in keys[:_MOST_GROUPS]:
             newest = Filters(bases=tuple(self._declared[key]), limit=_MOST_LINES)
-            rows = ask(self._here.library.session, lambda index: index.search(newest)) if self._counts[key] else []  # noqa: B023 - called at once
-            yield self._group(key, known.get(key), rows)
+            rows[key] = ask(self._here.library.session, lambda index: index.search(newest)) if self._counts[key] else []  # noqa: B023 - called at once
+        self._uses.look_ahead([row.digest for some in rows.values() for row in some])
+        for key, some in rows.items():
+            yield self._group(key, known.get(key), some)
 
     def _group(self, key: str, base: BaseRow | None, rows: Sequence[BuildRow]) -> BaseGroup:
         name = base.alias if base else base_name(rows[0], {}, "Base unknown") if rows and key else "Base unknown"
@@ -151,7 +154,7 @@ class _Groups:
             task=row.task,
             rank=row.rank,
             contract=self._contract(row),
-            used_by=self._used_by(row.digest),
+            used_by=self._used_by(row),
             size=row.size_bytes,
             added_at=round(row.added_at * 1000),
         )
@@ -167,10 +170,10 @@ class _Groups:
         badge = verdict_badge((own or kept)[-1].verdict)
         return badge if own else replace(badge, detail="on another base")
 
-    def _used_by(self, digest: str) -> str:
+    def _used_by(self, row: BuildRow) -> str:
         """Return who needs a build, in a few words."""
         try:
-            uses = self._uses.of(digest)
+            uses = self._uses.of(row.digest, full_name=row.full_name)
         except StoreLocked:
             return "unknown"
         who: dict[str, set[str]] = {}

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -97,7 +98,7 @@ class Playing:
     def page(self, asked: PageQuery) -> PlaygroundPage:
         """Return the form; `?base=` chooses the base and `?pick=` the first adapter, beside which the base answers."""
         base = self._base_of(asked.query)
-        first = asked.query.get("pick") or next(iter(self._picks(base)), BASE_ALONE)
+        first = asked.query.get("pick") or next(iter(self._picks(base, {})), BASE_ALONE)
         picks = dict.fromkeys((first, BASE_ALONE))
         return self._page({"base": base, "marks": "on", **{f"pick-{at}": pick for at, pick in enumerate(picks, 1)}})
 
@@ -192,7 +193,7 @@ class Playing:
 
     def _page(self, form: Mapping[str, str]) -> PlaygroundPage:
         base = self._base_of(form)
-        picks = self._picks(base)
+        picks = self._picks(base, form)
         columns = tuple(_column(_with_terms(form, at, picks), at, picks) for at in range(1, _count(form) + 1))
         return PlaygroundPage(
             bases=tuple(FormChoice(value=one, text=one, chosen=one == base) for one in self._bases()),
@@ -209,12 +210,18 @@ class Playing:
             marks="marks" in form,
         )
 
-    def _picks(self, base: str) -> Mapping[str, _Pick]:
-        """Return a column's choices: the specs of the builds that fit the base and that a model takes."""
+    def _picks(self, base: str, form: Mapping[str, str]) -> Mapping[str, _Pick]:
+        """Return a column's choices: the specs of builds that fit the base and that a model takes.
+
+        These are the first by name, and those that the form names.
+        """
         if not base:
             return {}
-        found = search_installed(self._library.session, BaseSpec.parse(base))
-        rows = [row for row in found if attaches(row.method.split(","))]
+        search = partial(search_installed, self._library.session, BaseSpec.parse(base))
+        found = {row.digest + row.full_name: row for row in search(limit=2 * _MOST_PICKS)}
+        for name, namespace in _names_in(form):
+            found |= {row.digest + row.full_name: row for row in search(name=name, namespace=namespace)}
+        rows = [row for row in found.values() if attaches(row.method.split(","))]
         count = Counter((row.full_name, row.version) for row in rows)
         return {
             f"{row.full_name}=={row.version}#{row.digest[:19]}": _Pick(
@@ -232,7 +239,7 @@ class Playing:
             UsageProblem: a field has another form, or names no build for the base.
         """
         base = form.get("base", "")
-        picks = self._picks(base if base in self._bases() else "")
+        picks = self._picks(base if base in self._bases() else "", form)
         choices: dict[int, Choice] = {}
         for column in range(1, _count(form) + 1):
             choice = _choice_of(form, column)
@@ -339,6 +346,15 @@ def _column(form: Mapping[str, str], column: int, picks: Mapping[str, _Pick]) ->
         if kept
         else None,
     )
+
+
+def _names_in(form: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the namespace, or "", of each adapter that a form chooses."""
+    for field, text in form.items():
+        if field.startswith(("pick-", "term-")) and text not in {BASE_ALONE, SUM, UNUSED}:
+            with suppress(AdapterHubError):  # it is no choice then, as any other text
+                spec = AdapterSpec.parse(text)
+                yield spec.name, spec.namespace or ""
 
 
 def _with_terms(form: Mapping[str, str], column: int, picks: Mapping[str, _Pick]) -> Mapping[str, str]:

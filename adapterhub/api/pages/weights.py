@@ -143,7 +143,7 @@ def lineage_page(here: LibrarySource, asked: PageQuery) -> LineagePage:
     children, more_children = lineage.newest_children(digest, _OF_A_NAME, _MOST_RELATIVES)
     parents, more_parents = node.parents[:_MOST_RELATIVES], max(len(node.parents) - _MOST_RELATIVES, 0)
     kin = [*(row for row, _ in children), *filter(None, (lineage.row(one.digest or "") for one in parents))]
-    others, (alike, parts, is_all) = list(_others(here, mine)) if mine else [], _alike(here, build, kin)
+    others, (alike, parts, is_all) = list(_others(here, mine)) if mine else [], _alike(here, build, mine, kin)
     inherited, is_end = _above(here, lineage, digest)
     left_out = {
         f"{more_children:,} more were made from it.": more_children > 0,
@@ -389,14 +389,14 @@ def _others(here: LibrarySource, mine: BuildRow) -> Iterator[Relative]:
 
 
 def _alike(
-    here: LibrarySource, build: Installed, kin: Sequence[BuildRow]
+    here: LibrarySource, build: Installed, mine: BuildRow | None, kin: Sequence[BuildRow]
 ) -> tuple[list[Relative], list[Relative], bool]:
     """Return builds whose update is the same, negated or near, and those that it is a sum of and does not declare.
 
     They are looked for in `kin` and the newest of its base; the last value is whether these are all.
     """
     from adapterhub.formats.derived.likeness import NEAR
-    from adapterhub.library.find.likeness import similar_to
+    from adapterhub.library.find.likeness import proposed_by_sketches, similar_to
 
     newest = Filters(sort="date", limit=_MOST_LIKE + 1)
     if build.base.fingerprint is not None:
@@ -406,6 +406,10 @@ def _alike(
     is_all = len(rows) <= _MOST_LIKE
     try:
         with _deriving, extra_named("like updates"):
+            if mine is not None:
+                among = proposed_by_sketches(here.library, mine, among, above=NEAR, most_made=_MOST_POINTS)
+            if not among:
+                return [], [], is_all
             found = similar_to(here.library, build, above=NEAR, most_made=_MOST_POINTS, among=among, most=_LISTED)
     except AdapterHubError:  # it has no update to compare
         return [], [], True

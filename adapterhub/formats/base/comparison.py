@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from adapterhub.core.errors import shown
@@ -51,6 +52,12 @@ def compare(
         return BaseComparison(verdict=BaseVerdict.UNKNOWN, differences=(both,))
     if a.weights == b.weights:
         return BaseComparison(verdict=BaseVerdict.SAME_WEIGHTS)
+    return _compared(a, b, hints)
+
+
+@lru_cache(maxsize=512)
+def _compared(a: BaseFingerprint, b: BaseFingerprint, hints: tuple[BaseHints, BaseHints] | None) -> BaseComparison:
+    """Compare bases with other weights; all are values, so that equal ones have the same answer."""
     if (copied := compare_copies(a, b)) is not None:
         return copied
     naming = _naming_differences(a.samples, b.samples)
@@ -165,8 +172,9 @@ def _value_differences(a: Samples, b: Samples, pairs: Mapping[str, str]) -> tupl
             seen += 1
             if not may_be_same(a_dtype, first, b_dtype, second):
                 apart += 1
-                texts = number_text(a_dtype, first), number_text(b_dtype, second)
-                example = example or f"`{shown(x)}` ({texts[0]} in the first, {texts[1]} in the second)"
+                if not example:
+                    texts = number_text(a_dtype, first), number_text(b_dtype, second)
+                    example = f"`{shown(x)}` ({texts[0]} in the first, {texts[1]} in the second)"
     if apart:
         return (f"{apart:,} of {seen:,} sampled values differ, for example in {example}",), True
     if not seen:

@@ -45,6 +45,11 @@ def pursue(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> lis
 
     `begin` are positions that are taken first. Those that carry less than `LEAST` of the norm are left out.
     """
+    return pursued(target, known, begin)[0]
+
+
+def pursued(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> tuple[list[int], float]:
+    """Return the same, and the norm of what the sum leaves, as a share of that of `target`."""
     whole, rows = directions([target])[0], directions(known)
     taken, left = list(begin)[:MOST_PARENTS], whole
     weights = _solved(rows[taken], whole)
@@ -55,7 +60,8 @@ def pursue(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> lis
         taken.append(int(near.argmax()))
         weights = _solved(rows[taken], whole)
         left = whole - weights @ rows[taken]
-    return [at for at, weight in zip(taken, weights.tolist(), strict=True) if abs(weight) >= LEAST]
+    kept = [at for at, weight in zip(taken, weights.tolist(), strict=True) if abs(weight) >= LEAST]
+    return kept, float(np.linalg.norm(left))
 
 
 def _solved(rows: Floats, whole: Floats) -> Floats:

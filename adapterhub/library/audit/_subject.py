@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
@@ -67,11 +68,20 @@ class AuditedAdapter:
 class InstalledNames:
     """Full names, among which look-alikes are found at a cost that does not grow with their number."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names, self._letters = frozenset(names), sorted(set().union(*names))
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names: frozenset[str] = frozenset()
+        self._letters: list[str] = []
         self._folded: dict[str, list[str]] = {}
-        for name in names:
+        self.change(names)
+
+    def change(self, names: Iterable[str]) -> None:
+        """Hold these names; only those that came or went are looked at."""
+        before, self._names = self._names, frozenset(names)
+        self._letters = sorted(set().union(self._letters, *(self._names - before)))
+        for name in self._names - before:
             self._folded.setdefault(fold(name), []).append(name)
+        for name in before - self._names:
+            self._folded[fold(name)].remove(name)
 
     def like(self, name: str) -> list[str]:
         """Return the others that read the same, or differ by one character, sorted."""
@@ -79,6 +89,21 @@ class InstalledNames:
             one for one in one_edit_from(name, self._letters) if one in self._names and is_one_edit_apart(name, one)
         )
         return sorted({*near, *self._folded.get(fold(name), ())} - {name})
+
+
+_NAMES: Final[dict[Path, tuple[object, InstalledNames]]] = {}
+_naming: Final = threading.Lock()
+
+
+def _names_of(library: Library) -> InstalledNames:
+    """Return the names of a library, which a process keeps while the index stays as it is."""
+    with _naming:
+        stamp = library.catalog.index.stamp()
+        kept, names = _NAMES.get(library.root, (None, InstalledNames()))
+        if stamp is None or stamp != kept:
+            names.change(library.catalog.read(lambda index: index.names()))
+            _NAMES[library.root] = stamp, names
+        return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +136,7 @@ class Surroundings:
     @cached_property
     def names(self) -> InstalledNames:
         """The full names of all builds."""
-        return InstalledNames(self.library.catalog.read(lambda index: index.names()))
+        return _names_of(self.library)
 
     @cached_property
     def _sketches(self) -> tuple[Mapping[str, SketchRow], Mapping[str, Sequence[BuildRow]]]:

@@ -159,6 +159,10 @@ class Bases:
         if fingerprint is None:
             return None
         records = self.list()
+        if (
+            exact := next((one for one in records if one.fingerprint.weights == fingerprint.weights), None)
+        ) is not None:
+            return exact
         found: dict[BaseVerdict, BaseRecord] = {}
         for record in records:
             verdict = related(fingerprint, record.fingerprint, records).verdict

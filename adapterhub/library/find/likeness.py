@@ -29,6 +29,7 @@ from adapterhub.formats.derived.likeness import (
     gram,
     kind_of,
     pursue,
+    pursued,
     sketch_of,
 )
 from adapterhub.formats.derived.reading import AdapterUpdates
@@ -44,6 +45,8 @@ MOST_COMPARED: Final = 100
 """The most files that are read to decide about one adapter."""
 MOSTLY: Final = 0.3
 """A sum that leaves more of the norm than this explains nothing."""
+_PROMISING: Final = 0.6
+"""A sum whose sketches leave more of the norm is not looked at: `MOSTLY`, and five times the error of 256 numbers."""
 BETTER: Final = 0.5
 """Nor does one that leaves more than this share of what its best part leaves alone: it is near that part."""
 
@@ -180,6 +183,30 @@ def similar_to(
         compared=len(others),
         without={_label(rows[one.digest][0]): one.flags for one in known.values() if not one.sketch},
     )
+
+
+def proposed_by_sketches(
+    library: InstalledBuilds, build: BuildRow, among: Sequence[BuildRow], *, above: float, most_made: int | None = None
+) -> list[BuildRow]:
+    """Return those of some builds that `similar_to` may find near another, or to be parts of it, without its files.
+
+    A build without a sketch of its own is near all of them: its files decide.
+    """
+    known = sketches_of(library, [build, *among], most_made=most_made)
+    mine = known.get(build.digest)
+    if mine is None or not mine.sketch:
+        return [*among]
+    others = [row for row in among if row.digest != build.digest and row.digest in known and known[row.digest].sketch]
+    if not others:
+        return []
+    packed = Sketches([known[row.digest].sketch for row in others])
+    least = above - _error_at(above)
+    chosen = {at for at, cosine in enumerate(packed.cosines(mine.sketch).tolist()) if abs(cosine) >= least}
+    whole = [at for at, row in enumerate(others) if not known[row.digest].flags]
+    parts, left = pursued(mine.sketch, packed.numbers[whole])
+    if left <= _PROMISING:
+        chosen |= {whole[at] for at in parts}
+    return [others[at] for at in sorted(chosen)]
 
 
 class _Seeker:

@@ -127,10 +127,22 @@ class Aliases:
         Raises:
             Malformed: with `strict`, the file of one is damaged, so that it may have any build as a target.
         """
+        return self._by_build(self._files(f"{_stem(adapter)}@" if adapter else ""), strict=strict)
+
+    def shown_with(self, adapter: str) -> dict[str, list[str]]:
+        """By digest, the aliases of one adapter that have a build as a target, for a page: damaged files say nothing.
+
+        The names of the files are read once and kept while their folder stays as it is.
+        """
+        paths = [self._folder / name for name in _listed(self._folder).get(_stem(adapter), ())]
+        return {digest: names for (_, digest), names in self._by_build(paths).items()}
+
+    @staticmethod
+    def _by_build(paths: Sequence[Path], *, strict: bool = False) -> dict[tuple[str, str], list[str]]:
         found: dict[tuple[str, str], list[str]] = {}
-        for path in self._files(f"{_stem(adapter)}@" if adapter else ""):
+        for path in paths:
             try:
-                alias = self.read_at(path)
+                alias = Aliases.read_at(path)
             except Malformed:
                 if strict:
                     raise
@@ -322,6 +334,31 @@ def _read(path: Path) -> Alias | None:
             f"`{shown(str(path), 200)}` is damaged: {shown(str(error), 200)}",
             hint="delete it, then set the alias again with `adapt alias set`",
         ) from None
+
+
+_LISTED: Final[dict[Path, tuple[tuple[int, int], dict[str, list[str]]]]] = {}
+_SETTLED_NS: Final = 2_000_000_000
+"""Two changes of a folder may have one time; a list is kept once the last change is so long ago."""
+
+
+def _listed(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the files of aliases in a folder by what stands before their `@`."""
+    try:
+        facts = folder.stat()
+        key = facts.st_ino, facts.st_mtime_ns
+        if (kept := _LISTED.get(folder)) is not None and kept[0] == key:
+            return kept[1]
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - a hundred thousand names
+    except FileNotFoundError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem, at, _ = name.partition("@")
+        if at and name.endswith(".json") and not name.startswith("."):
+            found.setdefault(stem, []).append(name)
+    if time.time_ns() - facts.st_mtime_ns > _SETTLED_NS:
+        _LISTED[folder] = key, found
+    return found
 
 
 _KNOWN: Final[dict[bytes, tuple[str, Alias]]] = {}

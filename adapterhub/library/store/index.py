@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 10
 _BUSY_MS = 30_000
+_COUNTER_END = 28  # of the "file change counter" in the header of the file
 _UNSURE_S = 120.0
 
 
@@ -121,6 +122,15 @@ class Index:
         # have been lost in part.
         age_at_boot_s = _started_at() - written_at
         return 0 <= age_at_boot_s < _UNSURE_S
+
+    def stamp(self) -> object:
+        """Return a stamp that differs after each write, by SQLite's own counter; None if there is no file."""
+        try:
+            with self.path.open("rb") as file:
+                facts = os.fstat(file.fileno())
+                return facts.st_ino, facts.st_mtime_ns, file.read(_COUNTER_END)[-4:]
+        except OSError:
+            return None
 
     # ------------------------------------------------------------ read
     @contextlib.contextmanager
@@ -294,6 +304,12 @@ class Index:
         """Return the digests of all that an installed build was made from."""
         with self._reading() as connection:
             return {row[0] for row in connection.execute("SELECT DISTINCT parent FROM made_from")}
+
+    def parents_among(self, digests: Sequence[str]) -> set[str]:
+        """Return those of some digests that an installed build was made from."""
+        sql = "SELECT DISTINCT parent FROM made_from WHERE parent IN (SELECT value FROM json_each(?))"
+        with self._reading() as connection:
+            return {row[0] for row in connection.execute(sql, (json.dumps([*digests]),))}
 
     def per_base(self) -> list[BaseCount]:
         """Return how many builds declare each base, with the sum of their sizes."""

@@ -66,6 +66,10 @@ class EmptyIndex:
         """None."""
         return set()
 
+    def parents_among(self, digests: Sequence[str]) -> set[str]:  # noqa: ARG002 - as Index
+        """None."""
+        return set()
+
     def per_base(self) -> list[BaseCount]:
         """No base."""
         return []

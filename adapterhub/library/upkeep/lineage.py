@@ -74,6 +74,11 @@ class Lineage:
         self._root, self._ask = root, ask
         self._rows: dict[str, BuildRow | None] = {}
         self._manifests: dict[str, Manifest | None] = {}
+        self._childless: set[str] = set()
+
+    def look_ahead(self, digests: Sequence[str]) -> None:
+        """Find out at once which of some adapters have children; `newest_children` asks only about those."""
+        self._childless |= {*digests} - self._ask(lambda index: index.parents_among(digests))
 
     @cached_property
     def rows(self) -> Sequence[BuildRow]:
@@ -145,6 +150,8 @@ class Lineage:
 
     def newest_children(self, digest: str, of_name: int, most: int) -> tuple[list[tuple[BuildRow, float]], int]:
         """Return the newest of `children`, at most so many of each name and in all, and how many are left out."""
+        if digest in self._childless:
+            return [], 0
         rows, count = self._ask(lambda index: index.newest_children(digest, of_name, most))
         return [*self._weighed(digest, rows)], count - len(rows)
 
