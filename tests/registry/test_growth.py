@@ -22,6 +22,7 @@ from typing import Any, Final
 import pytest
 from adapterhub_registry.api.hub import repositories
 from adapterhub_registry.app import create_app, open_registry
+from adapterhub_registry.database.postgresql import look_up_by_index
 from adapterhub_registry.database.schema import metadata
 from adapterhub_registry.pages import administering, builds, facets, people
 from adapterhub_registry.repos import bases, search
@@ -171,7 +172,7 @@ def planning(folder: Path, database: str, shape: Shape) -> Iterator[Planned]:
         connection.add_notice_handler(tell)
 
     event.listen(registry.db.engine, "connect", on_connect)
-    registry.db.engine.dispose()
+    look_up_by_index(registry.db.engine)
     yield found
     registry.db.close()
 
