@@ -203,13 +203,15 @@ def alembic_settings() -> Any:
 
 
 BUSY_TIMEOUT_MS: Final = 30_000
+STATEMENTS: Final = 512
+"""Of a connection: to prepare one again takes as long as to run it."""
 _PRAGMAS: Final = (
     f"busy_timeout={BUSY_TIMEOUT_MS}",  # first, as the next one waits for other processes
     "journal_mode=WAL",
     "synchronous=FULL",
     "foreign_keys=ON",
     "mmap_size=2147418112",  # the most: a read of a page in memory costs no call of the system; writes stay calls
-    "cache_size=-8192",  # KiB of the pages behind those: a search of a million builds reads them again and again
+    "cache_size=-32768",  # KiB of the pages behind those: a search of a million builds reads them again and again
     "case_sensitive_like=ON",  # like PostgreSQL: a token for `acme/*` does not cover `ACME/x`
 )
 
@@ -239,7 +241,9 @@ class _WithIndexes(SQLiteCompiler):
 
 def sqlite_engine(url: URL) -> Engine:
     """Return the engine of a file, or of memory."""
-    engine = create_engine(url, connect_args={"check_same_thread": False}, pool_size=16, max_overflow=48)
+    options = {"check_same_thread": False, "cached_statements": STATEMENTS}
+    # the connection of the last request has its pages and statements at hand
+    engine = create_engine(url, connect_args=options, pool_size=16, max_overflow=48, pool_use_lifo=True)
     engine.dialect.statement_compiler = _WithIndexes
 
     def on_connect(connection: sqlite3.Connection, _record: object) -> None:
