@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Final, NamedTuple, TypeAlias
 
 from adapterhub.formats.documented import Documented
@@ -167,5 +167,10 @@ def matched(words: Sequence[str], wording: Wording) -> Matched:
 
 def _held(text: str, words: Sequence[str]) -> int:
     """Return how many of `words` the text holds: a word that begins alike stands for any inflection."""
-    own = " " + " ".join(words_of(text))
+    own = _own(text)
     return sum([f" {word[: max(3, len(word) - 3)]}" in own for word in words])
+
+
+@lru_cache(maxsize=2048)
+def _own(text: str) -> str:
+    return " " + " ".join(words_of(text))

@@ -146,6 +146,17 @@ def test_the_number_of_few_is_whole_where_their_facets_tell_of_some(world, monke
     assert facets(world, "license=mit&sort=downloads")["Method"] == {"LoRA": (1, True, False)}
 
 
+@pytest.mark.parametrize(("looked_at", "counted"), [(1, 1), (100, 2)])
+def test_of_many_with_words_the_newest_are_counted(world, monkeypatch, looked_at, counted):
+    monkeypatch.setattr("adapterhub_registry.repos.search.FEW", 0)
+    monkeypatch.setattr("adapterhub_registry.repos.search._PAGE", 0)
+    monkeypatch.setattr("adapterhub_registry.pages.facets.MOST_WITH_WORDS", looked_at)
+    page = world.get("/?q=acme&sort=downloads&format=json").json()
+
+    assert (page["total"], page["more"]) == (2, True)  # as many as the page shows
+    assert facets(world, "q=acme&sort=downloads")["Licence"] == {"mit": (counted, True, False)}
+
+
 def test_a_private_adapter_counts_for_those_who_see_it(world):
     def licences(**options: object) -> list[int]:
         page = world.get("/?format=json", **options).json()

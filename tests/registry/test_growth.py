@@ -47,6 +47,7 @@ BOUNDS: Final = (
     (search, "_PAGE", 1),
     (builds, "MOST_READ", 20),
     (facets, "MOST_COUNTED", 20),
+    (facets, "MOST_WITH_WORDS", 20),
     (bases, "MOST_COUNTED", 20),
     (repositories, "TAGS_PAGE", 10),
     (repositories, "FILES_PAGE", 10),

@@ -608,3 +608,25 @@ def test_a_list_of_what_was_yanked_begins_at_the_yanks(tmp_path: Path, given: di
     assert len(names) == min(yanked, 25 if "q" not in given else 19)  # of so many the words are known
     if yanked == 3:
         assert names == {"acme/a-1", "acme/a-2", "acme/a-3"}
+
+
+def test_who_found_many_does_not_look_for_few_again(tmp_path: Path) -> None:
+    database, asked = Database(f"sqlite:///{tmp_path / 'registry.db'}"), search.AdapterQuery(q="adapter")
+    fill(database, search.FEW + 100)
+    with database.begin() as connection:
+        for number in range(1, search.FEW + 101):
+            write_words(connection, number)
+    told: list[str] = []
+    looks, found = [], []
+    for _ in range(2):
+        with database.read() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.set_trace_callback(told.append)
+            found.append(search.search_adapters(connection, asked, true()).rows)
+            looks.append(len([text for text in told if "MATCH" in text]))
+            told.clear()
+    database.close()
+
+    assert looks == [1, 0]
+    assert len(found[0]) == asked.limit
+    assert found[1] == found[0]

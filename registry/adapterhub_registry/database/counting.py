@@ -138,6 +138,21 @@ def about_repos(connection: Connection) -> int:
     return known[1]
 
 
+def recall(connection: Connection, key: Hashable) -> Any:
+    """Return what `keep` kept on this connection in the last minute; None without it."""
+    until, found = connection.info.get("recalled", {}).get(key, (0.0, None))
+    return found if time.monotonic() < until else None
+
+
+def keep(connection: Connection, key: Hashable, value: object) -> None:
+    """Keep a figure that may be a minute old: it decides how to search, and not what is found."""
+    kept: OrderedDict[Hashable, tuple[float, object]] = connection.info.setdefault("recalled", OrderedDict())
+    kept[key] = (time.monotonic() + COUNTED_S, value)
+    kept.move_to_end(key)
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+
+
 _REPOS: Final = PreparedSql(
     select(func.coalesce(func.sum(counts.c.value), 0)).where(counts.c.name == bindparam("name"))
 )

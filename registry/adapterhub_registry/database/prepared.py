@@ -142,6 +142,11 @@ class Numbers(NamedTuple):
     given: Mapping[str, object]
     glance: Mapping[str, object] | None = None
 
+    def first(self, connection: Connection, most: int) -> str:
+        """Return at most so many of the numbers, as JSON."""
+        ((_, numbers),) = self.statement.tuples(connection, **self.given, rows=most)
+        return str(numbers)
+
     def read(self, connection: Connection, most: int) -> FoundNumbers | None:
         """Return the numbers, with others where a glance finds at most `GLANCED`; None for more than `most`."""
         glances = [] if self.glance is None else [(self.glance, min(most, GLANCED))]

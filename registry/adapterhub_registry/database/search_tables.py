@@ -112,12 +112,20 @@ class Trigrams:
         """Return the repositories whose text has trigrams that cover all words, or a word of one or two characters."""
         if len(words[0]) < GRAM:
             return Numbers(_beginning(self), {"least": words[0], "last": f"{words[0]}\U0010ffff"})
+        grams, last = self._grams(words)
+        glance = {"grams": _all_of(last)} if 1 < len(last) <= len(grams) // 2 else None
+        return Numbers(_matching(self), {"grams": _all_of(grams)}, glance)
+
+    def newest(self, words: Sequence[str]) -> Numbers:
+        """As `holding`, of words of three characters or more, the highest numbers first."""
+        return Numbers(_matching(self, newest=True), {"grams": _all_of(self._grams(words)[0])})
+
+    def _grams(self, words: Sequence[str]) -> tuple[dict[str, None], dict[str, None]]:
+        """Return trigrams that cover the words, and the last ones of words."""
         # those that do not overlap, and the last: others cost as much and rarely exclude anything
         places = ((word, min(at, len(word) - GRAM)) for word in words for at in range(0, len(word), GRAM))
         grams = dict.fromkeys(word[at : at + GRAM] for word, at in places)
-        last = dict.fromkeys(word[-GRAM:] for word in words)
-        glance = {"grams": _all_of(last)} if 1 < len(last) <= len(grams) // 2 else None
-        return Numbers(_matching(self), {"grams": _all_of(grams)}, glance)
+        return grams, dict.fromkeys(word[-GRAM:] for word in words)
 
     def statements(self) -> Iterator[str]:
         """Yield the statements that create and fill the index, and let it follow its table."""
@@ -144,10 +152,11 @@ def _all_of(grams: Iterable[str]) -> str:
 
 
 @lru_cache
-def _matching(index: Trigrams) -> PreparedSql:
+def _matching(index: Trigrams, *, newest: bool = False) -> PreparedSql:
     grams = table(index.name, column("rowid"), column(index.name))  # the column of its own name stands for all of it
     wanted = grams.c[index.name].op("MATCH")(bindparam("grams", type_=Text))
-    return numbers_of(select(grams.c.rowid.label("repo_id")).where(wanted))
+    found = select(grams.c.rowid.label("repo_id")).where(wanted)
+    return numbers_of(found.order_by(grams.c.rowid.desc()) if newest else found)
 
 
 @lru_cache

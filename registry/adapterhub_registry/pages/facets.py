@@ -1,8 +1,8 @@
 """The facets of the search page: values of the matching adapters with their counts, each a link.
 
-A count of what few meet is whole. Of more it looks at the newest `MOST_COUNTED` adapters, so it costs the same in a
-registry of a million, and says that there are at least so many. The facets have the values of `MOST_COUNTED`. A long
-count stays for a minute.
+A count of what few meet is whole. Of more it looks at the newest `MOST_COUNTED` adapters, or at the newest with the
+words, so it costs the same in a registry of a million, and says that there are at least so many. The facets have the
+values of `MOST_COUNTED`. A long count stays for a minute.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ BEST_COUNTED: Final = 64
 """Of a list by relevance; a ranking of more costs more."""
 MOST_COUNTED: Final = 500
 """Their values cost 5 ms of CPU."""
+MOST_WITH_WORDS: Final = 100
+"""Of many with some words, so many of the newest are looked at: an index names them, but each has to be checked."""
 _LICENSE: Final = "license:"
 _FLAGS: Final = {
     name: one.filters
@@ -148,7 +150,7 @@ class Counting:
         asked = (wanted.place, *sorted(wanted.without("all", "sort").given.items()), wanted.order == "relevance")
         if asked not in self._counted:
             seen = (tuple(self.visible.filters), frozenset(self.visible.given.items()))
-            key = (asked, wanted.kin, seen, MOST_COUNTED)
+            key = (asked, wanted.kin, seen, MOST_COUNTED, MOST_WITH_WORDS)
             self._counted[asked] = self.kept.result(key, self.now, lambda: self._count(wanted))
         return self._counted[asked]
 
@@ -159,7 +161,7 @@ class Counting:
             narrow = narrowed(*self.few(wanted), is_ordered=False, in_range=not wanted.is_yanked)
             rows = None
             if narrow.is_few:
-                index = narrow.by or (_BY_LISTED[False] if wanted.is_yanked else SHORT)
+                index = narrow.by or _index(wanted)
                 shown = (*self.visible.filters, wanted.listed, *narrow.filters)
                 statement = _numbered(ORDERS[wanted.order][1], shown, index)
                 rows = statement.tuples(self.connection, **self.visible.given, **narrow.given)
@@ -169,7 +171,7 @@ class Counting:
     def _count(self, wanted: Wanted) -> Matching:
         counted = self._counted_rows(wanted)
         described = heapq.nlargest(MOST_COUNTED, counted.downloads)
-        index, numbers = _BY_LISTED[False] if wanted.is_yanked else SHORT, json.dumps(described)
+        index, numbers = _index(wanted), json.dumps(described)
         rows = _facts_of(wanted.listed, index).tuples(self.connection, numbers=numbers)
         columns = zip(*rows, strict=True) if rows else itertools.repeat((), len(_FACTS))
         names, digests, tasks, methods, ranks, warned = columns
@@ -211,10 +213,22 @@ class Counting:
             return _Counted({number: downloads for _, number, downloads in few}, more=False)
         conditions, _ = self.few(wanted)
         both, shown = met(conditions, self.visible), (*self.visible.filters, wanted.listed)
+        newest_holders = next((one.newest for one in conditions if one.newest is not None), None)
+        if newest_holders is not None:
+            numbers = newest_holders.first(self.connection, MOST_WITH_WORDS)
+            filters, index = (*shown, _AMONG, *met(conditions).filters), _index(wanted)
+            among_these = _numbered(repos.c.downloads, filters, index)
+            found_rows = among_these.tuples(self.connection, **both.given, numbers=numbers)
+            return _Counted({number: downloads for _, number, downloads in found_rows}, more=True)
         newest = _newest(tuple(met(conditions).filters), shown, in_order=not wanted.is_yanked)
         rows = newest.tuples(self.connection, **both.given, most=MOST_COUNTED + 1)
         fitting = {number: downloads for number, downloads, fits in rows[:MOST_COUNTED] if fits}
         return _Counted(fitting, len(rows) > MOST_COUNTED)
+
+
+def _index(wanted: Wanted) -> str:
+    """Return the index of the rows that a search shows, by their repositories."""
+    return _BY_LISTED[False] if wanted.is_yanked else SHORT
 
 
 class _Counted(NamedTuple):

@@ -41,6 +41,7 @@ from adapterhub_registry.repos.search import (
     after_given,
     by_index,
     by_relevance,
+    by_repos,
     narrowed,
 )
 
@@ -181,7 +182,9 @@ def _walk(form: _PageForm) -> PreparedSql:
     # the numbers only: what a page shows is read of its own rows
     query: Select[Any] = select(order.label("place"), number)
     query = query.join_from(adapters, repos, same == adapters.c.repo_id)
-    query = by_index(query.where(*form.filters), adapters, form.by)
+    query = by_index(
+        query.where(*(form.filters if is_newest or form.by is None else by_repos(form.filters))), adapters, form.by
+    )
     if form.has_cursor:
         query = query.where(after_given(order, number))
     return PreparedSql(query.order_by(order.desc(), number.desc()).limit(PAGE_ROWS + 1))

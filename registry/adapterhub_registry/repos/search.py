@@ -40,7 +40,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from adapterhub.formats.manifest import CONTRACT_FILE, SIGNATURE_FILE
 from adapterhub.formats.relevance import MOST_RANKED, All, Matched, Wording, find, matched, question_words, weigh
-from adapterhub_registry.database.counting import about_repos
+from adapterhub_registry.database.counting import about_repos, keep, recall
 from adapterhub_registry.database.db import adapters, places, repo_tags, repos
 from adapterhub_registry.database.prepared import FoundNumbers, Met, Numbers, PreparedSql, numbers_of, plan_for_values
 from adapterhub_registry.database.search_tables import (
@@ -226,9 +226,7 @@ def ranked(
         asked = holds.asked(condition)
         return [number for (number,) in steps.held.tuples(connection, **wanted.given, words=asked, most=most)]
 
-    ((few, newest),) = steps.counted.tuples(connection, **wanted.given)
-    # among many, the numbers tell how many there are, to a power of two
-    builds = few if few < _COUNTED else 1 << newest.bit_length()
+    builds = _builds(connection, steps.counted, wanted.given)
     # those of the first pages need not know the rest, apart from whether there is one
     found = find(words, builds, _FIRST + 1 if first + limit <= _FIRST else MOST_RANKED, holders)
     numbers = json.dumps([one.number for one in found])
@@ -247,6 +245,19 @@ def ranked(
             for score, number, words in page[:fitted]
         },
     )
+
+
+def _builds(connection: Connection, counted: PreparedSql, given: Mapping[str, object]) -> int:
+    """Return how many builds meet some conditions; of many, their numbers tell it, to a power of two."""
+    key = counted, frozenset(given.items())
+    many: int | None = recall(connection, key)
+    if many is not None:
+        return many
+    ((few, newest),) = counted.tuples(connection, **given)
+    if few < _COUNTED:
+        return int(few)
+    keep(connection, key, 1 << newest.bit_length())
+    return 1 << int(newest).bit_length()
 
 
 _SAID: Final = PreparedSql(
@@ -352,10 +363,20 @@ def _first(element: _InSqlite, compiler: SQLCompiler, **options: object) -> str:
 @lru_cache(maxsize=MAX_WORDS)
 def _in_texts(count: int) -> ColumnElement[bool]:
     """Return whether so many words are in the text of a repository, in a row much shorter than that of an adapter."""
+    return _InSqlite(_text_of(adapters.c.repo_id, count))
+
+
+@lru_cache(maxsize=MAX_WORDS)
+def _text_of(number: ColumnElement[int], count: int) -> ColumnElement[bool]:
     words = (bindparam(f"word_{at}", type_=Text) for at in range(count))
     held = (texts.c.body.contains(word, escape=ESCAPE) for word in words)
-    mine = select(texts.c.repo_id).where(texts.c.repo_id == adapters.c.repo_id, *held).correlate(adapters)
-    return _InSqlite(mine.exists())
+    return select(texts.c.repo_id).where(texts.c.repo_id == number, *held).correlate(number.table).exists()
+
+
+def by_repos(filters: Iterable[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """Return filters of `narrowed` for a walk through repositories, which looks into a text before the adapter."""
+    texts_of = {_in_texts(count): count for count in range(1, MAX_WORDS + 1)}
+    return [_InSqlite(_text_of(repos.c.id, texts_of[one])) if one in texts_of else one for one in filters]
 
 
 def words_of(name: str, text: str | None) -> list[str]:
@@ -406,7 +427,8 @@ class Condition:
     `filters` holds for the rows of `adapters` that meet it, in a form that no index serves; None if other conditions
     cover it. `serves` is the same in a form whose index has the rows newest first, where there is one: the index of
     `column`. `holders` reads from an index the numbers of the repositories that may meet it; with `is_exact`, all of
-    them meet it. A row that meets it also meets those of the columns `covers`.
+    them meet it; `newest` reads the newest of many first, where an index can. A row that meets it also meets those of
+    the columns `covers`.
     """
 
     filters: ColumnElement[bool] | None
@@ -416,6 +438,7 @@ class Condition:
     holders: Numbers | None = None
     is_exact: bool = False
     covers: frozenset[str] = frozenset()
+    newest: Numbers | None = None
 
 
 def met(conditions: Iterable[Condition], *others: ColumnElement[bool] | Met) -> Met:
@@ -515,12 +538,14 @@ def rarest(
 def _read(
     connection: Connection, holders: Numbers, most: int, known: dict[object, tuple[int, FoundNumbers | None]] | None
 ) -> FoundNumbers | None:
-    if known is None:
-        return holders.read(connection, most)
     key = holders.statement, frozenset(holders.given.items())
-    asked, found = known.get(key, (-1, None))
-    if found is None and asked < most:
-        known[key] = most, (found := holders.read(connection, most))
+    asked, found = (-1, None) if known is None else known.get(key, (-1, None))
+    if found is None and asked < most and (recall(connection, key) or 0) < most:
+        found = holders.read(connection, most)
+        if found is None:  # there were more a moment ago: nobody looks again for a minute
+            keep(connection, key, most)
+        if known is not None:
+            known[key] = most, found
     return found if found is not None and found.many <= most else None
 
 
@@ -575,7 +600,15 @@ def holding_words(connection: Connection, index: Trigrams, words: Sequence[str])
     """
     longer, short = ([word for word in words if (len(word) >= GRAM) is long] for long in (True, False))
     groups = [longer] * bool(longer) + [[word] for word in short]
-    return [Condition(filters=None, holders=_holders_of(connection, index, group)) for group in groups]
+    newest = index.newest(longer) if longer and has_trigrams(connection) else None
+    return [
+        Condition(
+            filters=None,
+            holders=_holders_of(connection, index, group),
+            newest=newest if group is longer else None,
+        )
+        for group in groups
+    ]
 
 
 def _holders_of(connection: Connection, index: Trigrams, words: Sequence[str]) -> Numbers:
