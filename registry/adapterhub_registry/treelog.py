@@ -18,11 +18,26 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Row, Select, bindparam, case, delete, exists, func, insert, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Row,
+    Select,
+    Text,
+    bindparam,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    tuple_,
+)
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.dates import Moment
@@ -63,6 +78,7 @@ from adapterhub_registry.database.db import (
     repos,
 )
 from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import rows_of
 from adapterhub_registry.database.steps import windows
 
 PUBLIC: Final = 0
@@ -225,10 +241,16 @@ def root_at(connection: Connection, log: int, size: int) -> bytes:
 
 
 def _nodes(connection: Connection, log: int, wanted: Iterable[Node]) -> dict[Node, bytes]:
-    keys = [(log, level, position) for level, position in wanted]  # whole keys, or SQLite reads all of the log
-    at = tuple_(log_nodes.c.log, log_nodes.c.level, log_nodes.c.position).in_(keys)
-    rows = connection.execute(select(log_nodes.c.level, log_nodes.c.position, log_nodes.c.hash).where(at)).all()
-    return {(row.level, row.position): bytes(row.hash) for row in rows}
+    keys = json.dumps([level * _POSITIONS + position for level, position in wanted])
+    rows = _NODES.tuples(connection, log=log, keys=keys)
+    return {(level, position): bytes(value) for level, position, value in rows}
+
+
+_POSITIONS: Final = 1 << 48
+_KEY: Final = cast(rows_of(bindparam("keys", type_=Text)).c.value, BigInteger)
+_KEYS: Final = select(bindparam("log", type_=BigInteger), _KEY.op("/")(_POSITIONS), _KEY.op("&")(_POSITIONS - 1))
+_AT: Final = tuple_(log_nodes.c.log, log_nodes.c.level, log_nodes.c.position)  # whole, or SQLite reads all of the log
+_NODES: Final = PreparedSql(select(log_nodes.c.level, log_nodes.c.position, log_nodes.c.hash).where(_AT.in_(_KEYS)))
 
 
 def _roots(connection: Connection, log: int, ranges: Sequence[Range]) -> list[bytes]:
@@ -265,6 +287,20 @@ _RELEASES: Final = PreparedSql(
 )
 
 
+@lru_cache(maxsize=64)
+def _signer(seed: bytes, log: int) -> LogSigner:
+    if log == PUBLIC:
+        return LogSigner(seed)
+    # tells nothing of the number, which counts repositories
+    return LogSigner(seed, hmac.new(seed, b"log %d" % log, hashlib.sha256).hexdigest()[:16])
+
+
+@lru_cache(maxsize=64)
+def _signed(signer: LogSigner, size: int, root: bytes) -> str:
+    """Return the checkpoint of a tree; all proofs have the same one until the log grows, and bytes like any new one."""
+    return signer.sign(size, root)
+
+
 class TreeLog:
     """The logs of a registry, read and signed."""
 
@@ -287,16 +323,13 @@ class TreeLog:
                     insert_new(connection, facts, [{"name": _SEED, "value": new_seed().hex()}])
                     found = connection.scalar(wanted)
             self._seed = bytes.fromhex(str(found))
-        if log == PUBLIC:
-            return LogSigner(self._seed)
-        # tells nothing of the number, which counts repositories
-        return LogSigner(self._seed, hmac.new(self._seed, b"log %d" % log, hashlib.sha256).hexdigest()[:16])
+        return _signer(self._seed, log)
 
     def checkpoint(self, connection: Connection, log: int) -> str:
         """Return the signed head, with what witnesses co-signed of it."""
         size = size_of(connection, log)
         lines = [line for key in self._witnesses for at, line in [self._cosigned(connection, log, key)] if at == size]
-        return self.signer(log).sign(size, root_at(connection, log, size)) + "".join(lines)
+        return _signed(self.signer(log), size, root_at(connection, log, size)) + "".join(lines)
 
     def keep_cosignatures(self, log: int, note: str) -> int:
         """Keep what known witnesses co-signed of a head of a log, and return of how many it is the newest.
@@ -367,7 +400,7 @@ class TreeLog:
         ranges = [(0, size), *inclusion(row.position, size)]
         root, *hashes = _roots(connection, log, ranges)
         return Proof(
-            checkpoint=self.signer(log).sign(size, root) + line,
+            checkpoint=_signed(self.signer(log), size, root) + line,
             index=row.position,
             entry=bytes(row.entry).decode(),
             hashes=tuple(hashes),
