@@ -268,7 +268,7 @@ adapters = Table(
     # the same of a repository with a yanked version, in a search for these; its head where all are yanked
     Column("is_warned", Boolean, nullable=False, server_default=false()),
     Column("created_at", BigInteger, nullable=False),
-    Index("adapters_by_name", "name", "version"),
+    Index("adapters_by_name", "name", "version", "base_sha256"),  # of 10,000 versions for one base, it reads none
     Index("adapters_by_weights", "weights_sha256"),
 )
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from urllib.parse import urlencode
 
-from sqlalchemy import ColumnElement, Row, Select, String, bindparam, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Row, Select, String, bindparam, select, tuple_
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.digests import hex_of
@@ -39,6 +39,7 @@ from adapterhub_registry.access.rights import SEEN, is_seen
 from adapterhub_registry.api.context import Registry
 from adapterhub_registry.database.db import adapters, parents, releases, repos, sketches, slices
 from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.pages.files import repo_of, tabs_of
 from adapterhub_registry.pages.head import Top
@@ -100,31 +101,54 @@ def find_build(registry: Registry, connection: Connection, caller: Caller, repo:
     return ShownBuild(repo=found, version=version or "main", row=row, is_release=False)
 
 
-RELATED = select(
-    adapters,
-    repos.c.full_name,
-    repos.c.private,
-    repos.c.card,
-    releases.c.version.label("released_as"),
-    releases.c.yanked_at,
-    releases.c.yanked_reason,
-)
+Relation = Literal["digests", "weights", "alike", "name", "task", "name among", "task among", "newest", "repo", "base"]
+"""What builds have in common: which condition `related` asks."""
 
 
 def related(
-    registry: Registry, connection: Connection, caller: Caller, *where: ColumnElement[bool], most: int
+    registry: Registry, connection: Connection, caller: Caller, by: Relation, *, most: int, **given: object
 ) -> Iterator[ShownBuild]:
-    """Yield readable builds that meet the conditions, one per digest and repository, newest first."""
-    wanted: Select[Any] = RELATED.join(repos, repos.c.id == adapters.c.repo_id).outerjoin(releases, RELEASED_BUILD)
-    found = wanted.where(registry.repos.readable(caller), *where).order_by(adapters.c.created_at.desc()).limit(most)
+    """Yield readable builds with a relation to the values `given`, one per digest and repository, newest first."""
     seen: set[tuple[str, str]] = set()
-    for row in connection.execute(found):
+    for row in _related_by(by, registry.repos.readable(caller)).rows(connection, most=most, **given):
         key = (row.digest, row.full_name)
         if key not in seen:
             seen.add(key)
             yanked = row.yanked_reason or "" if row.yanked_at is not None else None
             version = row.released_as or row.commit_id
             yield ShownBuild(repo=row, version=version, row=row, yanked=yanked, is_release=row.released_as is not None)
+
+
+@lru_cache(maxsize=256)
+def _related_by(by: Relation, readable: ColumnElement[bool]) -> PreparedSql:
+    build = adapters.c
+    columns = (build.digest, build.commit_id, repos.c.full_name, repos.c.card)
+    of_release = (releases.c.version.label("released_as"), releases.c.yanked_at, releases.c.yanked_reason)
+    wanted = select(*columns, *of_release).join_from(adapters, repos, repos.c.id == build.repo_id)
+    wanted = wanted.outerjoin(releases, RELEASED_BUILD).where(readable, *_common(by))
+    return PreparedSql(wanted.order_by(build.created_at.desc()).limit(bindparam("most", type_=Integer)))
+
+
+def _common(by: Relation) -> Iterator[ColumnElement[bool]]:
+    build, is_release = adapters.c, releases.c.version.is_not(None)
+    if by in ("digests", "alike"):
+        yield among(build.digest, "digests")
+    if by == "weights":
+        yield build.weights_sha256 == bindparam("weights")
+        yield ~((build.repo_id == bindparam("repo")) & (build.commit_id == bindparam("commit")))
+    if by == "alike":
+        yield build.is_listed & SEEN & (build.base_sha256 == bindparam("base"))
+        yield build.weights_sha256 != bindparam("weights")
+    if by.startswith(("name", "task")):
+        yield (build.name if by.startswith("name") else build.task) == bindparam("value")
+        yield (build.base_sha256 != bindparam("base")) & is_release & build.is_listed
+        yield among(build.repo_id, "repos") if by.endswith("among") else repos.c.namespace == bindparam("namespace")
+    if by in ("newest", "base"):
+        yield build.is_listed
+    if by == "base":
+        yield build.base_sha256 == bindparam("base")
+    if by == "repo":
+        yield is_release & (build.repo_id == bindparam("repo"))
 
 
 def license_of(row: Row[Any]) -> str | None:
@@ -240,7 +264,8 @@ def lineage_page(here: Visit, asked: PageQuery) -> LineagePage:
     with registry.db.read() as connection:
         build = find_build(registry, connection, caller, asked.repo, asked.query.get("version", ""))
         seen = SeenBuilds(registry, connection, caller)
-        direct, above = seen.parents_of(build.row.digest), seen.ancestors_of(build.row.digest)
+        direct = seen.parents_of(build.row.digest)
+        above = seen.ancestors_of(build.row.digest, direct)
         return LineagePage(
             repo=build.repo.full_name,
             version=build.version,
@@ -266,18 +291,17 @@ class SeenBuilds:
     def __init__(self, registry: Registry, connection: Connection, caller: Caller) -> None:
         self._registry, self._connection, self._caller = registry, connection, caller
 
-    def builds(self, *where: ColumnElement[bool], most: int = MOST_LISTED) -> list[ShownBuild]:
-        """Those that meet the conditions, as `related`."""
-        return list(related(self._registry, self._connection, self._caller, *where, most=most))
+    def builds(self, by: Relation, most: int = MOST_LISTED, **given: object) -> list[ShownBuild]:
+        """Those with a relation, as `related`."""
+        return list(related(self._registry, self._connection, self._caller, by, most=most, **given))
 
     def parents_of(self, digest: str) -> list[Relative]:
         """Return the parents of the build; hidden ones have no address."""
-        wanted = select(parents).where(parents.c.digest == digest).order_by(parents.c.position)
-        rows = self._connection.execute(wanted.limit(MOST_LISTED)).all()
+        rows = _PARENTS.rows(self._connection, digest=digest)
         usual = "merged from" if len(rows) > 1 else "made from"  # until a worker has read the manifest again
-        named = {row.parent for row in rows if row.parent}
+        named = sorted({row.parent for row in rows if row.parent})
         known: dict[str, ShownBuild] = {}
-        for build in self.builds(adapters.c.digest.in_(named)) if named else ():
+        for build in self.builds("digests", digests=json.dumps(named)) if named else ():
             known.setdefault(build.row.digest, build)
         return [self._parent(row, row.relation or usual, known.get(row.parent)) for row in rows]
 
@@ -293,57 +317,62 @@ class SeenBuilds:
             yanked=found.yanked if found else None,
         )
 
-    def ancestors_of(self, digest: str) -> list[Relative]:
-        """All that the build was made from, however far up, each once."""
+    def ancestors_of(self, digest: str, direct: Sequence[Relative]) -> list[Relative]:
+        """All that the build was made from, however far up, each once; `direct` are its parents."""
         found: dict[str, Relative] = {}
-        waiting = [digest]
-        while waiting and len(found) < MOST_ANCESTORS:
-            for one in self.parents_of(waiting.pop()):
+        waiting, some = list[str](), direct
+        while some or (waiting and len(found) < MOST_ANCESTORS):
+            for one in some or self.parents_of(waiting.pop()):
                 if one.digest is not None and one.digest != digest and one.digest not in found:
                     found[one.digest] = one
                     waiting.append(one.digest)
+            some = ()
         return list(found.values())
 
     def alike(self, row: Row[Any]) -> list[Relative]:
         """Return the newest builds for the same base whose update has nearly the same direction, by their sketches."""
         comes = is_seen(self._connection, row.created_at)
         near = (self._registry.sketches.near(self._connection, row.digest, FLOOR) if comes else None) or {}
-        others = (adapters.c.base_sha256 == row.base_sha256) & adapters.c.is_listed & SEEN
-        others &= adapters.c.weights_sha256 != row.weights_sha256
-        builds = [build for some in slices(list(near)) for build in self.builds(others, adapters.c.digest.in_(some))]
+        mine = {"base": row.base_sha256, "weights": row.weights_sha256}
+        builds = [one for some in slices(list(near)) for one in self.builds("alike", digests=json.dumps(some), **mine)]
         return [
             relative(f"nearly the {'same' if cosine > 0 else 'opposite'} update: cosine about {cosine:.2f}", one)
             for one in builds
             if (cosine := near[one.row.digest])
         ][:MOST_LISTED]
 
-    def in_namespace(self, namespace: str) -> ColumnElement[bool]:
-        """Return whether a row of `adapters` is in a namespace: by its repositories, where these are few."""
+    def elsewhere(self, by: Literal["name", "task"], row: Row[Any], namespace: str) -> list[ShownBuild]:
+        """Return the newest of its name or task for other bases: by its repositories, where a namespace has few."""
         found = of_namespace(namespace).read(self._connection, few_of(self._connection))
-        return repos.c.namespace == namespace if found is None else adapters.c.repo_id.in_(json.loads(found.numbers))
+        given = {"value": getattr(row, by), "base": row.base_sha256}
+        if found is None:
+            return self.builds(by, MOST_ELSEWHERE, namespace=namespace, **given)
+        return self.builds(f"{by} among", MOST_ELSEWHERE, repos=found.numbers, **given)  # type: ignore[arg-type]
 
     def children_of(self, digest: str) -> list[Relative]:
         """Return the builds made from the build."""
-        rows = self._connection.execute(select(parents).where(parents.c.parent == digest).limit(MOST_LISTED)).all()
+        rows = _CHILDREN.rows(self._connection, digest=digest)
         weights = {row.digest: row.weight for row in rows}
-        found = self.builds(adapters.c.digest.in_(list(weights))) if weights else []
+        found = self.builds("digests", digests=json.dumps(list(weights))) if weights else []
         return [relative("made from it", build, weights[build.row.digest]) for build in found]
+
+
+_PARENTS: Final = PreparedSql(
+    select(parents).where(parents.c.digest == bindparam("digest")).order_by(parents.c.position).limit(MOST_LISTED)
+)
+_CHILDREN: Final = PreparedSql(select(parents).where(parents.c.parent == bindparam("digest")).limit(MOST_LISTED))
 
 
 def _others(seen: SeenBuilds, build: ShownBuild) -> list[Relative]:
     row, found = build.row, []
-    mine = (adapters.c.repo_id == row.repo_id) & (adapters.c.commit_id == row.commit_id)
     if row.weights_sha256:
-        same = seen.builds(adapters.c.weights_sha256 == row.weights_sha256, ~mine)
+        same = seen.builds("weights", weights=row.weights_sha256, repo=row.repo_id, commit=row.commit_id)
         found += [relative("same weights", one) for one in same]
     if row.base_sha256:
         found += seen.alike(row)
-        like = [(adapters.c.name, row.name, "name"), (adapters.c.task, row.task, "task")]
-        elsewhere = (adapters.c.base_sha256 != row.base_sha256) & releases.c.version.is_not(None)
-        elsewhere &= adapters.c.is_listed & seen.in_namespace(build.repo.namespace)
-        for column, value, what in like if row.name else ():
-            same = seen.builds(column == value, elsewhere, most=MOST_ELSEWHERE) if value else []
-            found += [relative(f"same {what} on another base", one) for one in same]
+        for by in ("name", "task") if row.name else ():
+            same = seen.elsewhere(by, row, build.repo.namespace) if getattr(row, by) else []
+            found += [relative(f"same {by} on another base", one) for one in same]
     return list({one.url: one for one in reversed(found)}.values())[::-1]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import ColumnElement
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import AdapterHubError, shown
@@ -15,10 +14,9 @@ from adapterhub.pages.figures import contract_words, lists_of, names_of, verdict
 from adapterhub.pages.page import PageQuery
 from adapterhub.pages.values import Badge, Compared, ComparePage
 from adapterhub_registry.api.context import Registry
-from adapterhub_registry.database.db import adapters, releases
 from adapterhub_registry.database.trees import FileTree
 from adapterhub_registry.errors import bad_request
-from adapterhub_registry.pages.builds import SeenBuilds, ShownBuild, badges_of, find_build
+from adapterhub_registry.pages.builds import Relation, SeenBuilds, ShownBuild, badges_of, find_build
 from adapterhub_registry.pages.files import config_of
 from adapterhub_registry.pages.head import contract_of, figures_of
 from adapterhub_registry.pages.visit import Visit
@@ -88,17 +86,17 @@ def compare_page(here: Visit, asked: PageQuery) -> ComparePage:
 def _groups(seen: SeenBuilds, anchor: ShownBuild | None) -> dict[str, list[tuple[str, str]]]:
     """Return the builds to compare one with: those like it, its versions, and its base's newest adapters."""
 
-    def choices(*where: ColumnElement[bool]) -> list[tuple[str, str]]:
-        return [_choice(one) for one in seen.builds(*where, most=MOST_LISTED)]
+    def choices(by: Relation, **given: object) -> list[tuple[str, str]]:
+        return [_choice(one) for one in seen.builds(by, MOST_LISTED, **given)]
 
     if anchor is None:
-        return {"Newest": choices(adapters.c.is_listed)}
-    base, versions = anchor.row.base_sha256, releases.c.version.is_not(None)
+        return {"Newest": choices("newest")}
+    base = anchor.row.base_sha256
     alike = seen.alike(anchor.row) if base else []
     return {
         "Same base, most alike": [(one.name, _text(one.name)) for one in alike],
-        "Other versions": choices(versions & (adapters.c.repo_id == anchor.row.repo_id)),
-        "Same base": choices(adapters.c.is_listed, adapters.c.base_sha256 == base) if base else [],
+        "Other versions": choices("repo", repo=anchor.row.repo_id),
+        "Same base": choices("base", base=base) if base else [],
     }
 
 
