@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from typing import Annotated, Any, Final, Literal
@@ -50,7 +51,7 @@ from adapterhub_registry.api.log_api import proof_of
 from adapterhub_registry.api.tests_api import ResultQuery, results_of, rule_seen
 from adapterhub_registry.database.db import adapters, derived, releases, repos, slices
 from adapterhub_registry.database.db import commits as commits_table
-from adapterhub_registry.database.prepared import PreparedSql
+from adapterhub_registry.database.prepared import GLANCED, PreparedSql
 from adapterhub_registry.database.search_tables import among
 from adapterhub_registry.database.trees import FileTree, TreeFile
 from adapterhub_registry.errors import HttpRefusal, forbidden, version_not_found
@@ -230,11 +231,10 @@ class _Looking:
     def answers(self, query: AheadQuery) -> Iterator[AheadAnswer]:
         yield _answer("api/adapt/v1/info", info_of(self._registry).model_dump_json().encode())
         wanted = dict.fromkeys([*query.adapter, *query.repo])
-        for full_name in dict.fromkeys(query.adapter):
+        for full_name, names in self._repositories(dict.fromkeys(query.adapter)).items():
             namespace, _, name = full_name.partition("/")
-            asked = {"author": namespace, "filter": f"adapter-name:{name}", "limit": MAX_LISTED}
-            names = self._tagged(namespace, str(asked["filter"]))
-            if names is not None and len(wanted) + len(names) <= MOST_REPOSITORIES:
+            asked = {"author": namespace, "filter": _tag(name), "limit": MAX_LISTED}
+            if len(wanted) + len(names) <= MOST_REPOSITORIES:
                 wanted |= dict.fromkeys(names)
                 yield _json(f"api/models?{urlencode(asked, quote_via=quote)}", [{"id": one} for one in names])
         seen = self._registry.repos.visible(self._caller)
@@ -259,15 +259,28 @@ class _Looking:
                     yield AheadAnswer(path=_path_of(name, query.version), error=refusal.code)
                 yield AheadAnswer(path=f"api/models/{name}/refs", error=refusal.code)
 
-    def _tagged(self, namespace: str, tag: str) -> list[str] | None:
-        """Return the repositories of a namespace with a tag; None for more than a few."""
+    def _repositories(self, full_names: Iterable[str]) -> dict[str, list[str]]:
+        """Return, by adapter, the repositories of its namespace with the tag of its name, unless these are many."""
+        found = {full_name: self._tagged(full_name) for full_name in full_names}
+        numbers = sorted({number for some in found.values() for number in some or ()})
+        names = dict[int, str](_NAMES.tuples(self._connection, numbers=json.dumps(numbers))) if numbers else {}
+        return {
+            full_name: [
+                names[number] for number in some if names[number].partition("/")[0] == full_name.partition("/")[0]
+            ]
+            for full_name, some in found.items()
+            if some is not None
+        }
+
+    def _tagged(self, full_name: str) -> list[int] | None:
+        """Return the repositories with the tag of an adapter, of all namespaces where these are few."""
         visible = self._registry.repos.sight(self._caller)
-        wanted = RepoListing(filters=(tag,), author=namespace, limit=MOST_REPOSITORIES)
+        namespace, _, name = full_name.partition("/")
+        wanted = RepoListing(filters=(_tag(name),), limit=GLANCED)
         page = list_repos(self._connection, wanted, visible)
         if page.more:
-            return None
-        names = dict[int, str](_NAMES.tuples(self._connection, numbers=json.dumps(page.ids)))
-        return [names[number] for number in page.ids]
+            page = list_repos(self._connection, replace(wanted, author=namespace, limit=MOST_REPOSITORIES), visible)
+        return None if page.more else page.ids
 
     def _version(self, row: Row[Any], version: str) -> AheadAnswer:
         try:
@@ -291,6 +304,8 @@ class _Looking:
         with contextlib.suppress(HttpRefusal):  # a damaged repository
             if not listed.versions:
                 yield from self._commit(row, row.head, (*MEDIA_TYPES, CARD_FILE), is_plain=True)
+            shown = [one.commit for one in listed.versions[: max(min(MOST_VERSIONS, self._commits_left - 1), 1)]]
+            trees = commits.trees_of(self._connection, row.id, shown) if shown else {}
             for one in listed.versions[:1]:
                 results = results_of(self._connection, row, str(one.version), ResultQuery())
                 if (proof := proof_of(self._registry, self._connection, row, name, str(one.version))) is not None:
@@ -298,10 +313,9 @@ class _Looking:
                     yield _answer(path, proof.model_dump_json().encode())
                 path = f"api/adapt/v1/adapters/{name}/tests/{quote(str(one.version), safe='')}"
                 yield _answer(path, results.model_dump_json().encode())
-                yield from self._commit(row, one.commit, [file for file in MEDIA_TYPES if file != WEIGHTS_FILE])
-            others = [one.commit for one in listed.versions[1 : min(MOST_VERSIONS, self._commits_left)]]
-            trees = commits.trees_of(self._connection, row.id, others) if others else {}
-            for commit in others:
+                files = [file for file in MEDIA_TYPES if file != WEIGHTS_FILE]
+                yield from self._commit(row, one.commit, files, tree=trees.get(one.commit))
+            for commit in shown[1:]:
                 yield from self._commit(row, commit, (), tree=trees.get(commit))
 
     def _commit(
@@ -347,6 +361,10 @@ class _Looking:
         begin = self._bytes(entry, min(entry.size, LENGTH_BYTES))
         end = LENGTH_BYTES + int.from_bytes(begin, "little")
         return self._bytes(entry, end) if end <= min(entry.size, SMALL_BYTES) else None
+
+
+def _tag(name: str) -> str:
+    return f"adapter-name:{name}"
 
 
 _NAMES: Final = PreparedSql(select(repos.c.id, repos.c.full_name).where(among(repos.c.id, "numbers")))
