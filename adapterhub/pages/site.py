@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from types import MappingProxyType
@@ -167,7 +167,7 @@ class _Visit:
             "viewer": self.source.viewer,
             "menu": tuple(replace(link, is_here=link.url == self.part) for link in self.source.menu()),
             "address": self.address,
-            "form_token": self.form_token,
+            "form_token": cache(self.form_token),  # a page may have hundreds of forms
             "json_url": f"?{urlencode(asked_json)}",
             "sign_in_url": f"/sign-in?then={quote(_target(request), safe='')}",
         }

@@ -31,7 +31,9 @@ from adapterhub_registry.pages.namespace import tabs_of
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.testing import change_rule, rule_of
 
-_ROWS: Final = 100
+_ROWS: Final = 50
+_NEWEST: Final = 100
+"""Of a list without further pages, so many are shown."""
 _CONDITIONS: Final = ("user", "action", "repo", "address", "since", "until")
 
 
@@ -42,7 +44,7 @@ def account_page(here: Visit, _asked: PageQuery, *, made: str | None = None, pro
     return AccountPage(
         user=user,
         memberships=tuple(here.registry.members.of(user)),
-        tokens=tuple(here.registry.tokens.newest(_ROWS, user=user)),
+        tokens=tuple(here.registry.tokens.newest(_NEWEST, user=user)),
         scopes=SCOPES,
         made=made,
         problem=problem,
@@ -113,7 +115,7 @@ def settings_page(
         url=url,
         members=tuple(found[:_ROWS]),
         teams=() if space == ALL else tuple(members.teams(space)),
-        invitations=tuple(members.invitations(space, limit=_ROWS)),
+        invitations=tuple(members.invitations(space, limit=_NEWEST)),
         publishers=() if space == ALL else tuple(publishers_of(here.registry, here.caller, space).records()),
         rule=rule,
         scopes=SCOPES,
