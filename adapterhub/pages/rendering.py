@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from markdown_it.token import Token
 
+    from adapterhub.pages.lists import AdapterLine
+
 MAX_CHARACTERS: Final = 1 << 17
 """How much of a card is shown; the whole file is one click away."""
 MAX_MARKS: Final = 4000
@@ -185,6 +187,7 @@ def _environment() -> Environment:
         "count": lambda number: f"{number:,}",
         "day": lambda at_ms: _moment(at_ms).strftime("%Y-%m-%d"),
         "engine": engine_name,
+        "hit": _hit,
         "instant": lambda at_ms: _moment(at_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "in_parts": _in_parts,
         "in_path": lambda text: quote(text, safe=""),
@@ -197,7 +200,20 @@ def _environment() -> Environment:
 
 def _shown(value: object) -> object:
     """Return an expression's text for the page: no mark of direction gets there unseen."""
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if value.__class__ is not str:
+        return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+    return value if value.isascii() and value.isprintable() else visible(value)
+
+
+def _hit(adapter: AdapterLine, *, prefix: bool = True) -> Markup:
+    """Return the HTML of a line in a list, the same one for a minute: it says how long ago something was."""
+    return _hit_at(adapter, int(time.time() // 60), prefix=prefix)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hit_at(adapter: AdapterLine, _minute: int, *, prefix: bool) -> Markup:
+    parts: Any = _environment().get_template("parts.html").module
+    return Markup(parts.hit(adapter, prefix=prefix))  # noqa: S704 - a template escapes
 
 
 def _in_parts(repo: str) -> tuple[str, str]:
