@@ -51,7 +51,7 @@ class Holding:
 
     @cached_property
     def digests(self) -> Collection[str]:
-        """What it has locked, now or before, and what its merges are made from."""
+        """The builds that it has locked, now or before, and the inputs of its merges."""
         entries = (self.entries or {}).values()
         leaves = (leaf for entry in entries if isinstance(entry, LockedMerge) for leaf in entry.step.leaves())
         return {*self.project.digests, *(one.digest or "" for one in (*entries, *leaves))}

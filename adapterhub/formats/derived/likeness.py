@@ -49,7 +49,7 @@ def pursue(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> lis
 
 
 def pursued(target: bytes, known: NDArray[Any], begin: Sequence[int] = ()) -> tuple[list[int], float]:
-    """Return the same, and the norm of what the sum leaves, as a share of that of `target`."""
+    """Return the same, and the norm of the remainder, as a share of that of `target`."""
     whole, rows = directions([target])[0], directions(known)
     taken, left = list(begin)[:MOST_PARENTS], whole
     weights = _solved(rows[taken], whole)

@@ -96,7 +96,7 @@ _naming: Final = threading.Lock()
 
 
 def _names_of(library: Library) -> InstalledNames:
-    """Return the names of a library, which a process keeps while the index stays as it is."""
+    """Return the names of a library, which a process keeps until the index changes."""
     with _naming:
         stamp = library.catalog.index.stamp()
         kept, names = _NAMES.get(library.root, (None, InstalledNames()))

@@ -130,9 +130,9 @@ class Aliases:
         return self._by_build(self._files(f"{_stem(adapter)}@" if adapter else ""), strict=strict)
 
     def shown_with(self, adapter: str) -> dict[str, list[str]]:
-        """By digest, the aliases of one adapter that have a build as a target, for a page: damaged files say nothing.
+        """Return by digest the aliases of one adapter that have a build as a target, for a page; skip damaged files.
 
-        The names of the files are read once and kept while their folder stays as it is.
+        The names of the files are read once and kept until their folder changes.
         """
         paths = [self._folder / name for name in _listed(self._folder).get(_stem(adapter), ())]
         return {digest: names for (_, digest), names in self._by_build(paths).items()}

@@ -248,7 +248,7 @@ def ranked(
 
 
 def _builds(connection: Connection, counted: PreparedSql, given: Mapping[str, object]) -> int:
-    """Return how many builds meet some conditions; of many, their numbers tell it, to a power of two."""
+    """Return how many builds meet some conditions; for many, estimate to a power of two by their numbers."""
     key = counted, frozenset(given.items())
     many: int | None = recall(connection, key)
     if many is not None:
@@ -542,7 +542,7 @@ def _read(
     asked, found = (-1, None) if known is None else known.get(key, (-1, None))
     if found is None and asked < most and (recall(connection, key) or 0) < most:
         found = holders.read(connection, most)
-        if found is None:  # there were more a moment ago: nobody looks again for a minute
+        if found is None:  # there were more a moment ago: no request looks again for a minute
             keep(connection, key, most)
         if known is not None:
             known[key] = most, found
