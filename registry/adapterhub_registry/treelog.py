@@ -91,6 +91,8 @@ _KEPT: Final = ("adapter", "version", "digest", "alias", "targets", "to")
 
 The entry of a release that a job of a CI published also has `publisher`: the digest of what the registry attests.
 """
+AT_ONCE: Final = 500
+"""So many releases a transaction looks at to record them, as pushes wait for it."""
 _SEED: Final = "log_key"
 _COSIGNED: Final = "cosigned {} {}"
 _LOGGED: Final = frozenset(
@@ -141,16 +143,18 @@ def complete(database: Database, repo_id: int | None = None) -> None:
         releases, repos
     )
     keys = (releases.c.repo_id, releases.c.version_key)
-    for window in [releases.c.repo_id == repo_id] if repo_id is not None else windows(database, keys):
+    for window in [releases.c.repo_id == repo_id] if repo_id is not None else windows(database, keys, AT_ONCE):
         wanted = _RELEASED.join(repos, repos.c.id == releases.c.repo_id).where(window, lacking)
         with database.read() as connection:
             if connection.execute(wanted.limit(1)).first() is None:
                 continue
         with database.begin() as connection:
             lock_name(connection, "releases without an entry")
-            for row in connection.execute(wanted.order_by(*keys)).all():
-                repo = connection.execute(select(repos).where(repos.c.id == row.repo_id)).one()
-                _record(connection, repo, row)
+            rows = connection.execute(wanted.order_by(*keys)).all()
+            for number, mine in groupby(rows, key=attrgetter("repo_id")):
+                repo = connection.execute(select(repos).where(repos.c.id == number)).one()
+                for row in mine:
+                    _record(connection, repo, row)
 
 
 _RELEASED: Final = select(

@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from adapterhub_registry import outbox, treelog
 from adapterhub_registry.database.db import Database, log_entries, log_nodes, repos
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, event, insert, select
 from sqlalchemy.engine import Connection
 
 from adapterhub.formats.treelog import EMPTY_ROOT, Head, LogKey, extends, includes, leaf_hash, opened_note
@@ -154,6 +154,26 @@ def test_a_log_that_is_new_records_the_releases_that_stand(server: Running) -> N
     assert sorted(said(server)) == [("version.recorded", f"acme/a{number}") for number in range(3)]
     assert said(server, f"{LOG}/of/acme/secret") == [("version.recorded", "acme/secret")]
     assert server.get(f"{LOG}/releases/acme/a1/3.0").status_code == 404
+
+
+def test_no_push_waits_for_many_releases_that_are_recorded(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transaction that records them holds the log."""
+    for number in range(5):
+        server.push(f"acme/a{number}", b"w%d" % number)
+    with server.registry.db.begin() as connection:
+        connection.execute(delete(log_entries))
+        connection.execute(delete(log_nodes))
+    recorded: list[int] = []
+
+    def count(_connection: object, _cursor: object, text: str, given: Sequence[object], *more: object) -> None:
+        if text.startswith("INSERT INTO log_entries"):
+            recorded.append(len(given) if more[-1] else 1)
+
+    monkeypatch.setattr(treelog, "AT_ONCE", 2)
+    event.listen(server.registry.db.engine, "before_cursor_execute", count)
+    treelog.complete(server.registry.db)
+
+    assert (max(recorded), sum(recorded)) == (2, 5)
 
 
 @pytest.mark.parametrize(
