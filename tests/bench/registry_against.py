@@ -49,7 +49,8 @@ VARIES: Final = (
     r"nonce[-=]\"?[\w+/=-]+",
     r'name="form_token" value="\w+',
     r"\?v=\w+",
-    f"{datetime.now(timezone.utc):%Y-%m-%d}T[0-9:.]+Z?",
+    f"{datetime.now(timezone.utc):%Y-%m-%d}[T ][0-9:.]+Z?",
+    r">(\d+ (second|minute)s? ago|just now)<",
 )
 """Addresses, what a page draws anew, the versions of its style and scripts, and the times of today."""
 LIMITS: Final = (5, 10)

@@ -60,10 +60,10 @@ class Running:
     _spent: dict[int, float] = field(default_factory=dict)
 
     def cpu_s(self) -> float:
-        """The CPU of all of them so far, of those that have ended, too."""
-        every = [child for one in self.processes for child in (one, *one.children(recursive=True))]
-        for one in every:
-            self._spent[one.pid] = max(_cpu_s(one), self._spent.get(one.pid, 0.0))
+        """The CPU of all of them so far, of the processes and threads that have ended, too."""
+        for one in self.processes:
+            for process in (one, *one.children(recursive=True)):
+                self._spent.update(_cpu_of_threads(process))
         return sum(self._spent.values())
 
     def calm(self) -> Running:
@@ -84,13 +84,11 @@ def code_of(checkout: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "registry")])}
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    spent = 0
+def _cpu_of_threads(process: psutil.Process) -> Iterator[tuple[int, float]]:
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{process.pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                spent += int((task / "schedstat").read_text().split()[0])
-    return spent / 1e9
+                yield int(task.name), int((task / "schedstat").read_text().split()[0]) / 1e9
 
 
 @contextlib.contextmanager
