@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from adapterhub_registry.api.adapt_models import Releases
 
 from adapterhub.formats.cards.card import make_card
 from adapterhub.formats.manifest import CARD_FILE, MANIFEST_FILE, MEDIA_TYPES
@@ -118,8 +119,10 @@ def test_versions_are_listed_newest_first(server: Running, namespace: str, publi
     for number, version in enumerate(("1.9.0", "1.10.0")):
         publish("legal-qa", version=version, seed=number)
 
-    answer = httpx.get(f"{server.url}{V1}/adapters/{namespace}/legal-qa/versions").json()
+    said = httpx.get(f"{server.url}{V1}/adapters/{namespace}/legal-qa/versions")
+    answer = said.json()
 
+    assert said.text == Releases.model_validate_json(said.content).model_dump_json()  # as the documented type has it
     assert [release["version"] for release in answer["versions"]] == ["1.10.0", "1.9.0"]
     assert [release["yanked"] for release in answer["versions"]] == [None, None]
 

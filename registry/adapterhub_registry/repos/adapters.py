@@ -315,15 +315,22 @@ _AT_COMMIT: Final = PreparedSql(
 
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:
-    """Return an adapter's row in the form of the API."""
-    same = ("name", "version", "base_sha256", "task", "peft_type", "rank", "alpha", "dtype", "parameters")
+    """Return an adapter's row in the form and the order of the API."""
     return {
-        **{name: getattr(row, name) for name in same},
+        "name": row.name,
+        "version": row.version,
         "digest": f"sha256:{row.digest}",
         "adapter_sha256": row.weights_sha256,
         "base": row.base_model,
-        "method": list(_listed(row.methods)),
-        "target_modules": list(_listed(row.target_modules)),
+        "base_sha256": row.base_sha256,
+        "task": row.task,
+        "peft_type": row.peft_type,
+        "method": _listed(row.methods),
+        "rank": row.rank,
+        "alpha": row.alpha,
+        "target_modules": _listed(row.target_modules),
+        "dtype": row.dtype,
+        "parameters": row.parameters,
         "description": row.description or "",
     }
 
@@ -579,11 +586,21 @@ def newest_version(connection: Connection, repo_id: int) -> Row[Any] | None:
 
 def has_one_base(connection: Connection, repo_id: int, base_sha256: str | None) -> bool:
     """Return whether every build of a repository is for the base of this digest."""
-    mine, base = adapters.c.repo_id == repo_id, adapters.c.base_sha256
     if base_sha256 is None:
         return False
-    others = (base.is_(None), base < base_sha256, base > base_sha256)  # each by an index
-    return all(connection.scalar(select(literal(1)).where(mine, other).limit(1)) is None for other in others)
+    return not any(other.tuples(connection, repo=repo_id, base=base_sha256) for other in _OTHER_BASES)
+
+
+def _of_other(base: ColumnElement[bool]) -> PreparedSql:
+    return PreparedSql(select(literal(1)).where(adapters.c.repo_id == bindparam("repo"), base).limit(1))
+
+
+_OTHER_BASES: Final = [
+    _of_other(adapters.c.base_sha256.is_(None)),
+    _of_other(adapters.c.base_sha256 < bindparam("base")),
+    _of_other(adapters.c.base_sha256 > bindparam("base")),
+]
+"""Each goes by an index."""
 
 
 def version_in(connection: Connection, repo_id: int, version: str) -> Row[Any] | None:
