@@ -206,7 +206,7 @@ def _shown(value: object) -> object:
 
 
 def _hit(adapter: AdapterLine, *, prefix: bool = True) -> Markup:
-    """Return the HTML of a line in a list, the same one for a minute: it says how long ago something was."""
+    """Return the HTML of a line in a list; the same one for a minute, as its age grows."""
     return _hit_at(adapter, int(time.time() // 60), prefix=prefix)
 
 
