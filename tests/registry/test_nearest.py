@@ -190,7 +190,7 @@ def test_the_file_is_made_when_there_are_many_and_words_serve_until_then(place: 
     searcher = place.searcher()
     with place.database.read() as connection:
         assert not searcher.serves(connection, "two words", "auto")
-        with pytest.raises(HttpRefusal, match="makes its index") as refused:
+        with pytest.raises(HttpRefusal, match="still building its index") as refused:
             searcher.serves(connection, "two words", "meaning")
     assert refused.value.status == 503
 
