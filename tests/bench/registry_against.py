@@ -49,6 +49,7 @@ VARIES: Final = (
     r"nonce[-=]\"?[\w+/=-]+",
     r'name="form_token" value="\w+',
     r"\?v=\w+",
+    r'"next_cursor":"[\w=-]+',
     f"{datetime.now(timezone.utc):%Y-%m-%d}[T ][0-9:.]+Z?",
     r">(\d+ (second|minute)s? ago|just now)<",
 )

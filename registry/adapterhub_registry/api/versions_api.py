@@ -33,6 +33,7 @@ from adapterhub_registry.api.adapt_models import (
     AdapterOf,
     ApiAnswer,
     ApiQuestion,
+    ListedFacts,
     NamePage,
     NamePart,
     ReleaseFacts,
@@ -147,7 +148,8 @@ def release_of(connection: Connection, repo: Row[Any], version: str) -> ReleaseF
 def _release(row: Row[Any]) -> dict[str, Any]:
     """Return the members of `ReleaseFacts`, in their order."""
     why = None if row.yanked_at is None else why_yanked(row)
-    return index.facts_json(row) | {
+    facts = index.facts_json(row)
+    return {name: facts[name] for name in ListedFacts.model_fields} | {
         "version": row.released_as,
         "tag": row.tag,
         "commit": row.commit_id,

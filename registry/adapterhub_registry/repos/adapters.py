@@ -315,22 +315,22 @@ _AT_COMMIT: Final = PreparedSql(
 
 
 def facts_json(row: Row[Any]) -> dict[str, Any]:
-    """Return an adapter's row in the form and the order of the API."""
+    """Return an adapter's row in the form of the API."""
     return {
         "name": row.name,
         "version": row.version,
-        "digest": f"sha256:{row.digest}",
-        "adapter_sha256": row.weights_sha256,
-        "base": row.base_model,
         "base_sha256": row.base_sha256,
         "task": row.task,
         "peft_type": row.peft_type,
-        "method": _listed(row.methods),
         "rank": row.rank,
         "alpha": row.alpha,
-        "target_modules": _listed(row.target_modules),
         "dtype": row.dtype,
         "parameters": row.parameters,
+        "digest": f"sha256:{row.digest}",
+        "adapter_sha256": row.weights_sha256,
+        "base": row.base_model,
+        "method": _listed(row.methods),
+        "target_modules": _listed(row.target_modules),
         "description": row.description or "",
     }
 
