@@ -92,7 +92,7 @@ _KEPT: Final = ("adapter", "version", "digest", "alias", "targets", "to")
 The entry of a release that a job of a CI published also has `publisher`: the digest of what the registry attests.
 """
 AT_ONCE: Final = 500
-"""So many releases a transaction looks at to record them, as pushes wait for it."""
+"""So many releases a transaction records, as pushes wait for it."""
 _SEED: Final = "log_key"
 _COSIGNED: Final = "cosigned {} {}"
 _LOGGED: Final = frozenset(
@@ -143,18 +143,19 @@ def complete(database: Database, repo_id: int | None = None) -> None:
         releases, repos
     )
     keys = (releases.c.repo_id, releases.c.version_key)
-    for window in [releases.c.repo_id == repo_id] if repo_id is not None else windows(database, keys, AT_ONCE):
+    for window in [releases.c.repo_id == repo_id] if repo_id is not None else windows(database, keys):
         wanted = _RELEASED.join(repos, repos.c.id == releases.c.repo_id).where(window, lacking)
         with database.read() as connection:
-            if connection.execute(wanted.limit(1)).first() is None:
-                continue
-        with database.begin() as connection:
-            lock_name(connection, "releases without an entry")
-            rows = connection.execute(wanted.order_by(*keys)).all()
-            for number, mine in groupby(rows, key=attrgetter("repo_id")):
-                repo = connection.execute(select(repos).where(repos.c.id == number)).one()
-                for row in mine:
-                    _record(connection, repo, row)
+            is_lacking = connection.execute(wanted.limit(1)).first() is not None
+        while is_lacking:
+            with database.begin() as connection:
+                lock_name(connection, "releases without an entry")
+                rows = connection.execute(wanted.order_by(*keys).limit(AT_ONCE)).all()
+                for number, mine in groupby(rows, key=attrgetter("repo_id")):
+                    repo = connection.execute(select(repos).where(repos.c.id == number)).one()
+                    for row in mine:
+                        _record(connection, repo, row)
+            is_lacking = len(rows) == AT_ONCE
 
 
 _RELEASED: Final = select(
