@@ -53,6 +53,7 @@ VARIANTS: Final = {
     "user": "with `--user`",
     "team": "with `--team`",
     "invite": "with `--invite`",
+    "about": "with `--about`",
     "withdraw": "with `--withdraw`",
     "remove": "with `--remove`",
     "users": "with `--users`",

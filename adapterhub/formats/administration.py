@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from adapterhub.core.dates import Moment
 from adapterhub.core.digests import Digest, canonical_json
@@ -280,6 +280,18 @@ class NamespaceRule(Documented):
     def key_of(self, fingerprint: Digest) -> TesterKey | None:
         """Return the key with this fingerprint."""
         return next((key for key in self.keys if key.fingerprint == fingerprint), None)
+
+
+MOST_ABOUT: Final = 200
+"""Characters in the line of text about a namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceAbout(Documented):
+    """A namespace, and the line of text about it."""
+
+    namespace: str
+    about: Annotated[str, "one line of plain text; empty without one"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

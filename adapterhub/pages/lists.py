@@ -129,6 +129,7 @@ class NamespacePage:
     feed_url: str
     members: int | None = None
     members_url: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -650,7 +650,10 @@ class JoinPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespacePage:
-    """The members of a namespace and their rights; `link` is of a new invitation, shown once. `*` is all namespaces."""
+    """The members of a namespace and their rights; `link` is of a new invitation, shown once. `*` is all namespaces.
+
+    `about` is the line of text about it.
+    """
 
     namespace: str
     url: str
@@ -660,6 +663,7 @@ class NamespacePage:
     publishers: tuple[Publisher, ...]
     rule: NamespaceRule | None
     scopes: tuple[str, ...]
+    about: str = ""
     more_url: str | None = None
     link: str | None = None
     done: str = ""

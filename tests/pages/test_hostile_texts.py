@@ -13,7 +13,8 @@ from urllib.parse import quote
 import httpx
 import pytest
 from adapterhub_registry.database import db, people
-from sqlalchemy import insert, update
+from adapterhub_registry.database.account_tables import abouts
+from sqlalchemy import delete, insert, update
 
 from adapterhub.core.digests import canonical_json
 from adapterhub.pages.rendering import MAX_MARKS, card_html, visible
@@ -179,6 +180,20 @@ def name_everyone(server: Running, texts: tuple[str, ...]) -> None:
             connection.execute(insert(db.test_keys).values(**key, **now))
             job = {"repo": "zoo/names", "issuer": new, "claims": json.dumps({"sub": new}), "created_by": new}
             connection.execute(insert(db.publishers).values(**job, **now))
+
+
+def test_no_line_about_a_namespace_takes_over_its_pages(page, hostile):
+    """A copy of a database that someone else wrote has lines that no form takes."""
+    boss = hostile.registry.tokens.create("boss", "admin")
+    with quiet(page, hostile.url):
+        sign_in(page, hostile, boss)
+        page.wait_for_url("**/admin")
+        for text in (*MARKUP, *ALL[-8:]):
+            with hostile.registry.db.begin() as connection:
+                connection.execute(delete(abouts))
+                connection.execute(insert(abouts).values(namespace="zoo", about=text[:200].replace("\0", "")))
+            for path in ("/zoo", "/zoo?tab=keys", "/zoo/-/settings"):
+                look(page, hostile.url, path)
 
 
 def test_no_name_of_a_member_or_a_team_takes_over_the_pages_of_a_namespace(page, hostile):

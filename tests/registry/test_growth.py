@@ -309,5 +309,5 @@ TOLD: Final = {
 BY_INDEX: Final = frozenset({"Index Scan", "Index Only Scan"})
 COLLECTING: Final = frozenset({"Sort", "Aggregate", "Hash", "Materialize", "WindowAgg"})
 SCAN: Final = re.compile(r"SCAN (\w+?)(?:_[0-9]+)?(?: USING (?:COVERING )?INDEX \w+)?$")
-BOUNDED: Final = frozenset({"facts", "refusals", "webhooks", "test_rules", "test_keys", "publishers"})
+BOUNDED: Final = frozenset({"facts", "refusals", "webhooks", "test_rules", "test_keys", "publishers", "abouts"})
 GROWING: Final = frozenset(metadata.tables) - BOUNDED

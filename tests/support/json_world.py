@@ -272,6 +272,7 @@ def _registry(w: World) -> None:
     w.says("registry-accounts", "registry", "accounts", *here)
     members = ("registry", "members", TEAM, *here)
     w.says("registry-members.team", *members, "--team", "legal", "--role", "write", "--repos", "legal-*,qa")
+    w.says("registry-members.about", *members, "--about", "Adapters for contracts")
     number = w.says("registry-members.invite", *members, "--invite", "--team", "legal")["id"]
     w.says("registry-members.withdraw", *members, "--withdraw", number)
     w.adapt.json(*members, "--add", "ben", "--role", "read")

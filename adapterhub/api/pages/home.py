@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS: Final = 12
 _MOST_LINES: Final = 25
+_MOST_IN_ALL: Final = 150
+"""Adapters of all bases together; with many bases, each shows fewer."""
 _MOST_UNUSED: Final = 200
 BEGIN: Final = (
     ("Register a base", "adapt base add ./models/base-7b --as base-7b"),
@@ -115,8 +117,9 @@ class _Groups:
         known = {base.alias: base for base in self._bases}
         keys = sorted(self._declared, key=lambda key: (not _has_weights(known.get(key)), -self._counts[key], key))
         rows: dict[str, list[BuildRow]] = {}
+        most = min(_MOST_LINES, _MOST_IN_ALL // max(min(len(keys), _MOST_GROUPS), 1))
         for key in keys[:_MOST_GROUPS]:
-            newest = Filters(bases=tuple(self._declared[key]), limit=_MOST_LINES)
+            newest = Filters(bases=tuple(self._declared[key]), limit=most)
             rows[key] = ask(self._here.library.session, lambda index: index.search(newest)) if self._counts[key] else []  # noqa: B023 - called at once
         self._uses.look_ahead([row.digest for some in rows.values() for row in some])
         for key, some in rows.items():

@@ -451,6 +451,7 @@ REGISTRY: dict[str, Any] = {
     "registry-publishers": list[document_of(administration.Publisher)],
     "registry-members": list[document_of(administration.Member)],
     "registry-members.team": list[document_of(administration.Team)],
+    "registry-members.about": document_of(administration.NamespaceAbout),
     "registry-members.invite": document_of(administration.NewInvitation),
     "registry-members.withdraw": list[document_of(administration.Invitation)],
     "registry-members.remove": list[document_of(administration.RemovedMember)],

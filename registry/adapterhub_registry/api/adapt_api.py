@@ -25,6 +25,7 @@ from adapterhub_registry.api import (
     events_api,
     log_api,
     members_api,
+    namespaces_api,
     publish_api,
     sign_in_api,
     tests_api,
@@ -296,7 +297,17 @@ _METRICS: Final = {
 }
 
 
-for _part in (events_api, log_api, members_api, publish_api, sign_in_api, tests_api, trusted_api, versions_api):
+for _part in (
+    events_api,
+    log_api,
+    members_api,
+    namespaces_api,
+    publish_api,
+    sign_in_api,
+    tests_api,
+    trusted_api,
+    versions_api,
+):
     router.routes += _part.router.routes
 
 

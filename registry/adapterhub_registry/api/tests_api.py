@@ -197,7 +197,7 @@ def show_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> Na
 
 def rule_seen(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> NamespaceRule:
     """Return the rule of a namespace as a caller sees it."""
-    seen = caller.owns(namespace) or _has_visible(registry, connection, caller, namespace)
+    seen = caller.owns(namespace) or has_visible(registry, connection, caller, namespace)
     rule = rule_of(connection, namespace) if seen else None
     return rule or NamespaceRule(namespace=namespace)
 
@@ -221,7 +221,8 @@ def set_rule(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted
         )
 
 
-def _has_visible(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> bool:
+def has_visible(registry: Registry, connection: Connection, caller: Caller, namespace: str) -> bool:
+    """Return whether a caller sees a repository of a namespace."""
     seen = select(repos.c.id).where(repos.c.namespace == namespace, registry.repos.visible(caller))
     return connection.scalar(seen.limit(1)) is not None
 

@@ -1,4 +1,4 @@
-"""The tables of people who sign in at an issuer, and of programs that wait for a person to approve a token."""
+"""The tables of people who sign in at an issuer, of programs that wait for approval, and of lines about namespaces."""
 
 from __future__ import annotations
 
@@ -40,4 +40,12 @@ device_requests: Final = Table(
     Column("state", String(8), nullable=False),  # waiting | approved | refused
     Column("approved_by", ForeignKey("tokens.id")),  # the token of the session
     sqlite_autoincrement=True,
+)
+
+abouts: Final = Table(
+    "abouts",
+    metadata,
+    # one line of plain text about a namespace, by its administrators
+    Column("namespace", String(96), primary_key=True),
+    Column("about", String(200), nullable=False),
 )

@@ -31,8 +31,8 @@ from adapterhub.core.errors import Conflict, Malformed, UsageProblem, shown
 
 UNRELEASED: Final = ("0001", "0002", "0003", "0004")
 """Schemas from before the first release, which `initial` migrates; databases of the first one name no revision."""
-HEAD: Final = "0040"
-KNOWN: Final = (*UNRELEASED, *(f"{number:04}" for number in range(5, 40)), HEAD)
+HEAD: Final = "0041"
+KNOWN: Final = (*UNRELEASED, *(f"{number:04}" for number in range(5, 41)), HEAD)
 OLDEST: Final = "0035"
 """The oldest schema whose program works on a database of this one."""
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

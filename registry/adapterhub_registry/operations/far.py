@@ -33,6 +33,7 @@ from adapterhub.formats.administration import (
     Invitation,
     LogEntry,
     Member,
+    NamespaceAbout,
     NamespaceRule,
     NewInvitation,
     NewWebhook,
@@ -244,6 +245,10 @@ class FarMembers(FarRegistry):
     def records(self, namespace: str) -> list[Member]:
         """Return the members of a namespace and of its teams."""
         return self.all_in(Member, f"{_space(namespace)}/members", "members")
+
+    def describe(self, namespace: str, about: str) -> NamespaceAbout:
+        """Change the line about a namespace on its page."""
+        return self.record_in(NamespaceAbout, self.send("POST", _space(namespace), {"about": about}))
 
     def add(self, namespace: str, user: str, **about: object) -> Member:
         """Make a user a member, with a `role` or in a `team`, perhaps for `days`."""

@@ -456,6 +456,7 @@ def publishers(
 @click.option("--team", default="", metavar="TEAM", help="Team of NAMESPACE; with only --role, create or change it.")
 @click.option("--repos", default="", metavar="NAMES", help="Names of the team, such as `legal-*,qa` [default: all].")
 @click.option("--days", type=float, metavar="N", help="Let the membership, or the link, end after N days.")
+@click.option("--about", metavar="TEXT", help="Say this about NAMESPACE on its page, in one line; '' removes it.")
 @click.option(
     "--list", "what", type=click.Choice(list(_LISTS)), default="members", show_default=True, help="List these instead."
 )
@@ -472,6 +473,7 @@ def members(
     team: str,
     repos: str,
     days: float | None,
+    about: str | None,
     what: str,
     as_json: bool,
     **given: object,
@@ -491,15 +493,18 @@ def members(
       adapt registry members '*' --remove ben --root ./registry-data
     """
     far = registry_in(given, FarMembers)
-    about: dict[str, object] = {"team": team} if team else {"role": role}
-    if invite:
+    place: dict[str, object] = {"team": team} if team else {"role": role}
+    if about is not None:
+        said = far.describe(namespace, about)
+        _show(said, f"{namespace}: {said.about or 'says nothing about itself'}", as_json=as_json)
+    elif invite:
         more = {"user": add} if add is not None else {}
-        made = far.invite(namespace, **about, **more, **({} if days is None else {"days": days}))
+        made = far.invite(namespace, **place, **more, **({} if days is None else {"days": days}))
         _show(made, made.link, as_json=as_json)
     elif withdraw is not None:
         show_rows(Invitation, [far.withdraw(namespace, withdraw)], as_json=as_json)
     elif add is not None:
-        show_rows(Member, [far.add(namespace, add, **about, days=days)], as_json=as_json)
+        show_rows(Member, [far.add(namespace, add, **place, days=days)], as_json=as_json)
     elif remove is not None and team:
         show_rows(Member, [far.leave_team(namespace, remove, team)], as_json=as_json)
     elif remove is not None:

@@ -20,6 +20,7 @@ from adapterhub_registry.pages.facets import bases_of
 from adapterhub_registry.pages.search import PAGE_ROWS, counting_of, list_page
 from adapterhub_registry.pages.visit import Visit
 from adapterhub_registry.pages.wanted import Wanted
+from adapterhub_registry.repos.abouts import about_of
 from adapterhub_registry.repos.listing import RepoListing, list_repos
 from adapterhub_registry.testing import rule_of
 
@@ -47,7 +48,7 @@ def namespace_page(here: Visit, asked: PageQuery) -> NamespacePage:
         counting = counting_of(here, connection)
         listed = list_page(here, connection, wanted, counting)
         whole = counting.matching(Wanted(given={"namespace": name}, place=f"/{name}"))
-        keys = rule_of(connection, name).keys
+        keys, about = rule_of(connection, name).keys, about_of(connection, name).about
     events = feed_of(here, PageQuery(query={"namespace": name})).entries if tab == "activity" else ()
     is_managed = caller.administers(name)
     members = registry.members.records(name, limit=MOST_MEMBERS + 1) if is_managed else ()
@@ -67,6 +68,7 @@ def namespace_page(here: Visit, asked: PageQuery) -> NamespacePage:
             for one in events
         ),
         feed_url=f"/feed?{urlencode({'namespace': name})}",
+        about=about,
     )
 
 

@@ -29,6 +29,7 @@ from adapterhub_registry.api.trusted_api import publishers_of
 from adapterhub_registry.errors import HttpRefusal
 from adapterhub_registry.pages.namespace import tabs_of
 from adapterhub_registry.pages.visit import Visit
+from adapterhub_registry.repos.abouts import about_of, change_about
 from adapterhub_registry.testing import change_rule, rule_of
 
 _ROWS: Final = 50
@@ -110,6 +111,7 @@ def settings_page(
     rest = members.place_of(found[_ROWS - 1]) if len(found) > _ROWS else None
     with here.registry.db.read() as connection:
         rule = None if space == ALL else rule_of(connection, space)
+        about = "" if space == ALL else about_of(connection, space).about
     return NamespacePage(
         namespace=space,
         url=url,
@@ -119,6 +121,7 @@ def settings_page(
         publishers=() if space == ALL else tuple(publishers_of(here.registry, here.caller, space).records()),
         rule=rule,
         scopes=SCOPES,
+        about=about,
         tabs=() if space == ALL else tabs_of(here, space, "settings"),
         more_url=None if rest is None else f"{url}?{urlencode({'after': rest})}",
         link=link,
@@ -154,6 +157,9 @@ def change_namespace(here: Visit, asked: PageQuery) -> NamespacePage | Elsewhere
             case "rule" if space != ALL:
                 with here.registry.db.begin() as connection:
                     change_rule(connection, space, by=here.caller.by, asks=form.get("asks"))
+            case "about" if space != ALL:
+                with here.registry.db.begin() as connection:
+                    change_about(connection, space, form.get("about", ""), by=here.caller.by)
             case what:
                 changes: dict[str | None, Callable[[], object]] = {
                     "add": lambda: members.add(space, user, role=role, team=team, days=_days(days)),

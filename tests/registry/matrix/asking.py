@@ -118,6 +118,7 @@ BODIES: dict[str, tuple[Any, ...]] = {
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}": ({"targets": [{"version": "1.0.0"}]},),
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}/retention": ({"newest": 5},),
     "/api/adapt/v1/adapters/{namespace}/{name}/aliases/{alias}/rollback": ({"to": 1},),
+    "/api/adapt/v1/namespaces/{namespace}": ({"about": "Adapters for contracts"},),
     "/api/adapt/v1/namespaces/{namespace}/tests": ({"asks": "nothing"},),
     "/api/adapt/v1/namespaces/{namespace}/names": ({"name": "secret", "repo": "NAMESPACE/NAME"},),
     "/api/adapt/v1/namespaces/{space}/members": ({"user": "rita", "role": "read"},),
