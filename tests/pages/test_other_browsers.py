@@ -1,4 +1,4 @@
-"""The core of the list that Chromium is held to, in Firefox and in WebKit.
+"""The core of the list that Chromium is held to, in Firefox and in WebKit; at 500 and 447 pixels instead of a phone's 390.
 
 Debian has no driver of Firefox: it is asked over Marionette, its own protocol of lengths and JSON on a local port.
 WebKit, which has no mode without a window, is asked over WebDriver, and shows its window to Xvfb.
@@ -27,6 +27,8 @@ from tests.support.programs import needs
 pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
 __all__ = ["crowd"]
 PATHS = ("/", "/sign-in", "/acme/legal-qa", "/acme/legal-qa/1.0.0", "/compare?a=acme/legal-qa&b=acme/signed@main")
+LEAST = {"firefox": 500, "webkit": 447}
+"""Pixels of the narrowest page that a window of each shows here: neither is as narrow as the phone of the list, 390."""
 PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 20, 26)"}
 LOOK = """
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -183,7 +185,7 @@ def test_the_pages_hold_the_core_of_the_list(
         for size, font in ((WIDE, FONT_PX[1280]), (NARROW, FONT_PX[390])):
             driven.ask("Navigate", url=world.url)
             width = give_size(driven, size)
-            assert width == size["width"] or (size is NARROW and width < 600), width
+            assert width == size["width"] or (size is NARROW and size["width"] < width <= LEAST[kind]), width
             found = {path: looked_at(driven, world.url + path) for path in PATHS}
             assert {(one["wide"], one["font"], one["scripted"]) for one in found.values()} == {(0, f"{font}px", True)}
             assert {one["paper"] for one in found.values()} == {PAPER[scheme]}
