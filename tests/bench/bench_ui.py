@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from adapterhub.library.find.sketching import sketches
 from adapterhub.library.results import KeptResults
 from adapterhub.library.store.catalog import Installed, base_row_of, row_of
 from adapterhub.library.store.rows import BuildRow, PlaceRow, SketchRow
-from tests.bench.bench_pages import measured
+from tests.bench.bench_pages import cpu_s, measured
 from tests.bench.harness import given
 from tests.bench.installed_builds import link, write_adapter, write_base
 from tests.bench.many_builds import BASES, TASKS
@@ -177,6 +178,14 @@ def pages_of(library: Library, builds: int) -> dict[str, Callable[[], str]]:
     }
 
 
+def settled(pid: int) -> None:
+    """Wait until a server has made what it makes after its start, for searches to come."""
+    before = -1.0
+    while (now := cpu_s(pid)) - before > 0.02:
+        before = now
+        time.sleep(1)
+
+
 def main() -> None:
     """Fill a library, serve it, measure and print."""
     options = given(__doc__, builds=100_000, pages=200, folder=Path, only=[""])
@@ -192,6 +201,7 @@ def main() -> None:
         try:
             with httpx.Client(base_url=url.partition("/?")[0], timeout=600) as client:
                 client.get(url)
+                settled(server.pid)
                 for name, path in pages_of(Library(home), options.builds).items():
                     if any(one in name for one in options.only):
                         middle, late, cpu = measured(client, server.pid, iter(path, None), options.pages)
