@@ -237,6 +237,7 @@ def _adapters(d: Draw) -> Iterator[Asked]:
     yield Asked(
         "names of a namespace", f"{_OURS}/namespaces/{{namespace}}/names", lambda: f"{_OURS}/namespaces/corp/names"
     )
+    yield Asked("line about a namespace", f"{_OURS}/namespaces/{{namespace}}", lambda: f"{_OURS}/namespaces/corp")
     yield Asked(
         "rule of a namespace", f"{_OURS}/namespaces/{{namespace}}/tests", lambda: f"{_OURS}/namespaces/corp/tests"
     )
