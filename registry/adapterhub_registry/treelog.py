@@ -39,6 +39,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.engine import Connection
+from sqlalchemy.sql.visitors import replacement_traverse
 
 from adapterhub.core.dates import Moment
 from adapterhub.core.digests import Digest, canonical_json, strict_json
@@ -139,11 +140,13 @@ def complete(database: Database, repo_id: int | None = None) -> None:
     """Record the releases that are in no log, of one repository or all: those from before it, and of older servers."""
     in_log = (log_entries.c.repo_id == releases.c.repo_id) & (log_entries.c.version_key == releases.c.version_key)
     its_log = log_entries.c.log == case((repos.c.private, repos.c.id), else_=PUBLIC)
-    lacking = ~exists(log_entries.c.position).where(in_log, log_entries.c.kind.in_(RELEASING), its_log).correlate(
-        releases, repos
-    )
+    entry = exists(log_entries.c.position).where(in_log, log_entries.c.kind.in_(RELEASING), its_log)
     keys = (releases.c.repo_id, releases.c.version_key)
+    same = {key: log_entries.c[key.name] for key in keys}
     for window in [releases.c.repo_id == repo_id] if repo_id is not None else windows(database, keys):
+        # PostgreSQL may merge both tables, and would read the log from its begin for each window
+        there = replacement_traverse(window, {}, lambda element, **_: same.get(element))
+        lacking = ~entry.where(there).correlate(releases, repos)
         wanted = _RELEASED.join(repos, repos.c.id == releases.c.repo_id).where(window, lacking)
         with database.read() as connection:
             is_lacking = connection.execute(wanted.limit(1)).first() is not None

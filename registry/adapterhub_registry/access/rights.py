@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, delete, exists, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, bindparam, cast, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from adapterhub.core.errors import shown
@@ -190,8 +190,8 @@ def note(connection: Connection, until_ms: int) -> None:
 
 def is_behind(connection: Connection) -> bool:
     """Return whether a build that has its record was pushed again since."""
-    again = derived.c.state.in_(("made", "none")) & (derived.c.due_at > _UNTIL)
-    return bool(connection.scalar(select(exists().where(again))))
+    last = (select(func.max(derived.c.due_at)).where(derived.c.state == state) for state in ("made", "none"))
+    return bool(connection.scalar(select(or_(*(one.scalar_subquery() > _UNTIL for one in last)))))
 
 
 TAG: Final = "adapter-name:"
