@@ -209,8 +209,12 @@ def test_no_name_of_a_member_or_a_team_takes_over_the_pages_of_a_namespace(page,
         for path in ("/admin", "/admin-users", "/admin-members", "/admin-log"):
             look(page, hostile.url, path)
         look(page, hostile.url, "/zoo/-/settings")
-        members = page.get_by_role("region", name="Members").get_by_role("row")
-        assert members.count() == 1 + 2 * len(texts)
+        members = page.get_by_role("region", name="Members")
+        first = members.get_by_role("row").count() - 1
+        look(page, hostile.url, page.get_by_role("link", name="Next page").first.get_attribute("href"))
+        # a cursor ends a name at its slash, which no form takes: one member may stand on both pages
+        assert 2 * len(texts) <= first + members.get_by_role("row").count() - 1 <= 2 * len(texts) + 1
+        look(page, hostile.url, "/zoo/-/settings")
         assert page.get_by_role("region", name="Teams").get_by_text(f"{MARKUP[0][:80]}0").count() >= 1
         for button in page.get_by_role("button", name="Remove", exact=False).all()[: 2 * len(texts) : 5]:
             button.press("Enter")

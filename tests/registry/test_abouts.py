@@ -35,7 +35,7 @@ def boss(server: Running) -> dict[str, str]:
 
 
 def say(server: Running, text: str, token: dict[str, str], url: str = URL) -> httpx.Response:
-    return httpx.post(f"{server.url}{url}", json={"about": text}, headers=token)
+    return httpx.put(f"{server.url}{url}", json={"about": text}, headers=token)
 
 
 def test_an_administrator_says_it_and_every_reader_of_the_namespace_sees_it(server, boss):

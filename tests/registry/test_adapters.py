@@ -113,7 +113,7 @@ def test_a_plain_adapter_is_known_by_its_files(shelf: AdapterCache, tmp_path: Pa
         16.0,
         "LORA",
         "test/tiny",
-        ["q_proj", "v_proj"],
+        ("q_proj", "v_proj"),
         "F32",
     )
     assert facts["parameters"] == 2 * 2 * 2 * 8 * 8

@@ -358,7 +358,7 @@ def test_keys_are_read_from_the_web_only(server: Running, issuer: Issuer, repo: 
     body = json.dumps({"issuer": issuer.url, "jwks_uri": place}).encode()
     issuer.answers[DISCOVERY] = (200, {}, body)
 
-    assert "no place of its keys" in refusal(exchange(server, repo, issuer.token(server.url)))
+    assert "no location of its keys" in refusal(exchange(server, repo, issuer.token(server.url)))
 
 
 @pytest.mark.filterwarnings("ignore:Key size should be")

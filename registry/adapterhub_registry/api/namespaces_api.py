@@ -34,7 +34,7 @@ def show_about(registry: RegistryOf, caller: CallerOf, namespace: NamePart) -> N
     return NamespaceAbout(namespace=namespace)
 
 
-@router.post("/namespaces/{namespace}", responses=_WRITING)
+@router.put("/namespaces/{namespace}", responses=_WRITING)
 def set_about(registry: RegistryOf, caller: CallerOf, namespace: NamePart, wanted: AboutRequest) -> NamespaceAbout:
     """Change the line about a namespace, at most 200 characters; this needs a token that administers all of it."""
     manager_of(registry, caller, namespace)

@@ -211,7 +211,7 @@ _PRAGMAS: Final = (
     "synchronous=FULL",
     "foreign_keys=ON",
     "mmap_size=2147418112",  # the most: a read of a page in memory costs no call of the system; writes stay calls
-    "cache_size=-32768",  # KiB of the pages behind those: a search of a million builds reads them again and again
+    "cache_size=-8192",  # KiB of the pages behind those: a search of a million builds reads them again and again
     "case_sensitive_like=ON",  # like PostgreSQL: a token for `acme/*` does not cover `ACME/x`
 )
 

@@ -248,7 +248,7 @@ class FarMembers(FarRegistry):
 
     def describe(self, namespace: str, about: str) -> NamespaceAbout:
         """Change the line about a namespace on its page."""
-        return self.record_in(NamespaceAbout, self.send("POST", _space(namespace), {"about": about}))
+        return self.record_in(NamespaceAbout, self.send("PUT", _space(namespace), {"about": about}))
 
     def add(self, namespace: str, user: str, **about: object) -> Member:
         """Make a user a member, with a `role` or in a `team`, perhaps for `days`."""
