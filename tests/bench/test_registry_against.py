@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("psutil", reason="needs psutil")
+
 from tests.bench import registry_growth
 from tests.bench.registry_against import compare, difference, steady
 from tests.registry.shared_servers import ROOT
